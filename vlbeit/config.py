@@ -1,0 +1,218 @@
+"""The config schema: every key of `vlbeit train`, its default and its meaning. No torch, no Hydra.
+
+The settings of one stage or task live beside its class as a dataclass derived from `Settings`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlbeit.errors import UsageError
+
+
+def key(default: Any, meaning: str) -> Any:
+    """A dataclass field with its meaning, which `vlbeit train --help` prints."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: default.copy(), metadata={"help": meaning})
+    return field(default=default, metadata={"help": meaning})
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UsageError(message)` unless the condition holds; for `__post_init__` of settings."""
+    if not condition:
+        raise UsageError(message)
+
+
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise `UsageError` naming the choices unless the value is among them."""
+    require(value in choices, f"{name}={value} is not one of {', '.join(map(str, choices))}")
+
+
+@dataclass
+class Settings:
+    """Base of the settings of a stage or a task."""
+
+    name: str = key("", "name under which the stage or task is registered")
+
+
+@dataclass
+class ModelConfig:
+    """The encoder. The presets (`model=tiny|base|base_plus|large`) fill it."""
+
+    name: str = key("base", "preset")
+    patch_size: int = key(16, "side of a patch in pixels")
+    embed_dim: int = key(768, "width D")
+    depth: int = key(12, "number of blocks")
+    num_heads: int = key(12, "attention heads H; must divide embed_dim")
+    mlp_ratio: float = key(4.0, "hidden width of a feed-forward expert over D")
+    layer_scale: float = key(0.1, "initial value of gamma_1 and gamma_2; 0 builds none")
+    drop_path: float = key(0.1, "stochastic depth of the last block, linear from 0 at the first")
+    positions: str = key("relative", "relative | absolute")
+    fused_layers: int = key(2, "top blocks that own a fused (vision-language) expert")
+    image_tower: str = key("own", "own | timm:NAME | open_clip:NAME")
+    text_tower: str = key("own", "own | transformers:NAME | open_clip:NAME")
+    grad_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")
+
+    def __post_init__(self) -> None:
+        require(self.patch_size > 0, f"model.patch_size={self.patch_size} must be positive")
+        require(
+            self.embed_dim % self.num_heads == 0,
+            f"model.embed_dim={self.embed_dim} is not a multiple of model.num_heads={self.num_heads}",
+        )
+        require(0 <= self.drop_path < 1, f"model.drop_path={self.drop_path} must lie in [0, 1)")
+        require(
+            0 <= self.fused_layers <= self.depth,
+            f"model.fused_layers={self.fused_layers} must lie in 0..model.depth={self.depth}",
+        )
+        one_of("model.positions", self.positions, ("relative", "absolute"))
+
+
+@dataclass
+class DataConfig:
+    """Where the records come from and how they are read."""
+
+    name: str = key("scenes", "data source")
+    root: str = key("data/scenes", "folder (or file) of the data")
+    image_size: Any = key(224, "side in pixels, or [height, width]; a multiple of the patch size")
+    normalize: str = key("half", "half: mean and std 0.5 (BEiT v1 22k, VLMo) | imagenet: the ImageNet statistics")
+    workers: int = key(2, "loader processes; 0 loads in the main process")
+    max_bad_fraction: float = key(0.001, "share of unreadable samples that is survived (named, counted, replaced)")
+    cache: str = key("", "folder of indexes; empty: ~/.cache/vlbeit")
+    train_split: str = key("train", "split that is trained on")
+    val_split: str = key("val", "split that is evaluated")
+    limit: int | None = key(None, "use the first records only: for a quick try")
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
+        require(
+            0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]"
+        )
+        one_of("data.normalize", self.normalize, ("half", "imagenet"))
+        sides = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size]
+        require(
+            len(sides) in (1, 2) and all(isinstance(s, int) and s > 0 for s in sides),
+            f"data.image_size={self.image_size} must be a positive number of pixels or [height, width]",
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        if isinstance(self.image_size, list | tuple):
+            return (self.image_size[0], self.image_size[-1])
+        return (self.image_size, self.image_size)
+
+
+@dataclass
+class TextConfig:
+    """The tokenizer."""
+
+    tokenizer: str = key("wordpiece", "wordpiece: trained on the given text | clip | a local folder | a hub name")
+    vocab_size: int = key(30522, "largest vocabulary that training a tokenizer may make")
+    max_length: int = key(40, "longest text in tokens, [CLS] and [SEP] included")
+    positions: int = key(196, "longest text that the position table is built for; the same in every stage")
+
+    def __post_init__(self) -> None:
+        require(self.max_length >= 3, f"text.max_length={self.max_length} must be at least 3")
+        require(
+            self.positions >= self.max_length,
+            f"text.max_length={self.max_length} is longer than text.positions={self.positions}",
+        )
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer and its schedule. A schedule is a pure function of the step."""
+
+    name: str = key("adamw", "any optimizer of timm.optim")
+    lr: float = key(1e-3, "peak learning rate, absolute: never scaled with the batch")
+    min_lr: float = key(0.0, "learning rate at the last step of the cosine")
+    schedule: str = key("cosine", "cosine | linear | constant")
+    warmup_steps: float = key(0, "steps of linear warmup from 0; a number below 1 is a share of all steps")
+    weight_decay: float = key(0.05, "decoupled weight decay")
+    betas: list[float] = key([0.9, 0.999], "AdamW betas")
+    eps: float = key(1e-8, "AdamW epsilon")
+    clip_grad: float | None = key(None, "largest gradient norm; null: no clipping")
+    layer_decay: float = key(1.0, "learning rate of a block over that of the block above it")
+    head_lr_scale: float = key(1.0, "learning rate of the task's new head over optim.lr")
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"optim.lr={self.lr} must be positive")
+        require(0 <= self.min_lr <= self.lr, f"optim.min_lr={self.min_lr} must lie in 0..optim.lr={self.lr}")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must not be negative")
+        require(0 < self.layer_decay <= 1, f"optim.layer_decay={self.layer_decay} must lie in (0, 1]")
+        require(
+            self.clip_grad is None or self.clip_grad > 0,
+            f"optim.clip_grad={self.clip_grad} must be positive, or null for no clipping",
+        )
+        one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant"))
+
+
+@dataclass
+class EngineConfig:
+    """Clocks and outputs of the training loop."""
+
+    evaluate_every: int = key(0, "steps between evaluations; 0: once at the end of every epoch")
+    save_every: int = key(500, "steps between saved states")
+    log_every: int = key(20, "steps between lines of metrics.jsonl")
+    ema_decay: float = key(0.0, "decay of the averaged weights that are evaluated and kept; 0: off")
+    trackers: list[str] = key([], "accelerate trackers, such as tensorboard or wandb")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.ema_decay < 1, f"engine.ema_decay={self.ema_decay} must lie in [0, 1)")
+        require(self.save_every > 0, f"engine.save_every={self.save_every} must be positive")
+        require(self.log_every > 0, f"engine.log_every={self.log_every} must be positive")
+        require(self.evaluate_every >= 0, f"engine.evaluate_every={self.evaluate_every} must not be negative")
+
+
+@dataclass
+class RunConfig:
+    """One run of `vlbeit train`."""
+
+    stage: Any = key(None, "tokenizer | mim | mlm | vl, or a plug-in; with a task: the tower that is fine-tuned")
+    task: Any = key(None, "vqa | classification, or a plug-in; null: pre-train the stage itself")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    run: str = key("", "folder of the run; empty: runs/STAGE or runs/STAGE-TASK")
+    init: str = key("auto", "weights to start from: auto (the run before) | none | a run, checkpoint or name")
+    resume: str | None = key(None, "start a new folder from the full state of another run")
+    overwrite: bool = key(False, "start anew even if the run folder holds a run")
+    seed: int = key(0, "the one seed of data order, augmentation, masks, drop path and initial weights")
+    precision: str = key("fp32", "fp64 | fp32 | bf16 | fp16")
+    compile: bool = key(False, "torch.compile the objective")
+    device: str = key("auto", "auto | cpu | cuda | mps")
+    epochs: float | None = key(None, "passes over the training split; or give steps")
+    steps: int | None = key(None, "optimizer steps; wins over epochs")
+    global_batch_size: int = key(64, "samples that one optimizer step sees, over all processes")
+    micro_batch_size: Any = key("auto", "samples that one process forwards at a time; auto probes memory")
+
+    def __post_init__(self) -> None:
+        one_of("precision", self.precision, ("fp64", "fp32", "bf16", "fp16"))
+        require(self.global_batch_size > 0, f"global_batch_size={self.global_batch_size} must be positive")
+        micro = self.micro_batch_size
+        require(
+            micro == "auto" or (isinstance(micro, int) and micro > 0),
+            f"micro_batch_size={micro} must be a positive number or auto",
+        )
+        require(self.steps is None or self.steps > 0, f"steps={self.steps} must be positive")
+        require(self.epochs is None or self.epochs > 0, f"epochs={self.epochs} must be positive")
+
+    @property
+    def tower(self) -> str:
+        """Name of the stage that builds or gives the tower."""
+        return self.stage.name
+
+    @property
+    def title(self) -> str:
+        """`stage` or `stage-task`: the default name of the run folder."""
+        return self.tower if self.task is None else f"{self.tower}-{self.task.name}"
+
+    @property
+    def normalization(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and standard deviation of the image channels."""
+        if self.data.normalize == "imagenet":
+            return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)

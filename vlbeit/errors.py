@@ -1,0 +1,19 @@
+"""Mistakes of the user: one line with the place and the remedy, no traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Base of what the command line prints in one line; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """A wrong key, value, name or combination on the command line (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Files that are missing, damaged or contradict each other, or a run that cannot go on (exit code 1)."""

@@ -1,0 +1,113 @@
+"""Relative position bias: one learned number per head for every pair of positions (BEiT; VLMo for text).
+
+Legend: H heads, L all tokens, W rows or columns of the patch grid, T0 longest text.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from vlbeit.types import Span
+
+
+def image_rows(grid: tuple[int, int]) -> int:
+    """Rows of an image table: every 2-D offset, then CLS->patch, patch->CLS, CLS->CLS."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
+
+
+def text_rows(length: int) -> int:
+    """Rows of a text table for `length` tokens: every offset between words, then the three [CLS] rows."""
+    return 2 * length
+
+
+def _with_cls(offsets_NN: Tensor, rows: int) -> Tensor:
+    """Put a CLS token in front of an index matrix; its three rows are the last of the table."""
+    length = offsets_NN.shape[0] + 1
+    index_LL = torch.empty(length, length, dtype=torch.long)
+    index_LL[1:, 1:] = offsets_NN
+    index_LL[0, :] = rows - 3
+    index_LL[:, 0] = rows - 2
+    index_LL[0, 0] = rows - 1
+    return index_LL
+
+
+def image_index(grid: tuple[int, int]) -> Tensor:
+    """Table row for every (query, key) of CLS + patches, [1+N, 1+N]; offset = query - key, row-major."""
+    row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    row, column = row.flatten(), column.flatten()
+    dy = row[:, None] - row[None, :] + grid[0] - 1
+    dx = column[:, None] - column[None, :] + grid[1] - 1
+    return _with_cls(dy * (2 * grid[1] - 1) + dx, image_rows(grid))
+
+
+def text_index(length: int, longest: int) -> Tensor:
+    """Table row for every (query, key) of a text, [T, T]; VLMo's sign: offset = key - query."""
+    position = torch.arange(length - 1)
+    return _with_cls(position[None, :] - position[:, None] + longest - 2, text_rows(longest))
+
+
+class RelativePositionBias(nn.Module):
+    """The bias of one layer (or of all layers, as in BEiT's pre-training).
+
+    Up to three parameters, each built only where asked: `image` [(2W-1)^2+3, H], `cross` [2, H] (text->image,
+    image->text) and `text` [2*T0, H]. All start at zero. Tables that are there but not used by a sequence get a
+    zero gradient, never none.
+
+    Args:
+        num_heads: H.
+        grid: rows and columns of patches; None builds no `image`.
+        text_length: T0, the longest text; None builds neither `text` nor `cross`.
+    """
+
+    def __init__(self, num_heads: int, grid: tuple[int, int] | None = None, text_length: int | None = None) -> None:
+        super().__init__()
+        self.grid = grid
+        self.text_length = text_length
+        self.image = nn.Parameter(torch.zeros(image_rows(grid), num_heads)) if grid else None
+        both = grid is not None and text_length is not None
+        self.cross = nn.Parameter(torch.zeros(2, num_heads)) if both else None
+        self.text = nn.Parameter(torch.zeros(text_rows(text_length), num_heads)) if text_length else None
+
+    def forward(self, spans: tuple[Span, ...]) -> Tensor:
+        """Bias [H, L, L] for a sequence of image and text spans, in the tables' dtype."""
+        table = torch.cat([part for part in (self.image, self.cross, self.text) if part is not None])
+        index_LL = self._index(spans).to(table.device)
+        length = index_LL.shape[0]
+        return table[index_LL.flatten()].view(length, length, -1).permute(2, 0, 1)
+
+    def _index(self, spans: tuple[Span, ...]) -> Tensor:
+        layout = tuple((span.modality, span.stop - span.start, span.grid) for span in spans)
+        for modality, length, grid in layout:
+            if modality == "text" and (self.text_length is None or length > self.text_length):
+                raise ValueError(f"a text of {length} tokens is longer than the position table ({self.text_length})")
+            if modality == "image" and grid != self.grid:
+                raise ValueError(f"patch grid {grid} differs from the position table's {self.grid}")
+        return joint_index(layout, self.grid, self.text_length)
+
+
+@lru_cache(maxsize=256)
+def joint_index(
+    layout: tuple[tuple[str, int, tuple[int, int] | None], ...],
+    grid: tuple[int, int] | None,
+    text_length: int | None,
+) -> Tensor:
+    """Rows of the joined table (image | cross | text) for spans of (modality, length, grid), [L, L]."""
+    n_image = image_rows(grid) if grid else 0
+    n_cross = 2 if grid and text_length else 0
+    blocks = []
+    for query, query_length, _ in layout:
+        row = []
+        for key, key_length, _ in layout:
+            if query != key:
+                row.append(torch.full((query_length, key_length), n_image + (0 if query == "text" else 1)))
+            elif query == "image":
+                assert grid is not None
+                row.append(image_index(grid))
+            else:
+                assert text_length is not None
+                row.append(text_index(query_length, text_length) + n_image + n_cross)
+        blocks.append(torch.cat(row, dim=1))
+    return torch.cat(blocks)

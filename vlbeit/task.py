@@ -1,0 +1,64 @@
+"""Stage and Task: what a recipe offers to `launch`. Interfaces only; the work is done in the layers below.
+
+A recipe is the one place, beside `launch`, that reads config: it turns it into an objective, data, evaluators
+and parameter groups.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vlbeit.config import OptimConfig, RunConfig, Settings
+from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Records
+
+if TYPE_CHECKING:
+    from vlbeit.objectives.base import Objective
+
+
+class Recipe(ABC):
+    """What stages and tasks have in common."""
+
+    Config: ClassVar[type[Settings]] = Settings  # its defaults are the published recipe
+    kind: ClassVar[str]  # the kind of record it needs, a key of vlbeit.data.records.KINDS
+    metric: ClassVar[str]  # the number of the evaluation that picks the best weights; "-name": lower is better
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def meta(self, train: Records, inherited: Meta) -> Meta:
+        """What the run learns from its training records; `inherited` is the meta of `init`'s run ({} without)."""
+
+    @abstractmethod
+    def objective(self, meta: Meta) -> Objective:
+        """The freshly initialised objective."""
+
+    @abstractmethod
+    def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
+        """How samples are made of the records: augmented for training, plain otherwise."""
+
+    @abstractmethod
+    def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
+        """Named evaluators over the validation records."""
+
+    @abstractmethod
+    def param_groups(self, objective: Objective, optim: OptimConfig) -> list[dict[str, Any]]:
+        """Optimizer groups: `params`, `weight_decay`, `lr_scale`; every trainable parameter once."""
+
+
+class Stage(Recipe):
+    """A pre-training stage; its result feeds the next run."""
+
+    previous: ClassVar[str | None] = None  # stage that `init=auto` starts from
+
+
+class Task(Recipe):
+    """A task on a pre-trained tower; its result is a number and a predictor."""
+
+    stages: ClassVar[tuple[str, ...]]  # towers it takes, the first is the default
+
+    @abstractmethod
+    def predictor(self, objective: Objective, meta: Meta) -> Predictor:
+        """A function of one image (and a question)."""

@@ -1,0 +1,94 @@
+"""The words of the code: what a batch, a span of tokens, the output of a step and an evaluator are.
+
+Nothing here imports torch at run time, so that every layer may import it at no cost.
+
+Legend of shape suffixes, used in the whole package: B batch, N patches, T text tokens, L all tokens,
+D width, H heads, K head dim, V vocabulary, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Record: TypeAlias = dict[str, Any]
+"""One row of a data source, nothing decoded yet; its fields by kind are listed in `vlbeit.data.records`."""
+
+Sample: TypeAlias = dict[str, Any]
+"""What a transform makes of a record: tensors and plain values, always with `sample_id` (str)."""
+
+Batch: TypeAlias = dict[str, Any]
+"""Collated samples. Keys that the package itself uses (absent where a stage does not need them):
+
+`sample_id` list[str] · `image` float [B, 3, height, width], normalised · `mask` bool [B, N], True = masked patch ·
+`pixels` float [B, 3, height, width] in [0, 1], the tokenizer's view · `text_ids` int [B, T] ·
+`text_keep` bool [B, T], True = real token · `mlm_ids` int [B, T] and `mlm_labels` int [B, T], -100 = not predicted ·
+`label` int [B] · `target` float [B, V], soft scores · `bad` list[str], samples that could not be read and were replaced.
+"""
+
+Meta: TypeAlias = dict[str, Any]
+"""What a run learned from its training records and every later use needs: JSON values only.
+
+Keys: `answers` list[str] · `classes` list[str] · `tokenizer` dict. Each is kept as `<key>.json` in `checkpoint/`.
+"""
+
+
+class Span(NamedTuple):
+    """A run of tokens of one modality: positions start (included) to stop (excluded)."""
+
+    modality: str
+    start: int
+    stop: int
+    grid: tuple[int, int] | None = None  # rows and columns of patches, a CLS token in front
+    type_id: int = 0
+
+
+class Tokens(NamedTuple):
+    """A sequence on its way through the encoder."""
+
+    x_BLD: Tensor
+    keep_BL: Tensor | None  # True = real token; None = nothing is padded
+    spans: tuple[Span, ...]
+
+
+class StepOutput(NamedTuple):
+    """What an objective makes of a batch."""
+
+    losses: dict[str, Tensor]  # scalars, weighted and normalised; the total is their sum
+    logs: dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count), reduced over ranks by the engine
+
+
+class Records(Protocol):
+    """A table of records that is read row by row and never held whole."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Record: ...
+    def column(self, name: str) -> Sequence[Any]:
+        """All values of one field, images not decoded."""
+        ...
+
+
+class DataSpec(NamedTuple):
+    """How the samples of one split are made."""
+
+    records: Records
+    transform: Callable[[Record], Sample]  # runs in workers, seeded by (seed, epoch, index)
+    collate: Callable[[list[Sample]], Batch]
+
+
+class Evaluator(Protocol):
+    """A metric over a split. `update` sees every batch once; `compute` gives named numbers."""
+
+    def update(self, objective: nn.Module, batch: Batch) -> None: ...
+    def compute(self) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Predictor(Protocol):
+    """One input in, a result in the user's words out."""
+
+    def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> list[tuple[str, float]]: ...
