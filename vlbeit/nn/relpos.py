@@ -74,18 +74,18 @@ class RelativePositionBias(nn.Module):
     def forward(self, spans: tuple[Span, ...]) -> Tensor:
         """Bias [H, L, L] for a sequence of image and text spans, in the tables' dtype."""
         table = torch.cat([part for part in (self.image, self.cross, self.text) if part is not None])
-        index_LL = self._index(spans).to(table.device)
+        index_LL = self._index(spans, table.device)
         length = index_LL.shape[0]
         return table[index_LL.flatten()].view(length, length, -1).permute(2, 0, 1)
 
-    def _index(self, spans: tuple[Span, ...]) -> Tensor:
+    def _index(self, spans: tuple[Span, ...], device: torch.device) -> Tensor:
         layout = tuple((span.modality, span.stop - span.start, span.grid) for span in spans)
         for modality, length, grid in layout:
             if modality == "text" and (self.text_length is None or length > self.text_length):
                 raise ValueError(f"a text of {length} tokens is longer than the position table ({self.text_length})")
             if modality == "image" and grid != self.grid:
                 raise ValueError(f"patch grid {grid} differs from the position table's {self.grid}")
-        return joint_index(layout, self.grid, self.text_length)
+        return joint_index(layout, self.grid, self.text_length, device)
 
 
 @lru_cache(maxsize=256)
@@ -93,8 +93,9 @@ def joint_index(
     layout: tuple[tuple[str, int, tuple[int, int] | None], ...],
     grid: tuple[int, int] | None,
     text_length: int | None,
+    device: torch.device,
 ) -> Tensor:
-    """Rows of the joined table (image | cross | text) for spans of (modality, length, grid), [L, L]."""
+    """Rows of the joined table (image | cross | text) for spans of (modality, length, grid), [L, L]; kept."""
     n_image = image_rows(grid) if grid else 0
     n_cross = 2 if grid and text_length else 0
     blocks = []
@@ -110,4 +111,4 @@ def joint_index(
                 assert text_length is not None
                 row.append(text_index(query_length, text_length) + n_image + n_cross)
         blocks.append(torch.cat(row, dim=1))
-    return torch.cat(blocks)
+    return torch.cat(blocks).to(device)

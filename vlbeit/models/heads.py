@@ -1,0 +1,144 @@
+"""What sits on top of the encoder: one small module per purpose, rebuilt from a checkpoint by `Heads`.
+
+Legend: B batch, N patches, L all tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MaskedPatchHead(nn.Linear):
+    """D -> `dim_out` on masked patches: visual-token logits or pixel values (BEiT's `lm_head`)."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__(dim, dim_out)
+        _normal(self)
+
+
+class MLMHead(nn.Module):
+    """BERT's masked-word head: dense, GELU, norm (eps 1e-12), decoder. Not tied to the word embeddings (VLMo)."""
+
+    def __init__(self, dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-12)
+        self.decoder = nn.Linear(dim, vocab_size)
+        _normal(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., V]."""
+        return self.decoder(self.norm(F.gelu(self.dense(x))))
+
+
+class Pooler(nn.Module):
+    """tanh of a linear map of the first token (VLMo: the text's [CLS])."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, dim)
+        _normal(self)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, D] -> [B, D]."""
+        return torch.tanh(self.dense(x_BLD[:, 0]))
+
+
+class ContrastHead(nn.Module):
+    """The two projections and the temperature of one contrastive pair; unit vectors out."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.text = nn.Linear(dim, dim, bias=False)
+        self.image = nn.Linear(dim, dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        _normal(self)
+
+    def embed_text(self, x_BLD: Tensor) -> Tensor:
+        """First token -> unit vector [B, D]."""
+        return F.normalize(self.text(x_BLD[:, 0]), dim=-1)
+
+    def embed_image(self, x_BLD: Tensor) -> Tensor:
+        """First token -> unit vector [B, D]."""
+        return F.normalize(self.image(x_BLD[:, 0]), dim=-1)
+
+    def forward(self, text_BLD: Tensor, image_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit vectors of texts and images [B, D] and the factor of their products (1 / temperature)."""
+        return self.embed_text(text_BLD), self.embed_image(image_BLD), self.logit_scale.exp()
+
+
+class MatchHead(nn.Linear):
+    """Pooled [B, D] -> [B, 2]: logits of mismatch and match."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 2)
+        _normal(self)
+
+
+class VQAHead(nn.Sequential):
+    """Pooled [B, D] -> answer logits [B, V]: linear to 2D, norm (eps 1e-5), GELU, linear."""
+
+    def __init__(self, dim: int, num_answers: int) -> None:
+        super().__init__(
+            nn.Linear(dim, 2 * dim), nn.LayerNorm(2 * dim, eps=1e-5), nn.GELU(), nn.Linear(2 * dim, num_answers)
+        )
+        _normal(self)
+
+
+class ClassificationHead(nn.Module):
+    """Mean of the patch tokens (CLS left out), norm (eps 1e-6), linear; the linear starts scaled by `init_scale`."""
+
+    def __init__(self, dim: int, num_classes: int, init_scale: float = 0.001) -> None:
+        super().__init__()
+        self.fc_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.fc = nn.Linear(dim, num_classes)
+        nn.init.trunc_normal_(self.fc.weight, std=0.02)
+        nn.init.zeros_(self.fc.bias)
+        with torch.no_grad():
+            self.fc.weight.mul_(init_scale)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """CLS + patches [B, 1+N, D] -> class logits [B, classes]."""
+        return self.fc(self.fc_norm(x_BLD[:, 1:].mean(1)))
+
+
+KINDS: dict[str, type[nn.Module]] = {
+    "masked_patch": MaskedPatchHead,
+    "mlm": MLMHead,
+    "pooler": Pooler,
+    "contrast": ContrastHead,
+    "match": MatchHead,
+    "vqa": VQAHead,
+    "classification": ClassificationHead,
+}
+
+
+class Heads(nn.ModuleDict):
+    """Heads by name, built from their specs: `Heads({"answer": {"kind": "vqa", "dim": 768, "num_answers": 3129}})`.
+
+    A plug-in may add a head of its own by assignment; it is then rebuilt by its task alone, not by `vlbeit.load`.
+    """
+
+    def __init__(self, specs: dict[str, dict[str, Any]]) -> None:
+        super().__init__({name: _build(spec) for name, spec in specs.items()})
+        self.specs = specs
+
+
+def _build(spec: dict[str, Any]) -> nn.Module:
+    numbers = {name: value for name, value in spec.items() if name != "kind"}
+    return KINDS[spec["kind"]](**numbers)
+
+
+@torch.no_grad()
+def _normal(module: nn.Module) -> None:
+    """BERT's initialisation of linear layers: weights normal 0.02, biases 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

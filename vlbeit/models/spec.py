@@ -1,0 +1,103 @@
+"""What the shape of an encoder depends on. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vlbeit.config import RunConfig
+from vlbeit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Everything that the shape of an encoder depends on; JSON values only, kept in checkpoint/config.json.
+
+    `experts` are the modalities with an expert in every block; the top `fused_layers` blocks own a fused one too.
+    `positions`: "per_layer" or "shared" relative tables, or "absolute" embeddings. `vocab_size` None: no text.
+    """
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int = 16
+    image_size: tuple[int, int] | None = (224, 224)  # height, width
+    mlp_ratio: float = 4.0
+    layer_scale: float = 0.1
+    drop_path: float = 0.0
+    experts: tuple[str, ...] = ("image",)
+    fused_layers: int = 0
+    positions: str = "per_layer"
+    vocab_size: int | None = None
+    text_positions: int = 196
+    mask_token: bool = False
+    final_norm: bool = True
+    grad_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for side in self.image_size or ():
+            if side % self.patch_size:
+                height, width = self.image_size  # type: ignore[misc]
+                raise UsageError(
+                    f"image size {height}x{width} is not a multiple of patch_size {self.patch_size}: "
+                    f"try {side // self.patch_size * self.patch_size} or {(side // self.patch_size + 1) * self.patch_size}"
+                )
+        if self.positions not in ("per_layer", "shared", "absolute"):
+            raise ValueError(f"positions={self.positions!r} is not per_layer, shared or absolute")
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of patches; None without images."""
+        if self.image_size is None:
+            return None
+        return (self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size)
+
+    @property
+    def rates(self) -> list[float]:
+        """Drop-path rate of every block: linear from 0 to `drop_path`."""
+        return [self.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; `EncoderSpec.from_dict` takes them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncoderSpec:
+        """The inverse of `to_dict`, lists made tuples again."""
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def encoder_spec(
+    config: RunConfig,
+    *,
+    experts: tuple[str, ...] = ("image",),
+    fused: bool = False,
+    vocab_size: int | None = None,
+    shared_positions: bool = False,
+    mask_token: bool = False,
+    final_norm: bool = True,
+) -> EncoderSpec:
+    """The encoder of a run: sizes from `model`, `data` and `text`, parts as the stage or task asks.
+
+    Raises UsageError where the image size is not a multiple of the patch size.
+    """
+    model = config.model
+    relative = "shared" if shared_positions else "per_layer"
+    return EncoderSpec(
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        patch_size=model.patch_size,
+        image_size=config.data.size if "image" in experts else None,
+        mlp_ratio=model.mlp_ratio,
+        layer_scale=model.layer_scale,
+        drop_path=model.drop_path,
+        experts=experts,
+        fused_layers=model.fused_layers if fused else 0,
+        positions=relative if model.positions == "relative" else "absolute",
+        vocab_size=vocab_size,
+        text_positions=config.text.positions,
+        mask_token=mask_token,
+        final_norm=final_norm,
+        grad_checkpointing=model.grad_checkpointing,
+    )
