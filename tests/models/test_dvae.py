@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from vlbeit.errors import UsageError
+from vlbeit.models.convert.dvae import load_flava_state
+from vlbeit.models.dvae import (
+    DVAE,
+    MIN_LOG_SCALE,
+    DVAEEncoder,
+    DVAESpec,
+    logit_laplace_log_density,
+    map_pixels,
+    unmap_pixels,
+)
+
+TINY = DVAESpec(vocab_size=32, hidden=8, blocks_per_group=1, decoder_input=16)
+TINY_FSQ = DVAESpec(vocab_size=25, hidden=8, blocks_per_group=1, decoder_input=16, quantizer="fsq", likelihood="l1")
+
+
+def test_encoder_agrees_with_transformers() -> None:
+    from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
+
+    torch.manual_seed(0)
+    reference = FlavaImageCodebook(
+        FlavaImageCodebookConfig(hidden_size=16, vocab_size=300, num_blocks_per_group=2)
+    ).eval()
+    for parameter in reference.parameters():  # its own initial weights give nearly equal logits everywhere
+        torch.nn.init.normal_(parameter, std=(2 / max(parameter[0].numel(), 2)) ** 0.5)
+    encoder = DVAEEncoder(DVAESpec(hidden=16, blocks_per_group=2), 300)
+    encoder.load_state_dict(load_flava_state(reference.state_dict()), strict=True)
+    pixels_BCHW = torch.rand(2, 3, 48, 32)
+    with torch.no_grad():
+        ours, theirs = encoder(pixels_BCHW), reference(pixels_BCHW)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        assert theirs.std() > 0.1 and ours.argmax(1).unique().numel() > 3
+        assert torch.equal(ours.argmax(1), reference.get_codebook_indices(pixels_BCHW))
+
+
+def test_flava_mapping_refuses_unknown_names() -> None:
+    with pytest.raises(ValueError, match=r"blocks\.extra\.weight"):
+        load_flava_state({"blocks.extra.weight": torch.zeros(1)})
+
+
+def test_default_encoder_has_the_published_size() -> None:
+    """FlavaImageCodebook() and OpenAI's encoder both have 53,786,240 parameters."""
+    with torch.device("meta"):
+        encoder = DVAEEncoder(DVAESpec(), 8192)
+    assert sum(p.numel() for p in encoder.parameters()) == 53_786_240
+
+
+def test_pinned_output() -> None:
+    dvae = DVAE(TINY).eval()
+    with torch.no_grad():
+        for number, parameter in enumerate(dvae.parameters()):
+            wave = torch.arange(parameter.numel()).add(number).sin() / max(parameter[0].numel(), 4) ** 0.5
+            parameter.copy_(wave.reshape(parameter.shape))
+        pixels_BCHW = torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+        assert dvae.encode(pixels_BCHW).abs().mean().item() == pytest.approx(0.6345878, rel=1e-4)
+        assert dvae.decode(dvae.tokens(pixels_BCHW)).mean().item() == pytest.approx(0.3731698, rel=1e-4)
+
+
+@pytest.mark.parametrize("spec", [TINY, TINY_FSQ], ids=["gumbel", "fsq"])
+def test_shapes_of_a_picture_that_is_not_square(spec: DVAESpec) -> None:
+    dvae, pixels_BCHW = DVAE(spec).eval(), torch.rand(2, 3, 24, 40)
+    ids_BYX = dvae.tokens(pixels_BCHW)
+    assert ids_BYX.shape == (2, 3, 5) and ids_BYX.dtype == torch.int64
+    log_q_BVYX = dvae.posterior(pixels_BCHW)
+    assert log_q_BVYX.shape == (2, spec.vocab_size, 3, 5)
+    torch.testing.assert_close(log_q_BVYX.exp().sum(1), torch.ones(2, 3, 5))
+    assert torch.equal(log_q_BVYX.argmax(1), ids_BYX)
+    picture_BCHW = dvae.decode(ids_BYX)
+    assert picture_BCHW.shape == pixels_BCHW.shape and picture_BCHW.min() >= 0 and picture_BCHW.max() <= 1
+    # in evaluation a pass is: encode, take the most probable token, decode
+    torch.testing.assert_close(dvae.picture(dvae(pixels_BCHW).output_BSHW), picture_BCHW)
+    torch.testing.assert_close(dvae.decode(dvae.quantizer.codes(ids_BYX)), picture_BCHW)
+
+
+def test_size_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UsageError, match="20x32 pixels: both must be multiples of 8"):
+        DVAE(TINY).tokens(torch.rand(1, 3, 20, 32))
+
+
+@pytest.mark.parametrize("spec", [TINY, TINY_FSQ, DVAESpec()], ids=["gumbel", "fsq", "default"])
+def test_spec_survives_json(spec: DVAESpec) -> None:
+    with torch.device("meta"):
+        description = json.loads(json.dumps(DVAE(spec).describe()))
+        assert DVAE.from_description(description).spec == spec
+
+
+def test_fsq_vocabulary_is_the_product_of_the_levels() -> None:
+    assert DVAESpec(vocab_size=8192, quantizer="fsq").vocab_size == 8000
+    assert DVAESpec(quantizer="fsq", levels=(8, 5, 5, 5)).vocab_size == 1000
+
+
+def test_map_pixels_round_trip() -> None:
+    pixels = torch.linspace(0, 1, 11)
+    assert map_pixels(pixels)[[0, -1]].tolist() == pytest.approx([0.1, 0.9])
+    torch.testing.assert_close(unmap_pixels(map_pixels(pixels)), pixels)
+
+
+@pytest.mark.parametrize(("mean", "log_scale"), [(0.0, 0.0), (1.5, -1.0), (-0.7, -2.0), (0.3, MIN_LOG_SCALE - 3)])
+def test_logit_laplace_density_integrates_to_one(mean: float, log_scale: float) -> None:
+    # the midpoints are even in logit(x): narrow where the density is
+    edges = torch.sigmoid(torch.linspace(-40, 40, 400_001, dtype=torch.float64))
+    x, width = (edges[1:] + edges[:-1]) / 2, edges.diff()
+    inside = (x > 0) & (x < 1)
+    log_density = logit_laplace_log_density(
+        x[inside], torch.tensor(mean, dtype=torch.float64), torch.tensor(log_scale, dtype=torch.float64)
+    )
+    assert (log_density.exp() * width[inside]).sum().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_logit_laplace_at_one_point() -> None:
+    """x = 1/2, mean 0: 1 / (2 b / 4) = 2 / b."""
+    value = logit_laplace_log_density(torch.tensor(0.5), torch.tensor(0.0), torch.tensor(-1.0))
+    assert value.item() == pytest.approx(0.6931472 + 1)
+
+
+@pytest.mark.parametrize(("likelihood", "expected"), [("l1", 0.25), ("l2", 0.0625)])
+def test_differences_are_in_pixel_units(likelihood: str, expected: float) -> None:
+    dvae = DVAE(DVAESpec(vocab_size=8, hidden=8, likelihood=likelihood))
+    output_BSHW = torch.logit(map_pixels(torch.full((1, 3, 8, 8), 0.75)))
+    terms_BCHW = dvae.reconstruction_terms(output_BSHW, torch.full((1, 3, 8, 8), 0.5))
+    torch.testing.assert_close(terms_BCHW, torch.full((1, 3, 8, 8), expected))

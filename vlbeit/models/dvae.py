@@ -1,0 +1,237 @@
+"""The discrete VAE whose tokens are BEiT's targets, with the structure of DALL-E's (Ramesh et al. 2021, A.1).
+
+Legend of shape suffixes: B batch, C colour channels, H height and W width in pixels, V vocabulary,
+Y rows and X columns of tokens, K channels of a code, Z channels of the encoder's output, S = C or 2C channels
+of the decoder's output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vlbeit.errors import UsageError
+from vlbeit.models.quantizer import FSQQuantizer, GumbelQuantizer, Quantizer, at_least_float, choose_levels
+
+EPSILON = 0.1  # keeps logit(x) finite at black and white (Ramesh et al. 2021, A.3)
+MIN_LOG_SCALE = -5.0  # about half a step of 8 bits in logits; a finer scale would only model rounding
+QUANTIZERS = ("gumbel", "fsq")
+LIKELIHOODS = ("logit_laplace", "l1", "l2")
+
+
+def map_pixels(pixels: Tensor) -> Tensor:
+    """[0, 1] -> [0.1, 0.9]."""
+    return (1 - 2 * EPSILON) * pixels + EPSILON
+
+
+def unmap_pixels(mapped: Tensor) -> Tensor:
+    """Inverse of `map_pixels`, clamped to [0, 1]."""
+    return ((mapped - EPSILON) / (1 - 2 * EPSILON)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class DVAESpec:
+    """Everything needed to rebuild a DVAE; the defaults are DALL-E's. `from_dict(asdict(spec)) == spec`."""
+
+    vocab_size: int = 8192
+    hidden: int = 256  # width of the first group; group g has 2^g times as much
+    num_groups: int = 4
+    blocks_per_group: int = 2
+    channels: int = 3
+    decoder_input: int = 128
+    quantizer: str = "gumbel"
+    straight_through: bool = False  # gumbel: one-hot codes in training
+    levels: tuple[int, ...] = ()  # fsq: levels per channel; empty: chosen for vocab_size
+    likelihood: str = "logit_laplace"  # what the decoder's output means
+
+    def __post_init__(self) -> None:
+        if self.quantizer == "fsq":
+            levels = tuple(self.levels) or choose_levels(self.vocab_size)
+            object.__setattr__(self, "levels", levels)
+            object.__setattr__(self, "vocab_size", math.prod(levels))
+        assert self.quantizer in QUANTIZERS and self.likelihood in LIKELIHOODS
+        assert self.hidden % 4 == 0, "a block is four times narrower inside"
+
+    @property
+    def downsample(self) -> int:
+        """Side of the square of pixels that one token stands for: 8 with four groups."""
+        return 2 ** (self.num_groups - 1)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each group of the encoder."""
+        return tuple(self.hidden * 2**group for group in range(self.num_groups))
+
+    @property
+    def post_gain(self) -> float:
+        """Factor on every residual path: one over the squared number of blocks."""
+        return 1 / (self.num_groups * self.blocks_per_group) ** 2
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DVAESpec:
+        """From `dataclasses.asdict`, also after a round trip through JSON."""
+        return cls(**{**values, "levels": tuple(values["levels"])})
+
+
+class ResidualBlock(nn.Module):
+    """skip(x) + gain * residual(x); the residual path has four convolutions, four times narrower inside."""
+
+    def __init__(self, width_in: int, width_out: int, kernels: tuple[int, int, int, int], gain: float) -> None:
+        super().__init__()
+        inner = width_out // 4
+        widths = (width_in, inner, inner, inner, width_out)
+        layers: list[nn.Module] = []
+        for kernel, (before, after) in zip(kernels, pairwise(widths), strict=True):
+            layers += [nn.ReLU(), nn.Conv2d(before, after, kernel, padding=kernel // 2)]
+        self.residual = nn.Sequential(*layers)
+        self.skip = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
+        self.gain = gain
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        return self.skip(x_BDHW) + self.gain * self.residual(x_BDHW)
+
+
+def _group(width_in: int, width_out: int, kernels: tuple[int, int, int, int], spec: DVAESpec) -> nn.Sequential:
+    widths = [width_in] + [width_out] * spec.blocks_per_group
+    return nn.Sequential(*(ResidualBlock(a, b, kernels, spec.post_gain) for a, b in pairwise(widths)))
+
+
+class DVAEEncoder(nn.Module):
+    """Pixels after `map_pixels` [B, C, H, W] -> [B, out_channels, H / downsample, W / downsample]."""
+
+    def __init__(self, spec: DVAESpec, out_channels: int) -> None:
+        super().__init__()
+        self.input = nn.Conv2d(spec.channels, spec.hidden, 7, padding=3)
+        widths = (spec.hidden, *spec.widths)
+        self.groups = nn.ModuleList(_group(a, b, (3, 3, 3, 1), spec) for a, b in pairwise(widths))
+        self.pool = nn.MaxPool2d(2)
+        self.output = nn.Sequential(nn.ReLU(), nn.Conv2d(widths[-1], out_channels, 1))
+
+    def forward(self, mapped_BCHW: Tensor) -> Tensor:
+        x = self.input(mapped_BCHW)
+        for number, group in enumerate(self.groups):
+            x = group(self.pool(x) if number else x)
+        return self.output(x)
+
+
+class DVAEDecoder(nn.Module):
+    """Codes [B, K, Y, X] -> parameters of the pixels' distribution [B, S, Y * downsample, X * downsample]."""
+
+    def __init__(self, spec: DVAESpec, code_channels: int) -> None:
+        super().__init__()
+        self.input = nn.Conv2d(code_channels, spec.decoder_input, 1)
+        widths = (spec.decoder_input, *reversed(spec.widths))
+        self.groups = nn.ModuleList(_group(a, b, (1, 3, 3, 3), spec) for a, b in pairwise(widths))
+        self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
+        out = 2 * spec.channels if spec.likelihood == "logit_laplace" else spec.channels
+        self.output = nn.Sequential(nn.ReLU(), nn.Conv2d(spec.hidden, out, 1))
+
+    def forward(self, code_BKYX: Tensor) -> Tensor:
+        x = self.input(code_BKYX)
+        for number, group in enumerate(self.groups):
+            x = group(self.upsample(x) if number else x)
+        return self.output(x)
+
+
+class DVAEOutput(NamedTuple):
+    """A training pass."""
+
+    output_BSHW: Tensor  # parameters of the pixels' distribution
+    z_BZYX: Tensor  # the encoder's output
+    kl_BYX: Tensor | None  # nats per token; None: the quantizer has no such term
+
+
+class DVAE(nn.Module):
+    """Discrete VAE: encoder, quantizer, decoder. Pixels are float [B, C, H, W] in [0, 1], sides multiples of
+    `spec.downsample` (else UsageError)."""
+
+    def __init__(self, spec: DVAESpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.quantizer: Quantizer = (
+            FSQQuantizer(spec.levels)
+            if spec.quantizer == "fsq"
+            else GumbelQuantizer(spec.vocab_size, straight_through=spec.straight_through)
+        )
+        self.encoder = DVAEEncoder(spec, self.quantizer.in_channels)
+        self.decoder = DVAEDecoder(spec, self.quantizer.code_channels)
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> DVAE:
+        """A fresh DVAE from what `describe` gave."""
+        return cls(DVAESpec.from_dict(description))
+
+    def describe(self) -> dict[str, Any]:
+        """The spec as JSON values."""
+        return {**dataclasses.asdict(self.spec), "levels": list(self.spec.levels)}
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens of an image; UsageError where the downsampling does not divide it."""
+        step = self.spec.downsample
+        if height % step or width % step:
+            raise UsageError(f"the tokenizer's image of {height}x{width} pixels: both must be multiples of {step}")
+        return height // step, width // step
+
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        """The encoder's output [B, Z, Y, X]."""
+        self.grid(*pixels_BCHW.shape[-2:])
+        return self.encoder(map_pixels(pixels_BCHW))
+
+    def forward(self, pixels_BCHW: Tensor, temperature: Tensor | float = 1.0) -> DVAEOutput:
+        """Encode, quantize differentiably, decode."""
+        z_BZYX = self.encode(pixels_BCHW)
+        quantized = self.quantizer(z_BZYX, temperature)
+        return DVAEOutput(self.decoder(quantized.code_BKYX), z_BZYX, quantized.kl_BYX)
+
+    def tokens(self, pixels_BCHW: Tensor) -> Tensor:
+        """Most probable token ids, int [B, Y, X]."""
+        return self.quantizer.tokens(self.encode(pixels_BCHW))
+
+    def posterior(self, pixels_BCHW: Tensor) -> Tensor:
+        """log q(z|x) in nats, [B, V, Y, X]."""
+        return self.quantizer.posterior(self.encode(pixels_BCHW))
+
+    def decode_output(self, code: Tensor) -> Tensor:
+        """The decoder's output [B, S, H, W] for token ids (int [B, Y, X]) or codes (float [B, K, Y, X])."""
+        if not code.is_floating_point():
+            code = self.quantizer.codes(code)
+        return self.decoder(code.to(self.decoder.input.weight.dtype))
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Pixels [B, C, H, W] in [0, 1] for token ids (int [B, Y, X]) or codes (float [B, K, Y, X])."""
+        return self.picture(self.decode_output(code))
+
+    def picture(self, output_BSHW: Tensor) -> Tensor:
+        """Pixels in [0, 1] of the decoder's output: the centre of its distribution."""
+        return unmap_pixels(at_least_float(output_BSHW)[:, : self.spec.channels].sigmoid())
+
+    def reconstruction_terms(self, output_BSHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
+        """What training minimises, per pixel and channel [B, C, H, W].
+
+        logit_laplace: -log p in nats per mapped value; l1, l2: absolute and squared difference of pixels in [0, 1].
+        """
+        output_BSHW, mapped_BCHW = at_least_float(output_BSHW), map_pixels(at_least_float(pixels_BCHW))
+        mean_BCHW = output_BSHW[:, : self.spec.channels]
+        if self.spec.likelihood == "logit_laplace":
+            return -logit_laplace_log_density(mapped_BCHW, mean_BCHW, output_BSHW[:, self.spec.channels :])
+        # not clamped as `picture` is: a value beyond black or white must keep its gradient
+        difference_BCHW = (mean_BCHW.sigmoid() - mapped_BCHW) / (1 - 2 * EPSILON)
+        return difference_BCHW.abs() if self.spec.likelihood == "l1" else difference_BCHW.square()
+
+
+def logit_laplace_log_density(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """log of the logit-Laplace density on (0, 1) (Ramesh et al. 2021, eq. 2), elementwise, in nats.
+
+    exp(-|logit x - mean| / b) / (2 b x (1 - x)) with b = exp(log_scale). Differs from the paper: log b is kept
+    above MIN_LOG_SCALE, because flat areas would drive the density to infinity.
+    """
+    log_scale = log_scale.clamp_min(MIN_LOG_SCALE)
+    distance = (torch.logit(x) - mean).abs() * (-log_scale).exp()
+    return -distance - log_scale - math.log(2) - x.log() - (1 - x).log()
