@@ -1,0 +1,70 @@
+"""The answer vocabulary and the soft targets of VQA v2 (Teney et al. 2018; ViLT's and VLMo's rules)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vlbeit.types import Record, Records
+
+from .metric import normalize_answer
+
+SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)  # target of an answer that 0, 1, 2, 3, 4 or more humans gave
+
+
+def majority_answer(answers: Sequence[str]) -> str:
+    """The most frequent raw answer, the first of equals; "" if there is none."""
+    return Counter(answers).most_common(1)[0][0] if answers else ""
+
+
+def record_answer(record: Record) -> str:
+    """The one answer that stands for a question: `multiple_choice_answer` where the data has it, else the majority."""
+    given = record.get("multiple_choice_answer")
+    return majority_answer(record["answers"]) if given is None else given
+
+
+def build_vocabulary(majority: Iterable[str], min_count: int) -> list[str]:
+    """Normalised answers that stand for at least `min_count` questions, in order of first appearance."""
+    counts = Counter(normalize_answer(answer) for answer in majority)
+    return [answer for answer, count in counts.items() if count >= min_count]
+
+
+class AnswerVocabulary:
+    """Ids of the known answers, and the soft targets that go with them.
+
+    `normalize` brings the human answers into the vocabulary's normal form before they are matched. The published rule
+    matches them raw, so that "t-shirt" gives no target although "t shirt" is known.
+    """
+
+    def __init__(self, answers: Sequence[str], *, normalize: bool = False) -> None:
+        self.answers = list(answers)
+        self.ids = {answer: index for index, answer in enumerate(self.answers)}
+        self.normalize = normalize
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def soft_scores(self, humans: Sequence[str]) -> dict[int, float]:
+        """Answer id -> score in {0.3, 0.6, 0.9, 1}; empty if no human answer is in the vocabulary."""
+        counts = Counter(normalize_answer(answer) if self.normalize else answer for answer in humans)
+        known = ((self.ids.get(answer), count) for answer, count in counts.items())
+        return {index: SOFT_SCORES[min(count, 4)] for index, count in known if index is not None}
+
+    def knows(self, humans: Sequence[str]) -> bool:
+        """Whether a human answer is in the vocabulary: whether the question can be trained on."""
+        return any((normalize_answer(answer) if self.normalize else answer) in self.ids for answer in humans)
+
+    def answerable(self, records: Records) -> list[int]:
+        """Rows of the records that can be trained on."""
+        return [row for row, humans in enumerate(records.column("answers")) if self.knows(humans)]
+
+
+def majority_answers(records: Records) -> list[Any]:
+    """`record_answer` of every row, read as columns: no image is touched."""
+    humans = records.column("answers")
+    try:
+        given: Sequence[Any] = records.column("multiple_choice_answer")
+    except KeyError:
+        return [majority_answer(answers) for answers in humans]
+    return [majority_answer(answers) if one is None else one for one, answers in zip(given, humans, strict=True)]

@@ -1,0 +1,128 @@
+"""The official VQA accuracy: answer normalisation, the ten-annotator score, percentages by type.
+
+An own port of the rules of GT-Vision-Lab/VQA `vqaEval.py` (a013f00, 2021-03-11), its oddities included, because a
+number is comparable only if every quirk is the same: Goyal et al. 2017, https://visualqa.org/evaluation.html.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # everything else stays: ' : $ % & # * and all non-ASCII marks
+ARTICLES = frozenset(("a", "an", "the"))
+NUMBERS = {
+    word: str(value)
+    for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
+} | {"none": "0"}
+MOST_PERIODS = 32  # the original passes re.UNICODE (32) where `count` belongs: later periods stay
+
+_DIGIT_COMMA_DIGIT = re.compile("[0-9],[0-9]")
+_LOOSE_PERIOD = re.compile(r"\.(?![0-9])")  # the original's look-behind is misspelt and always true
+
+# Words whose spelling with exactly one apostrophe left out is repaired. Absent, and so left alone, are among others
+# "shes", "ive", "im" and "lets" (the original lists them under spellings that its lower-cased text cannot have).
+_REPAIRED = """
+    ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't needn't oughtn't
+    shan't shouldn't wasn't weren't won't wouldn't
+    couldn't've hadn't've mightn't've shouldn't've wouldn't've
+    could've might've must've not've should've they've we've what've where've who've would've you've
+    he'd how'd it'd someone'd something'd there'd they'd where'd who'd you'd
+    he'd've it'd've she'd've somebody'd've someone'd've something'd've there'd've they'd've we'd've who'd've you'd've
+    how'll it'll somebody'll someone'll something'll they'll what'll who'll why'll you'll
+    there're they're what're why're you're
+    he's how's somebody's someone's that's there's what's when's where's who's why's
+    ma'am o'clock 'twas 'ow's'at y'all y'all'll y'all'd've
+"""
+
+
+def _misspellings(word: str) -> list[str]:
+    """The word without its first, without its second, ... apostrophe."""
+    return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
+
+
+CONTRACTIONS = {wrong: word for word in _REPAIRED.split() for wrong in _misspellings(word)}
+CONTRACTIONS["somebody'd"] = "somebodyd"  # the original has this one the wrong way round
+
+
+def clean_answer(text: str) -> str:
+    """What is always done to an answer: line ends and tabs become spaces, the ends are stripped."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+@lru_cache(maxsize=1 << 17)
+def normalize_answer(text: str) -> str:
+    """The official normal form: punctuation, then lower case, number words, articles and contractions."""
+    words = _lower(_without_punctuation(clean_answer(text))).split()
+    numbers = (NUMBERS.get(word, word) for word in words)
+    return " ".join(CONTRACTIONS.get(word, word) for word in numbers if word not in ARTICLES)
+
+
+def _without_punctuation(text: str) -> str:
+    # One "1,000" anywhere makes every mark vanish instead of turning into a space.
+    vanish = _DIGIT_COMMA_DIGIT.search(text) is not None
+    marks = {
+        ord(mark): "" if vanish or f"{mark} " in text or f" {mark}" in text else " " for mark in PUNCTUATION
+    }
+    return _LOOSE_PERIOD.sub("", text.translate(marks), count=MOST_PERIODS)
+
+
+def _lower(text: str) -> str:
+    # Letter by letter, as Python 2 did: one letter never becomes two, and there is no final sigma.
+    return text.lower() if text.isascii() else "".join(letter.lower()[0] for letter in text)
+
+
+def answer_score(prediction: str, answers: Sequence[str]) -> float:
+    """Score in [0, 1] of a predicted answer against the raw human answers (ten in VQA v2).
+
+    Every human is left out in turn and the prediction scores min(1, matches among the others / 3); the result is the
+    mean. Normalised only if the humans disagree: against ten equal answers the comparison is literal.
+    Raises ValueError without human answers.
+    """
+    if not answers:
+        raise ValueError("no human answers to score against")
+    humans, prediction = [clean_answer(answer) for answer in answers], clean_answer(prediction)
+    if any(human != humans[0] for human in humans):
+        humans, prediction = [normalize_answer(human) for human in humans], normalize_answer(prediction)
+    matches, total = humans.count(prediction), len(humans)
+    # Of `total` turns, `matches` leave out a human who agrees.
+    return (matches * min(3, matches - 1) + (total - matches) * min(3, matches)) / (3 * total)
+
+
+class VQAAccuracy:
+    """Official accuracy over questions, in percent rounded to two digits, over all and by type."""
+
+    def __init__(self) -> None:
+        self.scores: list[float] = []
+        self._by_answer_type: dict[str, list[float]] = defaultdict(list)
+        self._by_question_type: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, score: float, answer_type: str, question_type: str) -> None:
+        """Count one question; `score` as of `answer_score`."""
+        self.scores.append(score)
+        self._by_answer_type[answer_type].append(score)
+        self._by_question_type[question_type].append(score)
+
+    def compute(self) -> dict[str, float]:
+        """`overall`, one number for each answer type seen (yes/no, number, other), and `questions`.
+
+        Raises ValueError before the first question.
+        """
+        if not self.scores:
+            raise ValueError("no question with human answers was scored")
+        # the three official types first, in the order of the leaderboard
+        order = sorted(self._by_answer_type, key=lambda name: (("yes/no", "number", "other") + (name,)).index(name))
+        result = {"overall": _percent(self.scores)}
+        result |= {name: _percent(self._by_answer_type[name]) for name in order}
+        return result | {"questions": len(self.scores)}
+
+    def by_question_type(self) -> dict[str, float]:
+        """Percentage for each question type seen, such as "how many"."""
+        return {name: _percent(scores) for name, scores in sorted(self._by_question_type.items())}
+
+
+def _percent(scores: Sequence[float]) -> float:
+    return round(100 * math.fsum(scores) / len(scores), 2)
