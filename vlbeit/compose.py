@@ -1,0 +1,324 @@
+"""From the words of the command line to one `RunConfig`, and from a run's config.yaml back to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import (
+    BooleanNode,
+    DictConfig,
+    FloatNode,
+    IntegerNode,
+    ListConfig,
+    Node,
+    OmegaConf,
+    StringNode,
+)
+from omegaconf.errors import OmegaConfBaseException
+
+from vlbeit import registry, words
+from vlbeit.config import DataConfig, RunConfig, Settings
+from vlbeit.errors import DataError, UsageError
+from vlbeit.models.presets import PRESETS
+from vlbeit.task import Stage, Task
+
+GROUPS = ("stage", "task", "model", "data", "recipe")
+_NAMES = {f"{group}.name" for group in GROUPS}  # set by the group itself
+MAY_DIFFER = ("epochs", "steps", "device", "data.workers", "run", "resume", "overwrite")
+_TYPE_NAMES: dict[type[Node], str] = {
+    FloatNode: "a number",
+    IntegerNode: "a whole number",
+    BooleanNode: "true or false",
+    StringNode: "a text",
+    ListConfig: "a list such as [a,b]",
+}
+
+
+class Composed(NamedTuple):
+    """A resolved config and what was chosen for the user, to be printed."""
+
+    config: RunConfig
+    notes: list[str]
+
+
+class KeyInfo(NamedTuple):
+    """One line of `vlbeit train --help`."""
+
+    key: str
+    default: str
+    meaning: str
+
+
+class _Choice(NamedTuple):
+    """The chosen groups and the dataclasses that they bring."""
+
+    names: dict[str, str]
+    schema: RunConfig
+    notes: list[str]
+
+
+def compose(arguments: Iterable[str], *, suffix: str = "") -> Composed:
+    """Compose a config from `key=value` words; `suffix` is added to the default run folder.
+
+    Raises `UsageError` for unknown names and keys, wrong types and values that contradict each other.
+    """
+    parsed = words.parse(arguments)
+    choice = _choose(parsed)
+    tree = _tree(choice)
+    for word in parsed:
+        if word.key not in GROUPS:
+            _assign(tree, word, choice.names)
+    config = _to_config(tree)
+    if not config.run:
+        config.run = f"runs/{config.title}{suffix}"
+    return Composed(config, choice.notes)
+
+
+def compose_many(arguments: Sequence[str]) -> list[Composed]:
+    """Every combination of swept values (`optim.lr=1e-3,3e-4`), for `--multirun`."""
+    composed = [compose(each, suffix=suffix) for each, suffix in words.expand(arguments)]
+    if len({item.config.run for item in composed}) < len(composed):
+        raise UsageError("run= names one folder for several runs: leave it out, or sweep it too")
+    return composed
+
+
+def override(config: RunConfig, arguments: Iterable[str]) -> RunConfig:
+    """A config with some keys changed, as `vlbeit evaluate RUN data.root=DIR` does; `data=NAME` changes the source."""
+    parsed = words.parse(arguments)
+    for word in parsed:
+        if word.key == "data":
+            source = _data_source(word.text)
+            config = replace(config, data=replace(config.data, name=source, root=f"data/{source}"))
+        elif word.key in GROUPS:
+            raise UsageError(f"{word.key}={word.text}: the {word.key} of a finished run cannot be changed")
+    tree = OmegaConf.structured(config)
+    OmegaConf.set_struct(tree, True)
+    for word in parsed:
+        if word.key not in GROUPS:
+            _assign(tree, word, {"stage": config.tower, "task": config.task.name} if config.task else {})
+    return _to_config(tree)
+
+
+def describe_keys(arguments: Iterable[str] = ()) -> list[KeyInfo]:
+    """Every key with its default under the given words and its meaning."""
+    arguments = list(arguments)
+    config = RunConfig()
+    if any(word.startswith(("stage=", "task=")) for word in arguments):
+        config = compose(arguments).config
+    rows = {row.key: row for row in _describe("", config)}
+    first = [
+        rows.pop("stage"),
+        rows.pop("task"),
+        KeyInfo("model", config.model.name, f"preset: {' | '.join(PRESETS)}"),
+        KeyInfo("data", config.data.name, f"data source: {' | '.join(registry.names('data'))}"),
+        KeyInfo("recipe", "", f"published settings: {' | '.join(['none', *recipes()])}"),
+    ]
+    return first + [row for row in rows.values() if row.key not in _NAMES]
+
+
+def recipes() -> list[str]:
+    """Names of configs/recipe."""
+    spec = find_spec("vlbeit.configs")
+    assert spec is not None and spec.submodule_search_locations is not None
+    return sorted(
+        path.stem for folder in spec.submodule_search_locations for path in Path(folder).glob("recipe/*.yaml")
+    )
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def from_yaml(path: str | Path) -> RunConfig:
+    """Read what `to_yaml` wrote; the registry finds the settings of its stage or task.
+
+    Raises `DataError` for a file that is missing, damaged or has unknown keys.
+    """
+    try:
+        stored = OmegaConf.load(path)
+        if not isinstance(stored, DictConfig):
+            raise DataError(f"{path} does not hold a config")
+        stage, task = (OmegaConf.select(stored, f"{group}.name") for group in ("stage", "task"))
+        schema = RunConfig(**_settings(stage, task))
+        return _to_config(OmegaConf.merge(OmegaConf.structured(schema), stored))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; is it a run folder's config.yaml?") from error
+    except (OmegaConfBaseException, ValueError) as error:
+        raise DataError(f"{path}: {_first_line(error)}") from error
+
+
+def differing_keys(stored: RunConfig, new: RunConfig, ignore: Sequence[str] = MAY_DIFFER) -> list[tuple[str, Any, Any]]:
+    """(key, stored value, new value) wherever two configs differ, beyond the keys that may."""
+    old, now = (dict(_flatten("", OmegaConf.to_container(OmegaConf.structured(c)))) for c in (stored, new))
+    keys = [*old, *(key for key in now if key not in old)]
+    return [(k, old.get(k), now.get(k)) for k in keys if k not in ignore and old.get(k) != now.get(k)]
+
+
+def _choose(parsed: Sequence[words.Word]) -> _Choice:
+    """Settle the groups: what was typed, what the task lists, what the built-in data brings."""
+    typed = {word.key: word.text for word in parsed if word.key in GROUPS}
+    for group in typed:
+        if sum(word.key == group for word in parsed) > 1:
+            raise UsageError(f"{group}= is given more than once")
+    if not typed.keys() & {"stage", "task"}:
+        known = {group: ", ".join(registry.names(group)) for group in ("stage", "task")}
+        raise UsageError(f"nothing to train: give stage= ({known['stage']}) or task= ({known['task']})")
+    settings = _settings(typed.get("stage"), typed.get("task"))
+    title = typed.get("task") or typed["stage"]
+    notes = []
+    source = _data_source(typed.get("data", "scenes"))
+    brought = {"model": "base", "recipe": "none"}
+    if source == "scenes":
+        brought = {"model": "tiny", "recipe": f"scenes_{title}" if f"scenes_{title}" in recipes() else "none"}
+        news = [f"{key}={value}" for key, value in brought.items() if key not in typed and value != "none"]
+        notes += [f"data=scenes brings {' and '.join(news)}"] if news else []
+    if "task" in typed and "stage" not in typed:
+        notes.append(f"task={title} takes stage={settings['stage'].name}")
+    names = {**brought, **typed, "data": source, "stage": settings["stage"].name}
+    for group, known in (("model", list(PRESETS)), ("recipe", ["none", *recipes()])):
+        if names[group] not in known:
+            raise UsageError(f"unknown {group} {names[group]!r}: {registry.nearest(names[group], known)}")
+    data = DataConfig(name=source, root=f"data/{source}")
+    return _Choice(names, RunConfig(**settings, model=replace(PRESETS[names["model"]]), data=data), notes)
+
+
+def _settings(stage: str | None, task: str | None) -> dict[str, Any]:
+    """`stage` and `task` of a `RunConfig`; beside a task, `stage` only names the tower and has no settings."""
+    if task is None:
+        assert stage is not None
+        return {"stage": _recipe_class("stage", stage, Stage).Config(name=stage)}
+    recipe = _recipe_class("task", task, Task)
+    stage = stage or recipe.stages[0]
+    if stage not in recipe.stages:
+        if stage not in registry.names("stage"):
+            registry.get("stage", stage)  # raises, naming the nearest
+        raise UsageError(f"task={task} does not take stage={stage}: it takes {', '.join(recipe.stages)}")
+    return {"stage": Settings(name=stage), "task": recipe.Config(name=task)}
+
+
+def _recipe_class(group: str, name: str, base: type) -> Any:
+    """The class of a stage or task, with the contract that config needs checked."""
+    found = registry.get(group, name)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UsageError(f"{group}={name}: {found!r} is not a vlbeit.task.{base.__name__}")
+    settings = found.Config
+    if not (is_dataclass(settings) and issubclass(settings, Settings)):
+        raise UsageError(
+            f"{group}={name}: {found.__name__}.Config is not a dataclass derived from vlbeit.config.Settings"
+        )
+    return found
+
+
+def _data_source(name: str) -> str:
+    """The name if it is registered; nothing is imported."""
+    known = registry.names("data")
+    if name not in known:
+        raise UsageError(f"unknown data source {name!r}: {registry.nearest(name, known)}")
+    return name
+
+
+def _tree(choice: _Choice) -> DictConfig:
+    """Hydra's composition: the dataclasses as schema, then the YAML files of the groups."""
+    ConfigStore.instance().store(name="schema", node=choice.schema)
+    names = dict(choice.names)
+    if "task" in names:
+        del names["stage"]  # its recipe is that of pre-training
+    if names["recipe"] == "none":
+        del names["recipe"]
+    try:
+        with hydra.initialize_config_module("vlbeit.configs", version_base="1.3"):
+            return hydra.compose("train", overrides=[f"{group}={name}" for group, name in names.items()])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(f"configs do not compose: {_first_line(error)}") from error
+
+
+def _assign(tree: DictConfig, word: words.Word, names: Mapping[str, str]) -> None:
+    """Set one key of the config tree, or say in one line why not."""
+    key, value, text = word
+    section, _, _ = key.partition(".")
+    if key in _NAMES:
+        raise UsageError(f"{key}={text}: write {section}={text}")
+    if section == "stage" and "task" in names:
+        raise UsageError(
+            f"{key}: beside task={names['task']}, stage={names['stage']} only names the tower that is fine-tuned; "
+            f"settings of the task begin with task."
+        )
+    hint = (
+        f"`vlbeit train {' '.join(f'{g}={names[g]}' for g in ('stage', 'task') if g in names)} --help` lists all keys"
+    )
+    leaves = dict(_leaves("", tree))
+    if key not in leaves:
+        inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
+        if inside:
+            raise UsageError(f"{key}={text}: {key} is a section; set its keys, such as {inside[0]}=VALUE")
+        raise words.unknown_key(key, [leaf for leaf in leaves if leaf not in GROUPS], hint)
+    node = leaves[key]
+    if isinstance(node, StringNode) and value is not None and not isinstance(value, str):
+        value = text  # `run=007` is a name, not a number
+    try:
+        OmegaConf.update(tree, key, value, merge=False)
+    except OmegaConfBaseException as error:
+        kind = next((name for cls, name in _TYPE_NAMES.items() if isinstance(node, cls)), "a fitting value")
+        kind += " or null" if node._is_optional() else ""
+        sweep = "; several values need --multirun" if "," in text and not isinstance(node, ListConfig) else ""
+        raise UsageError(f"{key}={text} is not {kind}{sweep}") from error
+
+
+def _to_config(tree: Any) -> RunConfig:
+    """Dataclasses again, which checks choices and ranges."""
+    try:
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise UsageError(_first_line(error)) from error
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def _leaves(prefix: str, node: Node | None) -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a config tree with their nodes; a list is a leaf."""
+    if isinstance(node, DictConfig) and not node._is_none():
+        for name in node:
+            yield from _leaves(f"{prefix}.{name}" if prefix else str(name), node._get_node(name))
+    else:
+        yield prefix, node
+
+
+def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _flatten(f"{prefix}.{name}" if prefix else str(name), item)
+    else:
+        yield prefix, value
+
+
+def _describe(prefix: str, config: Any) -> Iterator[KeyInfo]:
+    for item in fields(config):
+        key, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if not is_dataclass(value):
+            yield KeyInfo(key, _shown(value), item.metadata.get("help", ""))
+            continue
+        if "help" in item.metadata:  # stage and task are groups and sections
+            yield KeyInfo(key, getattr(value, "name", ""), item.metadata["help"])
+        yield from _describe(f"{key}.", value)
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value).replace(" ", "") if isinstance(value, list) else str(value)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an exception says, in one line, with the reason under it where Hydra wraps one."""
+    lines = [str(error).strip().partition("\n")[0]]
+    if error.__cause__ is not None:
+        lines.append(str(error.__cause__).strip().partition("\n")[0])
+    return ": ".join(dict.fromkeys(line for line in lines if line))
