@@ -103,6 +103,12 @@ def _group(width_in: int, width_out: int, kernels: tuple[int, int, int, int], sp
     return nn.Sequential(*(ResidualBlock(a, b, kernels, spec.post_gain) for a, b in pairwise(widths)))
 
 
+def _in_full_precision(module: nn.Sequential, x: Tensor) -> Tensor:
+    """The output convolution outside autocast, as published: logits of 8 bits would tie, and ties move tokens."""
+    with torch.autocast(x.device.type, enabled=False):
+        return module(x.to(module[-1].weight.dtype))
+
+
 class DVAEEncoder(nn.Module):
     """Pixels after `map_pixels` [B, C, H, W] -> [B, out_channels, H / downsample, W / downsample]."""
 
@@ -118,7 +124,7 @@ class DVAEEncoder(nn.Module):
         x = self.input(mapped_BCHW)
         for number, group in enumerate(self.groups):
             x = group(self.pool(x) if number else x)
-        return self.output(x)
+        return _in_full_precision(self.output, x)
 
 
 class DVAEDecoder(nn.Module):
@@ -137,7 +143,7 @@ class DVAEDecoder(nn.Module):
         x = self.input(code_BKYX)
         for number, group in enumerate(self.groups):
             x = group(self.upsample(x) if number else x)
-        return self.output(x)
+        return _in_full_precision(self.output, x)
 
 
 class DVAEOutput(NamedTuple):

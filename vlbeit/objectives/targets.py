@@ -1,0 +1,133 @@
+"""What masked image modeling predicts for a patch: visual tokens (BEiT), or pixel values (its ablation).
+
+Legend of shape suffixes: B batch, N patches, M masked patches of the batch, V vocabulary, P values of a patch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlbeit.errors import UsageError
+from vlbeit.models.dvae import DVAE
+from vlbeit.models.quantizer import at_least_float
+from vlbeit.types import Batch
+
+
+class Target(nn.Module, ABC):
+    """Makes the targets of all patches and scores predictions for the masked ones. It has nothing to train."""
+
+    kind: Literal["tokens", "values"]
+    head_width: int  # V of tokens, P of values: what the prediction head gives per patch
+
+    @abstractmethod
+    def forward(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
+        """Ids [B, N] or values [B, N, P], patches row by row; UsageError where the batch does not give this grid."""
+
+    @abstractmethod
+    def terms(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Loss terms [M] of predictions [M, V or P] against targets [M] or [M, P] of the masked patches."""
+
+    @abstractmethod
+    def correct(self, prediction: Tensor, target: Tensor) -> Tensor | None:
+        """1 where the best token is the target, else 0, [M]; None for values."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """JSON values from which `build_target` makes it again; `target` is its name in `stage.target`."""
+
+
+class TokenTarget(Target):
+    """Token ids of a frozen tokenizer, from `batch["pixels"]`, the unmasked view [B, C, H, W] in [0, 1]."""
+
+    kind = "tokens"
+
+    def __init__(self, dvae: DVAE) -> None:
+        super().__init__()
+        self.dvae = dvae.requires_grad_(False).eval()
+        self.head_width = dvae.spec.vocab_size
+
+    def train(self, mode: bool = True) -> TokenTarget:
+        """The tokenizer stays in evaluation."""
+        super().train(mode)
+        self.dvae.eval()
+        return self
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
+        self.check(batch["pixels"], grid)
+        return self.dvae.tokens(batch["pixels"]).flatten(1)
+
+    def check(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> None:
+        """UsageError unless the view has one token per patch."""
+        height, width = pixels_BCHW.shape[-2:]
+        rows, columns = self.dvae.grid(height, width)
+        if (rows, columns) != tuple(grid):
+            step = self.dvae.spec.downsample
+            raise UsageError(
+                f"the tokenizer makes {rows}x{columns} tokens of a view of {height}x{width} pixels, the encoder has "
+                f"{grid[0]}x{grid[1]} patches: the view must have {grid[0] * step}x{grid[1] * step} pixels"
+            )
+
+    def terms(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(at_least_float(prediction), target, reduction="none")
+
+    def correct(self, prediction: Tensor, target: Tensor) -> Tensor | None:
+        return (prediction.argmax(-1) == target).float()
+
+    def describe(self) -> dict[str, Any]:
+        return {"target": "dvae", "dvae": self.dvae.describe()}
+
+
+class PixelTarget(Target):
+    """The values of a patch in `batch["image"]`, as the encoder sees them: normalised by the channels' mean and std.
+
+    BEiT's ablation names neither the scale nor the loss; here it is the squared difference (or `loss="l1"`), averaged
+    over the patch. `normalize` brings each patch to mean 0 and variance 1 first (He et al. 2022, MAE).
+    The order of values is channel, row, column: that of a patch embedding's weight.
+    """
+
+    kind = "values"
+
+    def __init__(self, patch_size: int, channels: int = 3, *, normalize: bool = False, loss: str = "l2") -> None:
+        super().__init__()
+        assert loss in ("l1", "l2")
+        self.patch_size, self.channels, self.normalize, self.loss_name = patch_size, channels, normalize, loss
+        self.head_width = channels * patch_size**2
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
+        image_BCHW, side = batch["image"], self.patch_size
+        if tuple(image_BCHW.shape[-2:]) != (grid[0] * side, grid[1] * side):
+            raise UsageError(
+                f"an image of {image_BCHW.shape[-2]}x{image_BCHW.shape[-1]} pixels has not "
+                f"{grid[0]}x{grid[1]} patches of {side} pixels"
+            )
+        values_BNP = F.unfold(image_BCHW, side, stride=side).transpose(1, 2)
+        if self.normalize:
+            variance_BN1 = values_BNP.var(-1, keepdim=True)
+            values_BNP = (values_BNP - values_BNP.mean(-1, keepdim=True)) / (variance_BN1 + 1e-6).sqrt()
+        return values_BNP
+
+    def terms(self, prediction: Tensor, target: Tensor) -> Tensor:
+        difference_MP = at_least_float(prediction) - target
+        return (difference_MP.abs() if self.loss_name == "l1" else difference_MP.square()).mean(-1)
+
+    def correct(self, prediction: Tensor, target: Tensor) -> Tensor | None:
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        numbers = {"patch_size": self.patch_size, "channels": self.channels}
+        return {"target": "pixels", "pixels": {**numbers, "normalize": self.normalize, "loss": self.loss_name}}
+
+
+def build_target(description: Mapping[str, Any]) -> Target:
+    """A target from a description that holds what `describe` gave; the weights are fresh."""
+    if description["target"] == "dvae":
+        return TokenTarget(DVAE.from_description(description["dvae"]))
+    return PixelTarget(**description["pixels"])
