@@ -1,0 +1,42 @@
+"""Data sources by name. `open_records` is the one door for stages and tasks."""
+
+from __future__ import annotations
+
+from vlbeit import registry
+from vlbeit.config import DataConfig
+from vlbeit.data.records import KINDS, take
+from vlbeit.data.sources.base import DataSource
+from vlbeit.errors import DataError, UsageError
+from vlbeit.types import Records
+
+
+def open_source(config: DataConfig) -> DataSource:
+    """The source `data=NAME`. Raises `UsageError` for an unknown name."""
+    return registry.get("data", config.name)(config)
+
+
+def open_records(config: DataConfig, kind: str, split: str) -> Records:
+    """The records of one kind and split, cut to `data.limit`.
+
+    Raises `UsageError` where the source has no such kind, `DataError` where files are missing, damaged or empty.
+    """
+    assert kind in KINDS, kind
+    source = open_source(config)
+    if kind not in source.kinds:
+        fitting = [name for name in registry.names("data") if kind in _kinds(name)]
+        raise UsageError(
+            f"data={config.name} gives {', '.join(source.kinds)}, not {kind}; {kind} records come from "
+            + ", ".join(f"data={name}" for name in fitting)
+        )
+    source.check()
+    records = source.records(kind, split)
+    if not len(records):
+        raise DataError(f"data={config.name}: the split {split!r} of {config.root} has no {kind} records")
+    return take(records, config.limit)
+
+
+def _kinds(name: str) -> tuple[str, ...]:
+    try:
+        return registry.get("data", name).kinds
+    except UsageError:  # a broken plug-in breaks only itself
+        return ()

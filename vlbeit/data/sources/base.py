@@ -1,0 +1,86 @@
+"""What every data source offers, and how sources find the files of a split."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from vlbeit.config import DataConfig
+from vlbeit.errors import DataError
+from vlbeit.types import Records
+
+
+class DataSource(ABC):
+    """Gives the records of the splits below `data.root`, which it never writes to."""
+
+    kinds: ClassVar[tuple[str, ...]]  # of vlbeit.data.records.KINDS
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.root = Path(config.root).expanduser().absolute()  # indexes hold whole paths
+
+    def check(self) -> None:
+        """Raise `DataError` unless `data.root` is there and can be read."""
+        if not self.root.exists():
+            raise DataError(f"data.root={self.root} does not exist; set data.root= to where the data lies")
+        if not os.access(self.root, os.R_OK | (os.X_OK if self.root.is_dir() else 0)):
+            raise DataError(f"data.root={self.root} cannot be read; give yourself permission or set data.root=")
+
+    @abstractmethod
+    def records(self, kind: str, split: str) -> Records:
+        """The records of one of `kinds`. Raises `DataError` where the files of the split are missing or damaged."""
+
+    def classes(self) -> list[str]:
+        """Names of the labels 0, 1, ... of `labelled` records."""
+        raise DataError(f"data={self.config.name} has no classes")
+
+
+def split_files(root: Path, split: str, suffixes: Sequence[str], layout: str) -> list[Path]:
+    """The files of a split: `root` itself where it is a file, else the files of the folder that are named after it.
+
+    `train.txt` goes before `*_train.txt`, `train_0.txt`, `train-00000-of-00002.parquet`.
+    Raises `DataError` with the expected layout where there is none; a single file is the split `train`.
+    """
+    if root.is_file():
+        if root.suffix not in suffixes:
+            raise DataError(f"data.root={root} does not end in {', '.join(suffixes)}; {layout}")
+        if split != "train":
+            raise DataError(
+                f"data.root={root} is one file, the split 'train', and has no split {split!r}; {layout}, "
+                f"or set data.val_split=train"
+            )
+        return [root]
+    files = sorted(file for file in root.iterdir() if file.suffix in suffixes and file.is_file())
+    exact = [file for file in files if file.stem == split]
+    named = re.compile(rf"(^|[_.-]){re.escape(split)}([_.-]|$)")
+    found = exact or [file for file in files if named.search(file.stem)]
+    if not found:
+        raise DataError(f"data.root={root} has no file for the split {split!r}; {layout}")
+    return found
+
+
+def missing_files(paths: Iterable[Path]) -> list[Path]:
+    """Which files are not there, by listing each folder once instead of asking for every file."""
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_folder[path.parent].append(path)
+    missing = []
+    for folder, wanted in by_folder.items():
+        try:
+            with os.scandir(folder) as entries:
+                there = {entry.name for entry in entries}
+        except OSError:
+            there = set()
+        missing += [path for path in wanted if path.name not in there]
+    return missing
+
+
+def some(items: Sequence[object], most: int = 3) -> str:
+    """`3 (a, b, c)` or `80 (a, b, c, ...)`: a count and the first few, for messages."""
+    dots = ", ..." if len(items) > most else ""
+    return f"{len(items)} ({', '.join(map(str, items[:most]))}{dots})"

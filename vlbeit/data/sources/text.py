@@ -1,0 +1,48 @@
+"""Plain text, one record a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from vlbeit.data.index import cached_table
+from vlbeit.data.records import KINDS
+from vlbeit.data.sources.base import DataSource, split_files
+from vlbeit.data.tables import TextTable, is_saved_table, saved_table
+from vlbeit.errors import DataError
+from vlbeit.types import Record, Records
+
+_LAYOUT = "text reads a .txt file, a folder with train.txt and val.txt, or a datasets table with the column text"
+
+
+class Text(DataSource):
+    """Text, one record a line: train.txt and val.txt, or a `datasets` table with the column text."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("text",)
+
+    def records(self, kind: str, split: str) -> Records:
+        if is_saved_table(self.root):
+            files = []
+        else:
+            files = split_files(self.root, split, (".txt", ".parquet", ".arrow"), _LAYOUT)
+        if files and files[0].suffix == ".txt":
+            texts = [file for file in files if file.suffix == ".txt"]
+            return cached_table(self.config.cache, "text", texts, KINDS["text"], lambda: _lines(texts))
+        table = saved_table(self.root, split, files, self.config.cache)
+        return TextTable(table, "text", self.root, "text")
+
+
+def _lines(files: list[Path]) -> Iterator[Record]:
+    """The lines that are not empty, without the white space around them."""
+    for file in files:
+        try:
+            with open(file, encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    if text := line.strip():
+                        yield {"id": f"{file.name}:{number}", "text": text}
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is not UTF-8 text ({error.reason}); convert it") from error
+
+
+SOURCE = Text
