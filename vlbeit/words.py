@@ -112,9 +112,10 @@ def unknown_key(key: str, keys: Iterable[str], hint: str) -> UsageError:
 def _split(word: str) -> tuple[str, str]:
     """Key and value of a word, both as typed."""
     if word.startswith("-"):
+        if close := difflib.get_close_matches(word, ("--dry-run", "--multirun", "--help"), n=1):
+            raise UsageError(f"{word} is not an option: did you mean {close[0]}?")
         name, _, value = word.lstrip("-").partition("=")
-        name = name.replace("-", "_")
-        name = ALIASES.get(name, name)
+        name = ALIASES.get(name.replace("-", "_"), name)
         raise UsageError(f"{word} is not an option: settings are written key=value, here {name}={value or 'VALUE'}")
     key, equals, text = word.partition("=")
     if not equals:

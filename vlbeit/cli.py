@@ -1,0 +1,190 @@
+"""The command line: one verb each. Answers `--help` and `tasks` without importing torch or Hydra.
+
+The verbs parse words and print; what they do lies in `launch` and below, imported when a verb runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import vlbeit
+from vlbeit import registry, table
+from vlbeit.errors import UserError
+
+app = typer.Typer(
+    name="vlbeit",
+    help="From pictures to a VQA answer file: BEiT image towers, VLMo vision-language models, tasks on top of both.",
+    epilog="Settings are written key=value: `vlbeit train stage=mim data=imagefolder data.root=DIR optim.lr=1e-3`.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+_FREE = {"ignore_unknown_options": True}  # `--lr 1e-3` reaches the words, which name the right key
+Words = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", show_default=False)]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; the exit status is 0, 1 (data), 2 (usage) or 130 (interrupted)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        result = app(arguments or ["--help"], prog_name="vlbeit", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # `vlbeit tasks | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        return _fail(f"{error.filename or 'file'}: {error.strerror}; nothing that was there before is lost", 1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(vlbeit.__version__)
+
+
+@app.command(context_settings=_FREE, add_help_option=False)
+def train(
+    words: Words = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+    multirun: Annotated[bool, typer.Option("--multirun", help="key=a,b runs every combination.")] = False,
+    help_: Annotated[bool, typer.Option("--help", help="Print every key with its default and meaning.")] = False,
+) -> int:
+    """Train a stage (stage=mim) or a task on its tower (stage=vl task=vqa)."""
+    from vlbeit import compose
+
+    words = words or []
+    if help_:
+        print("vlbeit train [--dry-run] [--multirun] KEY=VALUE...\n")
+        table.show(("key", "default", "meaning"), compose.describe_keys(words))
+        return 0
+    runs = compose.compose_many(words) if multirun else [compose.compose(words)]
+    for config, notes in runs:
+        if os.environ.get("RANK", "0") == "0":
+            print(*notes, sep="\n", end="\n" if notes else "", flush=True)
+        if dry_run:
+            print(compose.to_yaml(config), end="")
+            continue
+        from vlbeit import launch
+
+        if code := launch.train(config, compose.to_yaml(config)):
+            return code
+    return 0
+
+
+@app.command(context_settings=_FREE)
+def evaluate(run: Run, words: Words = None) -> None:
+    """Evaluate a run: prints its numbers and writes evaluation.json."""
+    from vlbeit import launch
+
+    numbers = launch.evaluate(run, words or [])
+    table.show(("metric", "value"), [(name, f"{value:.6g}") for name, value in numbers.items()])
+
+
+@app.command()
+def predict(
+    run: Run,
+    image: Annotated[Path, typer.Argument(help="image file", show_default=False)],
+    question: Annotated[str | None, typer.Argument(help="for tasks that take one", show_default=False)] = None,
+    top: Annotated[int, typer.Option(help="number of answers", min=1)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Print the most probable answers for one image."""
+    from vlbeit import launch
+
+    answers = launch.pipeline(run)(image, question, top=top)
+    if as_json:
+        print(json.dumps([{"answer": answer, "probability": score} for answer, score in answers], ensure_ascii=False))
+    else:
+        table.show(("answer", "probability"), [(answer, f"{score:.4f}") for answer, score in answers])
+
+
+@app.command()
+def submit(
+    run: Run,
+    questions: Annotated[Path, typer.Option(help="official question file", show_default=False)],
+    images: Annotated[Path, typer.Option(help="folder of its images", show_default=False)],
+    out: Annotated[Path, typer.Option(help="answer file to write")] = Path("answers.json"),
+) -> None:
+    """Answer every question of a file and write the answer file of the leaderboard."""
+    from vlbeit import launch
+
+    launch.submit(run, questions=questions, images=images, out=out)
+
+
+@app.command(context_settings={**_FREE, "allow_extra_args": True}, add_help_option=False)
+def prepare(context: typer.Context, name: Annotated[str, typer.Argument()] = "") -> Any:
+    """Make or index data: `vlbeit prepare scenes --out data/scenes`; without a name, list what there is."""
+    if name in ("", "--help"):
+        table.show(("vlbeit prepare", ""), registry.names("prepare").items())
+        return 0
+    from vlbeit import preparing
+
+    return preparing.run(name, context.args)
+
+
+@app.command()
+def demo() -> Any:
+    """Run the whole chain on the built-in data and print what it reached."""
+    from vlbeit import launch
+
+    return launch.demo()
+
+
+@app.command()
+def tasks() -> None:
+    """List stages, tasks and data sources, those of plug-ins included."""
+    for group, title in (("stage", "stages"), ("task", "tasks"), ("data", "data sources")):
+        table.show((f"{group}=", ""), registry.names(group).items(), title=title)
+        print()
+
+
+@app.command()
+def models() -> None:
+    """List the model presets."""
+    from vlbeit.models.presets import PRESETS
+
+    columns = ("patch_size", "embed_dim", "depth", "num_heads", "fused_layers", "layer_scale", "positions")
+    rows = [(name, *(getattr(preset, column) for column in columns)) for name, preset in PRESETS.items()]
+    table.show(("model=", *columns), rows)
+
+
+@app.command()
+def runs(folder: Annotated[Path, typer.Argument()] = Path("runs")) -> None:
+    """List the runs of a folder."""
+    from vlbeit.runs import list_runs
+
+    table.show(("run", "stage", "task", "step", "evaluation"), list_runs(folder))
+
+
+@app.command()
+def checks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> int:
+    """Look at what works here: versions, devices, threads, disk, tokens, proxies."""
+    from vlbeit.checks import run_checks
+
+    found = run_checks()
+    if as_json:
+        print(json.dumps([check._asdict() for check in found], indent=1))
+    else:
+        table.show(("", "check", "found", "remedy"), [(c.status, c.name, c.found, c.remedy) for c in found])
+    return int(any(check.status == "fail" for check in found))
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

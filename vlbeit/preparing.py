@@ -1,0 +1,55 @@
+"""`vlbeit prepare NAME`: any function `prepare` of `vlbeit.data_prep` as a command, its arguments as options."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlbeit import registry
+
+
+def run(name: str, arguments: list[str]) -> Any:
+    """Parse the options of one preparation and run it; `--help` prints them.
+
+    An argument `report` gets a function that prints a line; an argument `out` without a default gets `data/NAME`.
+    """
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(_command(name, registry.get("prepare", name)))
+    return app(arguments, prog_name=f"vlbeit prepare {name}", standalone_mode=False)
+
+
+def _command(name: str, function: Callable[..., None]) -> Callable[..., None]:
+    """The function with the signature that typer reads."""
+    hints = typing.get_type_hints(function)
+    parameters = [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=Path("data") / name if item.name == "out" and item.default is item.empty else item.default,
+            annotation=Annotated[hints[item.name], typer.Option()],
+        )
+        for item in inspect.signature(function).parameters.values()
+        if item.name != "report"
+    ]
+
+    @functools.wraps(function)
+    def command(**options: Any) -> None:
+        function(**options, report=functools.partial(print, flush=True))
+        if name in registry.names("data"):
+            print(f"next: vlbeit train stage=mim{_words(name, options.get('out'))}")
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in parameters}
+    return command
+
+
+def _words(name: str, out: Path | None) -> str:
+    """What selects the prepared data on the command line, where it is not the default."""
+    source = "" if name == "scenes" else f" data={name}"
+    return source if out is None or out == Path("data") / name else f"{source} data.root={out}"
