@@ -27,6 +27,13 @@ class Recipe(ABC):
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
+    def needed_runs(self) -> dict[str, str]:
+        """Runs, beside `init`, that must exist before this one: folder -> stage that makes it."""
+        return {}
+
+    def start(self, objective: Objective) -> None:  # noqa: B027  (most recipes start from `init` alone)
+        """Load weights that do not come from `init`; called once, when a run starts and not when it goes on."""
+
     @abstractmethod
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """What the run learns from its training records; `inherited` is the meta of `init`'s run ({} without)."""

@@ -1,0 +1,167 @@
+"""The `checkpoint/` folder that users load: weights, what they are, and what the run learned from its data.
+
+    config.json         what the parts are, the run's config, the SHA-256 of the weights; written last
+    model.safetensors   every weight of the objective: encoder.*, heads.*, ...
+    answers.json, classes.json, tokenizer.json      one file per key of the meta
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from vlbeit import __version__, files
+from vlbeit.errors import DataError
+from vlbeit.models.dvae import DVAE
+from vlbeit.models.encoder import MoMEEncoder, join
+from vlbeit.models.heads import KINDS, Heads
+from vlbeit.models.spec import EncoderSpec
+from vlbeit.types import Meta, Tokens
+
+FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint folder as read from disk."""
+
+    path: Path
+    description: dict[str, Any]
+    config: dict[str, Any]
+    meta: Meta
+    state: dict[str, Tensor]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def encoder_spec(self) -> EncoderSpec | None:
+        """The encoder's spec; None for a tokenizer."""
+        spec = self.description.get("encoder")
+        return None if spec is None else EncoderSpec.from_dict(spec)
+
+
+@dataclass
+class Model:
+    """A trained encoder with the heads found beside it, in evaluation mode on the CPU."""
+
+    encoder: MoMEEncoder | None
+    heads: Heads
+    dvae: DVAE | None
+    meta: Meta
+    config: dict[str, Any]
+
+    @torch.no_grad()
+    def encode(
+        self, image: Tensor | None = None, text_ids: Tensor | None = None, text_keep: Tensor | None = None
+    ) -> Tokens:
+        """Any of the three passes: final, normalised tokens, text first when both are given.
+
+        Args:
+            image: [B, 3, height, width], normalised as in training.
+            text_ids: [B, T]; text_keep: [B, T], False on padding.
+
+        Raises:
+            ValueError: neither is given, or the encoder lacks the part.
+        """
+        if self.encoder is None:
+            raise ValueError("this checkpoint has no encoder: a tokenizer run gives `dvae` alone")
+        parts = []
+        if text_ids is not None:
+            parts.append(self.encoder.embed_text(text_ids, text_keep))
+        if image is not None:
+            parts.append(self.encoder.embed_image(image))
+        if not parts:
+            raise ValueError("encode() needs an image, text_ids or both")
+        return self.encoder(join(*parts) if len(parts) > 1 else parts[0])
+
+
+def save_checkpoint(
+    folder: str | Path,
+    state: dict[str, Tensor],
+    description: dict[str, Any],
+    config: dict[str, Any],
+    meta: Meta,
+    metrics: dict[str, float] | None = None,
+) -> Path:
+    """Write a checkpoint folder; every file is replaced atomically, config.json last with the weights' hash."""
+    folder = Path(folder)
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    path = files.write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
+    for name, value in meta.items():
+        files.write_json(folder / f"{name}.json", value)
+    files.write_json(
+        folder / "config.json",
+        {
+            "format": FORMAT,
+            "vlbeit": __version__,
+            "description": description,
+            "config": config,
+            "meta": sorted(meta),
+            "metrics": metrics or {},
+            "sha256": files.sha256(path),
+        },
+        indent=1,
+    )
+    return folder
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The `checkpoint/` folder of a run, or the folder itself. Raises DataError where there is none."""
+    path = Path(path)
+    for folder in (path / "checkpoint", path):
+        if (folder / "config.json").is_file():
+            return folder
+    if not path.exists():
+        raise DataError(f"{path}: no such run or checkpoint; `vlbeit runs` lists the runs here")
+    raise DataError(f"{path}: holds no checkpoint/config.json; has the run finished its first evaluation?")
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a run or checkpoint folder; the weights' hash is compared. Raises DataError naming the file."""
+    folder = checkpoint_folder(path)
+    try:
+        head = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        meta = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in head["meta"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: cannot read the checkpoint: {error}") from error
+    if head.get("format", 0) > FORMAT:
+        raise DataError(f"{folder}/config.json: format {head['format']} is newer than this vlbeit reads ({FORMAT}): update")
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise DataError(f"{weights}: missing")
+    if files.sha256(weights) != head["sha256"]:
+        raise DataError(f"{weights}: differs from the hash in config.json: damaged or half copied; copy the folder again")
+    return Checkpoint(folder, head["description"], head["config"], meta, load_file(weights), head.get("metrics", {}))
+
+
+def load(path: str | Path) -> Model:
+    """Load a run or checkpoint folder: encoder, heads, meta and config. Nothing named in the file is imported."""
+    found = read_checkpoint(path)
+    spec = found.encoder_spec
+    encoder = None if spec is None else MoMEEncoder(spec)
+    known = {n: s for n, s in found.description.get("heads", {}).items() if s.get("kind") in KINDS}
+    heads = Heads(known)
+    dvae, dvae_prefix = None, "dvae."
+    if "dvae" in found.description:
+        dvae = DVAE.from_description(found.description["dvae"])
+    elif "dvae" in found.description.get("target", {}):  # a mim run carries its tokenizer along
+        dvae, dvae_prefix = DVAE.from_description(found.description["target"]["dvae"]), "target.dvae."
+    for prefix, module in (("encoder.", encoder), ("heads.", heads), (dvae_prefix, dvae)):
+        if module is not None:
+            _fill(module, found, prefix)
+    return Model(encoder, heads, dvae, found.meta, found.config)
+
+
+def _fill(module: nn.Module, found: Checkpoint, prefix: str) -> None:
+    own = set(module.state_dict())
+    state = {name.removeprefix(prefix): v for name, v in found.state.items() if name.startswith(prefix)}
+    missing = sorted(own - set(state))
+    if missing:
+        raise DataError(f"{found.path}/model.safetensors: lacks {prefix}{missing[0]} ({len(missing)} tensors)")
+    module.load_state_dict({name: state[name] for name in own})
+    module.eval()

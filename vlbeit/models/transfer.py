@@ -1,0 +1,116 @@
+"""From the weights of one run to the start of the next: what is taken, adapted, new and left behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from torch import Tensor, nn
+
+from vlbeit.errors import UsageError
+from vlbeit.models.spec import EncoderSpec
+from vlbeit.nn.relpos import image_rows
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class TransferReport:
+    """Names of parameters by what happened to them."""
+
+    loaded: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)  # one table copied to every layer, or resized
+    new: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        """One line for people, new and unused parts by their first two names."""
+        parts = [f"{len(self.loaded)} tensors taken"]
+        for word, names in (("adapted", self.adapted), ("new", self.new), ("not used", self.left)):
+            if names:
+                parts.append(f"{len(names)} {word} ({', '.join(_families(names))})")
+        return ", ".join(parts)
+
+
+def _families(names: list[str]) -> list[str]:
+    """`encoder.blocks.3.experts.text.mlp.fc1.weight` -> `text experts`, and the like; each once, in order."""
+    out: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")
+        if "experts" in parts:
+            out[f"{parts[parts.index('experts') + 1]} experts"] = None
+        elif parts[0] == "heads":
+            out[f"head {parts[1]}"] = None
+        else:
+            out[parts[1] if len(parts) > 1 else parts[0]] = None
+    return list(out)
+
+
+def check_fits(source: EncoderSpec, target: EncoderSpec, origin: str) -> None:
+    """Raise UsageError naming the numbers unless the two encoders have the same width, depth, heads and patches."""
+    for name in ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio"):
+        ours, theirs = getattr(target, name), getattr(source, name)
+        if ours != theirs:
+            raise UsageError(
+                f"init={origin} has model.{name}={theirs}, this run has {ours}: "
+                f"set model.{name}={theirs}, choose the same model=, or init=none"
+            )
+    if ("absolute" in (source.positions, target.positions)) and source.positions != target.positions:
+        raise UsageError(f"init={origin} has positions={source.positions}, this run {target.positions}: choose the same model=")
+    both_text = source.vocab_size is not None and target.vocab_size is not None
+    if both_text and source.vocab_size != target.vocab_size:
+        raise UsageError(
+            f"init={origin} has a vocabulary of {source.vocab_size}, this run {target.vocab_size}: use its tokenizer"
+        )
+    if both_text and source.text_positions != target.text_positions:
+        raise UsageError(
+            f"init={origin} has text.positions={source.text_positions}, this run {target.text_positions}: "
+            f"set text.positions={source.text_positions}"
+        )
+
+
+@torch.no_grad()
+def transfer(objective: nn.Module, state: State, source: EncoderSpec, target: EncoderSpec) -> TransferReport:
+    """Copy into `objective` every parameter of `state` that has a place there, adapting positions on the way.
+
+    One position table becomes a table per layer before any resizing; image tables follow the new patch grid
+    (geometric sequence for relative tables, as BEiT; bicubic for absolute ones). A head is taken where its shapes
+    are the same.
+    """
+    report = TransferReport()
+    state = _adapt_positions(dict(state), source, target, report)
+    own = objective.state_dict()
+    for name, value in own.items():
+        given = state.pop(name, None)
+        if given is None or given.shape != value.shape:
+            report.new.append(name)
+            continue
+        value.copy_(given)
+        if name not in report.adapted:
+            report.loaded.append(name)
+    report.adapted = [name for name in report.adapted if name in own]
+    report.left = sorted(state)
+    if not report.loaded:
+        raise UsageError("no weight of init fits this run: is it a run of another kind?")
+    return report
+
+
+def _adapt_positions(state: State, source: EncoderSpec, target: EncoderSpec, report: TransferReport) -> State:
+    if source.positions == "shared" and target.positions == "per_layer":
+        for part in ("image", "cross", "text"):
+            table = state.pop(f"encoder.rel_pos.0.{part}", None)
+            for layer in range(target.depth if table is not None else 0):
+                state[f"encoder.rel_pos.{layer}.{part}"] = table.clone()  # type: ignore[union-attr]
+                report.adapted.append(f"encoder.rel_pos.{layer}.{part}")
+    if source.grid and target.grid and source.grid != target.grid:
+        for name, value in state.items():
+            if name.startswith("encoder.rel_pos.") and name.endswith(".image"):
+                state[name] = resize_rel_pos_bias_table(
+                    value, target.grid, (image_rows(target.grid), value.shape[1])
+                )
+                report.adapted.append(name)
+            elif name == "encoder.pos_embed":
+                state[name] = resample_abs_pos_embed(value, list(target.grid), list(source.grid), num_prefix_tokens=1)
+                report.adapted.append(name)
+    return state

@@ -1,0 +1,43 @@
+"""An objective's own numbers over a whole split: the means of its logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlbeit import dist
+from vlbeit.types import Batch
+
+
+class MeanLogs:
+    """Evaluator: every log of the objective, sum over count, over the split and all processes."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+
+    @torch.no_grad()
+    def update(self, objective: nn.Module, batch: Batch) -> None:
+        """Run the objective on one batch and add its logs."""
+        for name, (total, count) in objective(batch, objective.counts(batch)).logs.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(total)
+            self.counts[name] = self.counts.get(name, 0.0) + float(count)
+
+    def compute(self) -> dict[str, float]:
+        """Name of the log -> mean."""
+        totals: dict[str, list[float]] = {}
+        for sums, counts in dist.gather_objects((self.sums, self.counts)):
+            for name, value in sums.items():
+                entry = totals.setdefault(name, [0.0, 0.0])
+                entry[0] += value
+                entry[1] += counts[name]
+        return {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])

@@ -1,0 +1,133 @@
+"""Masked image modeling: BEiT pre-training of the image tower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
+from vlbeit.data.collate import collate
+from vlbeit.data.masking import BlockwiseMask
+from vlbeit.data.randomness import drawn
+from vlbeit.data.records import open_image
+from vlbeit.data.transforms import TwoViews
+from vlbeit.errors import UsageError
+from vlbeit.models.checkpoint import read_checkpoint
+from vlbeit.models.encoder import MoMEEncoder
+from vlbeit.models.groups import beit_decays, param_groups
+from vlbeit.models.heads import Heads
+from vlbeit.models.spec import encoder_spec
+from vlbeit.objectives.evaluation import MeanLogs
+from vlbeit.objectives.mim import MIMObjective
+from vlbeit.objectives.targets import PixelTarget, TokenTarget, build_target
+from vlbeit.objectives.variational import VariationalTerms
+from vlbeit.task import Stage
+from vlbeit.types import DataSpec, Evaluator, Meta, Record, Records, Sample
+
+
+@dataclass
+class MIMSettings(Settings):
+    """Settings of masked image modeling; the defaults are BEiT's."""
+
+    target: str = key("dvae", "dvae: visual tokens | pixels: the paper's ablation")
+    tokenizer: str = key("runs/tokenizer", "run of stage=tokenizer that makes the visual tokens")
+    mask_ratio: float = key(75 / 196, "share of patches that is masked")
+    min_block: float = key(16 / 196, "smallest masked block as a share of all patches")
+    exact_count: bool = key(False, "mask exactly mask_ratio; false: up to it, as BEiT v1 did")
+    min_scale: float = key(0.08, "smallest random crop as a share of the picture")
+    color_jitter: float = key(0.4, "strength of brightness, contrast and saturation jitter")
+    hflip: float = key(0.5, "probability of a horizontal flip")
+
+    def __post_init__(self) -> None:
+        one_of("stage.target", self.target, ("dvae", "pixels"))
+        require(0 < self.mask_ratio < 1, f"stage.mask_ratio={self.mask_ratio} must lie between 0 and 1")
+        require(0 < self.min_block < 1, f"stage.min_block={self.min_block} must lie between 0 and 1")
+        require(0 < self.min_scale <= 1, f"stage.min_scale={self.min_scale} must lie in (0, 1]")
+
+
+class MIM(Stage):
+    """Pre-train the image tower: predict the visual tokens of masked patches (BEiT)."""
+
+    Config = MIMSettings
+    kind = "images"
+    metric = "-mim"
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.settings: MIMSettings = config.stage
+        self.spec = encoder_spec(config, shared_positions=True, mask_token=True)
+
+    def needed_runs(self) -> dict[str, str]:
+        return {self.settings.tokenizer: "tokenizer"} if self.settings.target == "dvae" else {}
+
+    def meta(self, train: Records, inherited: Meta) -> Meta:
+        """`target`: what the patches stand for."""
+        if self.settings.target == "pixels":
+            return {"target": PixelTarget(self.spec.patch_size).describe()}
+        description = read_checkpoint(self.settings.tokenizer).description
+        if "dvae" not in description:
+            raise UsageError(f"stage.tokenizer={self.settings.tokenizer} is not a run of stage=tokenizer")
+        return {"target": {"target": "dvae", "dvae": description["dvae"]}}
+
+    def objective(self, meta: Meta) -> MIMObjective:
+        target = build_target(meta["target"])
+        heads = Heads({"masked_patch": target.head_spec(self.spec.embed_dim)})
+        return MIMObjective(MoMEEncoder(self.spec), heads, target)
+
+    def start(self, objective: MIMObjective) -> None:  # type: ignore[override]
+        """The tokenizer's weights."""
+        if isinstance(objective.target, TokenTarget):
+            state = read_checkpoint(self.settings.tokenizer).state
+            own = {name.removeprefix("dvae."): value for name, value in state.items() if name.startswith("dvae.")}
+            objective.target.dvae.load_state_dict(own)
+
+    def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
+        target = build_target(meta["target"])
+        return DataSpec(records, MIMTransform(self, target, train), collate)
+
+    def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
+        evaluators: dict[str, Evaluator] = {"logs": MeanLogs()}
+        if meta["target"]["target"] == "dvae":
+            evaluators["variational"] = VariationalTerms()
+        return evaluators
+
+    def param_groups(self, objective: MIMObjective, optim: OptimConfig) -> list[dict[str, Any]]:  # type: ignore[override]
+        return param_groups(objective, optim, beit_decays)
+
+
+class MIMTransform:
+    """Record -> two views of one crop, and a mask of blocks."""
+
+    def __init__(self, stage: MIM, target: torch.nn.Module, train: bool) -> None:
+        settings, grid = stage.settings, stage.spec.grid
+        assert grid is not None
+        step = target.dvae.spec.downsample if isinstance(target, TokenTarget) else stage.spec.patch_size
+        mean, std = stage.config.normalization
+        self.views = TwoViews(
+            size=stage.config.data.size,
+            second_size=(grid[0] * step, grid[1] * step),
+            mean=mean,
+            std=std,
+            train=train,
+            min_scale=settings.min_scale,
+            color_jitter=settings.color_jitter,
+            hflip=settings.hflip,
+        )
+        patches = grid[0] * grid[1]
+        self.mask = BlockwiseMask(
+            grid,
+            num_masked=max(1, round(settings.mask_ratio * patches)),
+            min_block=max(1, round(settings.min_block * patches)),
+            exact=settings.exact_count,
+        )
+
+    def __call__(self, record: Record) -> Sample:
+        views = self.views(open_image(record["image"]))
+        mask = torch.from_numpy(self.mask(drawn()))
+        return {"sample_id": record["id"], **views, "mask": mask.flatten()}
+
+
+RECIPE = MIM

@@ -1,0 +1,123 @@
+"""Vision-language pre-training: VLMo's last stage, image and text through fused experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
+from vlbeit.data.collate import collate
+from vlbeit.data.records import open_image
+from vlbeit.data.masked_text import MaskedText
+from vlbeit.data.text import Tokenizer, choose_tokenizer
+from vlbeit.data.transforms import EvalImage, TrainImage
+from vlbeit.models.encoder import MoMEEncoder
+from vlbeit.models.groups import param_groups, vlmo_decays
+from vlbeit.models.heads import Heads
+from vlbeit.models.spec import encoder_spec
+from vlbeit.objectives.evaluation import MeanLogs
+from vlbeit.objectives.matching import DRAWS
+from vlbeit.objectives.vl import VLObjective
+from vlbeit.task import Stage
+from vlbeit.types import DataSpec, Evaluator, Meta, Record, Records, Sample
+
+
+@dataclass
+class VLSettings(Settings):
+    """Settings of vision-language pre-training; the defaults are VLMo's."""
+
+    mlm_weight: float = key(0.25, "weight of the masked-word loss beside contrast and matching")
+    mlm_probability: float = key(0.15, "share of words that is masked")
+    negatives: str = key("sampled", "sampled: by their likelihood | hardest: always the likeliest")
+    min_scale: float = key(0.5, "smallest random crop as a share of the picture")
+    hflip: float = key(0.0, "probability of a horizontal flip; differs from VLMo (0.5): it turns left into right")
+    randaugment: bool = key(True, "RandAugment (2 operations, magnitude 7), as VLMo")
+
+    def __post_init__(self) -> None:
+        one_of("stage.negatives", self.negatives, tuple(DRAWS))
+        require(self.mlm_weight >= 0, f"stage.mlm_weight={self.mlm_weight} must not be negative")
+        require(0 < self.mlm_probability < 1, f"stage.mlm_probability={self.mlm_probability} must lie in (0, 1)")
+        require(0 < self.min_scale <= 1, f"stage.min_scale={self.min_scale} must lie in (0, 1]")
+
+
+class VL(Stage):
+    """Join image and text: contrast, matching with hard negatives and masked words (VLMo)."""
+
+    Config = VLSettings
+    kind = "pairs"
+    metric = "-total"
+    previous = "mlm"
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.settings: VLSettings = config.stage
+        require(config.model.fused_layers > 0, "stage=vl needs model.fused_layers of at least 1")
+        require(config.global_batch_size > 1, "stage=vl needs global_batch_size of at least 2: matching wants negatives")
+
+    def meta(self, train: Records, inherited: Meta) -> Meta:
+        """`tokenizer`."""
+        tokenizer = choose_tokenizer(self.config.text, lambda: train.column("text"), inherited.get("tokenizer"))
+        return {"tokenizer": tokenizer.to_json()}
+
+    def objective(self, meta: Meta) -> VLObjective:
+        vocab_size = Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length).vocab_size
+        spec = encoder_spec(self.config, experts=("image", "text"), fused=True, vocab_size=vocab_size)
+        draw = DRAWS[self.settings.negatives]
+        return VLObjective(MoMEEncoder(spec), vl_heads(spec.embed_dim, vocab_size), self.settings.mlm_weight, draw)
+
+    def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
+        tokenizer = Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length)
+        masked = MaskedText(tokenizer, self.settings.mlm_probability)
+        mean, std = self.config.normalization
+        size, settings = self.config.data.size, self.settings
+        image = (
+            TrainImage(
+                size,
+                mean,
+                std,
+                min_scale=settings.min_scale,
+                hflip=settings.hflip,
+                randaugment=settings.randaugment,
+            )
+            if train
+            else EvalImage(size, mean, std)
+        )
+        return DataSpec(records, PairTransform(image, masked), collate)
+
+    def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
+        return {"logs": MeanLogs()}
+
+    def param_groups(self, objective: VLObjective, optim: OptimConfig) -> list[dict[str, Any]]:  # type: ignore[override]
+        return param_groups(objective, optim, vlmo_decays)
+
+
+def vl_heads(dim: int, vocab_size: int) -> Heads:
+    """The five heads of the three losses."""
+    return Heads(
+        {
+            "contrast": {"kind": "contrast", "dim": dim},
+            "contrast_fused": {"kind": "contrast", "dim": dim},
+            "pooler": {"kind": "pooler", "dim": dim},
+            "match": {"kind": "match", "dim": dim},
+            "mlm": {"kind": "mlm", "dim": dim, "vocab_size": vocab_size},
+        }
+    )
+
+
+class PairTransform:
+    """Record -> picture, token ids, and the same ids with some words masked."""
+
+    def __init__(self, image: TrainImage | EvalImage, masked: MaskedText) -> None:
+        self.image = image
+        self.masked = masked
+
+    def __call__(self, record: Record) -> Sample:
+        return {
+            "sample_id": record["id"],
+            "image": self.image(open_image(record["image"])),
+            **self.masked(record["text"]),
+        }
+
+
+RECIPE = VL
