@@ -17,3 +17,9 @@ class UsageError(UserError):
 
 class DataError(UserError):
     """Files that are missing, damaged or contradict each other, or a run that cannot go on (exit code 1)."""
+
+
+class Interrupted(UserError):
+    """Training was asked to stop (Ctrl-C, SIGTERM) and has saved its state (exit code 130)."""
+
+    exit_code = 130

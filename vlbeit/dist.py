@@ -1,0 +1,120 @@
+"""Ranks, and values that cross them. Without a process group everything here is a no-op, and torch is not imported.
+
+Ask only after the process group exists: the accelerator makes it (`vlbeit.engine.device.make_accelerator`).
+
+Gradients: every process r computes its own loss L_r and DistributedDataParallel averages, so what is trained is
+L = 1/R * sum_r L_r over R processes. An L_r that reads the rows of all processes sends gradient to all of them, so
+the gradient of own rows x_r is sum_q dL_q/dx_r: the backward of `gather_with_grad` adds the incoming gradients over
+the processes and keeps the own rows. Averaged by DDP, that is dL/dtheta of one process that holds the whole batch.
+(A gather that keeps gradient for its own rows only would give 1/R of it.)
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Value = TypeVar("Value")
+
+
+def rank() -> int:
+    """Index of this process, 0 without a group."""
+    group = _group()
+    return group.get_rank() if group else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a group."""
+    group = _group()
+    return group.get_world_size() if group else 1
+
+
+def is_main() -> bool:
+    """True on the one process that writes files and prints."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    group = _group()
+    if group:
+        group.barrier()
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes, without gradient; `x` itself is left as it is."""
+    group = _group()
+    if not group:
+        return x.detach()
+    total = x.detach().clone()
+    group.all_reduce(total)
+    return total
+
+
+def gather(x_B: Tensor) -> Tensor:
+    """Rows of all processes in rank order, without gradient: [world * B, ...]. B is the same on every process."""
+    group = _group()
+    if not group:
+        return x_B.detach()
+    import torch
+
+    parts = [torch.empty_like(x_B, requires_grad=False) for _ in range(group.get_world_size())]
+    group.all_gather(parts, x_B.detach().contiguous())
+    return torch.cat(parts)
+
+
+def gather_with_grad(x_BD: Tensor) -> Tensor:
+    """Rows of all processes in rank order, [world * B, D]; gradient flows back to the rows of every process.
+
+    B is the same on every process, and every process must run the backward pass.
+    """
+    return _gather_function().apply(x_BD) if _group() else x_BD
+
+
+def gather_objects(value: Value) -> list[Value]:
+    """The value of every process in rank order, for picklable values."""
+    group = _group()
+    if not group:
+        return [value]
+    values: list[Any] = [None] * group.get_world_size()
+    group.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: Value) -> Value:
+    """The value of process 0 on every process, for picklable values."""
+    group = _group()
+    if not group:
+        return value
+    box = [value]
+    group.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _group() -> Any:
+    """`torch.distributed` if a process group exists, else None."""
+    distributed = sys.modules.get("torch.distributed")  # absent: torch was never imported, so there is no group
+    return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
+
+
+@functools.cache
+def _gather_function() -> Any:
+    """The autograd function of `gather_with_grad`, defined late because torch is imported late."""
+    import torch
+
+    class GatherWithGrad(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, x_BD: Tensor) -> Tensor:
+            context.rows = x_BD.shape[0]
+            return gather(x_BD)
+
+        @staticmethod
+        def backward(context: Any, grad_all: Tensor) -> Tensor:
+            start = rank() * context.rows
+            return sum_over_ranks(grad_all.contiguous())[start : start + context.rows]
+
+    return GatherWithGrad

@@ -1,0 +1,146 @@
+"""Device and precision: the accelerator, batches on their way to it, and the micro-batch that fits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from vlbeit import dist
+from vlbeit.engine.randomness import preserved_generators, seed_generators
+from vlbeit.errors import DataError, UsageError
+from vlbeit.types import Batch
+
+CPU_MICRO_BATCH = 32  # more at a time is not faster on a CPU
+
+
+def make_accelerator(
+    device: str = "auto", precision: str = "fp32", trackers: Sequence[str] = (), folder: str | Path = "."
+) -> Accelerator:
+    """The accelerator of a run, and with it the process group that torchrun or `accelerate launch` asked for.
+
+    device: auto | cpu | cuda | mps. precision: fp64 | fp32 | bf16 | fp16. Trackers log below `folder`.
+    """
+    device = _choose_device(device)
+    _check_precision(precision, device)
+    _check_trackers(trackers)
+    # accelerate keeps one state per process and refuses another precision; a run may follow another in one process
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=precision if precision in ("bf16", "fp16") else "no",
+        log_with=list(trackers) or None,
+        project_dir=str(folder) if trackers else None,
+        # buffers stay equal because every process computes the same; objectives reduce what differs in after_step
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def to_device(batch: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+    """The batch with its tensors on the device; floating ones cast to `dtype` if given."""
+    return {
+        name: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in batch.items()
+    }
+
+
+def batch_dtype(objective: nn.Module) -> torch.dtype | None:
+    """float64 for an objective in double precision; None: batches keep their own type."""
+    parameter = next(objective.parameters(), None)
+    return torch.float64 if parameter is not None and parameter.dtype == torch.float64 else None
+
+
+def probe_micro_batch(
+    objective: nn.Module, make_batch: Callable[[int], Batch], per_process: int, accelerator: Accelerator
+) -> int:
+    """Largest divisor of `per_process` (samples of one process in one step) that one forward and backward can hold.
+
+    CUDA: found by trying, with room kept for the optimizer; `make_batch(n)` gives n samples like those of training.
+    Elsewhere running out of memory cannot be caught: the largest divisor up to 32. All processes get the same answer.
+    """
+    divisors = [n for n in range(per_process, 0, -1) if per_process % n == 0]
+    if accelerator.device.type != "cuda":
+        return next(n for n in divisors if n <= CPU_MICRO_BATCH)
+
+    def fits(size: int) -> bool:
+        return all(dist.gather_objects(_fits(objective, make_batch(size), accelerator)))
+
+    return largest_fitting(divisors, fits)
+
+
+def largest_fitting(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
+    """The first of the falling sizes that fits, trying about half of the last one each time."""
+    trial = sizes[0]
+    while not fits(trial):
+        smaller = [size for size in sizes if size <= trial // 2]
+        if not smaller:
+            raise DataError(
+                "not even one sample fits into the device's memory: smaller model, image or text.max_length"
+            )
+        trial = smaller[0]
+    return trial
+
+
+def _fits(objective: nn.Module, batch: Batch, accelerator: Accelerator) -> bool:
+    """Whether one forward and backward runs beside two moments and a gradient per trainable parameter."""
+    objective.to(accelerator.device)
+    buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    reserved: list[Tensor] = []
+    try:
+        with preserved_generators():
+            seed_generators("probe")
+            reserved = [torch.empty_like(p) for p in objective.parameters() if p.requires_grad for _ in range(2)]
+            with accelerator.autocast():
+                batch = to_device(batch, accelerator.device, batch_dtype(objective))
+                counts = {name: count.to(accelerator.device) for name, count in objective.counts(batch).items()}
+                loss = torch.stack(list(objective(batch, counts).losses.values())).sum()
+            loss.backward()
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        objective.zero_grad(set_to_none=True)
+        reserved.clear()
+        for name, buffer in objective.named_buffers():
+            buffer.copy_(buffers[name])
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _choose_device(device: str) -> str:
+    """`auto` resolved; UsageError where the device is not there."""
+    mps = torch.backends.mps.is_available()
+    if device == "auto":
+        # several processes without CUDA: accelerate would start them unconnected unless told that they use the CPU
+        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        return "cuda" if torch.cuda.is_available() else "mps" if mps and not many else "cpu"
+    if device not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"device={device} is not one of auto, cpu, cuda, mps")
+    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not mps):
+        raise UsageError(f"device={device}: torch {torch.__version__} finds none here; use device=auto")
+    return device
+
+
+def _check_precision(precision: str, device: str) -> None:
+    if precision == "fp16" and device != "cuda":
+        raise UsageError(f"precision=fp16 needs CUDA, and this run is on {device}: use precision=bf16")
+    if precision == "fp64" and device == "mps":
+        raise UsageError("precision=fp64 is not to be had on mps: use device=cpu")
+
+
+def _check_trackers(trackers: Sequence[str]) -> None:
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in trackers:
+        if tracker not in available:
+            raise UsageError(
+                f"engine.trackers={tracker} is not installed here; installed: {', '.join(available) or 'none'}"
+            )

@@ -1,0 +1,51 @@
+"""Run evaluators over a split: the same for the evaluation clock of training and for `vlbeit evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from vlbeit.engine.device import batch_dtype, to_device
+from vlbeit.engine.randomness import preserved_generators, seed_generators
+from vlbeit.types import Batch, Evaluator
+
+
+def run_evaluators(
+    objective: nn.Module, loader: Iterable[Batch], evaluators: Mapping[str, Evaluator], accelerator: Accelerator
+) -> dict[str, float]:
+    """Show every batch to every evaluator and merge their numbers.
+
+    The loader gives each sample once over all processes. `compute` runs on every process and merges what the others
+    saw by itself (`vlbeit.dist.gather_objects`). Two evaluators must not give the same name.
+    """
+    objective.to(accelerator.device)
+    with evaluation_mode(objective), accelerator.autocast():
+        for batch in loader:
+            on_device = to_device(batch, accelerator.device, batch_dtype(objective))
+            for evaluator in evaluators.values():
+                evaluator.update(objective, on_device)
+        results: dict[str, float] = {}
+        for name, evaluator in evaluators.items():
+            numbers = evaluator.compute()
+            if doubled := sorted(results.keys() & numbers.keys()):
+                raise ValueError(f"evaluator {name} gives {', '.join(doubled)}, which another one gave already")
+            results |= numbers
+    return results
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """No gradient, modules in evaluation mode, a fixed seed; all of it put back, submodule by submodule."""
+    training = {submodule: submodule.training for submodule in module.modules()}
+    with torch.no_grad(), preserved_generators():
+        seed_generators("evaluation")
+        module.eval()
+        try:
+            yield
+        finally:
+            for submodule, mode in training.items():
+                submodule.training = mode

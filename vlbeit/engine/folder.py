@@ -1,0 +1,225 @@
+"""The run folder: where everything of a run lies, and how it stays whole whatever happens while it is written.
+
+    RUN/  config.yaml  environment.json  metrics.jsonl  evaluation.json  last.json  checkpoint/  state/step-000120/
+
+A state folder is written under a temporary name, flushed to disk and renamed; only then does `last.json` name it.
+So `last.json` always names a whole state, and what it does not name counts for nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlbeit.errors import DataError
+from vlbeit.files import write_json, write_text
+
+KEPT_STATES = 2
+TEMPORARY = ".tmp-"  # prefix of what is being written or removed; also that of vlbeit.files
+
+
+class RunFolder:
+    """One run on disk. Only the main process writes."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.environment_file = self.path / "environment.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.evaluation_file = self.path / "evaluation.json"
+        self.last_file = self.path / "last.json"
+        self.checkpoint = self.path / "checkpoint"
+        self.states = self.path / "state"
+
+    def exists(self) -> bool:
+        """Whether a run was ever started here."""
+        return self.config_file.exists() or self.last_file.exists()
+
+    def stored_config(self) -> dict[str, Any] | None:
+        """The config that the run was started with; None where nothing was."""
+        if not self.config_file.exists():
+            return None
+        try:
+            config = yaml.safe_load(self.config_file.read_text())
+        except yaml.YAMLError as error:
+            raise DataError(
+                f"{self.config_file} is not YAML ({_first_line(error)}): restore it, or overwrite=true"
+            ) from error
+        return config
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Keep the resolved config."""
+        with write_errors(self.config_file):
+            write_text(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    def last_step(self) -> int | None:
+        """Step of the last saved state; None where none was saved."""
+        if not self.last_file.exists():
+            return None
+        try:
+            return int(json.loads(self.last_file.read_text())["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f'{self.last_file} is damaged: write {{"step": N}} for a folder of {self.states}'
+            ) from error
+
+    def last_state(self) -> Path | None:
+        """Folder of the last saved state; None where none was saved."""
+        step = self.last_step()
+        if step is None:
+            return None
+        folder = self.state_of(step)
+        if not folder.is_dir():
+            raise DataError(f"{self.last_file} names {folder}, which is missing: restore it, or overwrite=true")
+        return folder
+
+    def is_finished(self, steps: int) -> bool:
+        """Whether the run has made at least `steps` steps."""
+        step = self.last_step()
+        return step is not None and step >= steps
+
+    def state_of(self, step: int) -> Path:
+        return self.states / f"step-{step:06d}"
+
+    def save_state(self, step: int, write: Callable[[Path], None]) -> None:
+        """Let `write` fill a new state folder, put it in place whole, then name it in `last.json`.
+
+        Raises DataError where writing fails (a full disk, say); the states saved before stay as they are.
+        """
+        final = self.state_of(step)
+        with write_errors(final):
+            self.states.mkdir(parents=True, exist_ok=True)
+            temporary = self.states / f"{TEMPORARY}{final.name}"
+            temporary.mkdir()
+            try:
+                write(temporary)
+                _flush_tree(temporary)
+                _discard(final)  # whole, but never named by last.json: a run was killed right here
+                temporary.rename(final)
+                _flush_folder(self.states)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            write_json(self.last_file, {"step": step, "state": final.name})
+            _flush_folder(self.path)
+        for old in self._state_folders()[:-KEPT_STATES]:
+            _discard(old)
+
+    def clean(self) -> None:
+        """Remove what a killed run left: temporary files, and states that `last.json` does not know yet."""
+        last = self.last_step()
+        for folder in (self.path, self.states, self.checkpoint):
+            for leftover in folder.glob(f"{TEMPORARY}*"):
+                _remove(leftover)
+        for folder in self._state_folders():
+            if last is None or folder.name > self.state_of(last).name:
+                _discard(folder)
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines after `step`, and a torn last line: the resumed run writes them again."""
+        if not self.metrics_file.exists():
+            return
+        kept = []
+        for line in self.metrics_file.read_text().splitlines(keepends=True):
+            try:
+                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:
+                continue  # torn by a kill
+        write_text(self.metrics_file, "".join(kept))
+
+    def fill_from(self, other: RunFolder) -> None:
+        """Take over the full state of another run: last state, metrics, checkpoint, evaluation."""
+        state, step = other.last_state(), other.last_step()
+        if state is None or step is None:
+            raise DataError(f"resume={other.path}: no saved state there; name a run folder that has last.json")
+        with write_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in (self.metrics_file.name, self.evaluation_file.name):
+                if (other.path / name).exists():
+                    shutil.copy2(other.path / name, self.path / name)
+            if other.checkpoint.exists():
+                shutil.copytree(other.checkpoint, self.checkpoint, dirs_exist_ok=True)
+        self.save_state(step, lambda folder: _copy_files(state, folder))
+
+    def clear(self) -> None:
+        """Remove the run, and nothing else that may lie in its folder."""
+        self.last_file.unlink(missing_ok=True)
+        for file in (self.metrics_file, self.evaluation_file, self.environment_file, self.config_file):
+            file.unlink(missing_ok=True)
+        for folder in (self.states, self.checkpoint):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _state_folders(self) -> list[Path]:
+        """All whole states, oldest first."""
+        folders = [f for f in self.states.glob("step-*") if f.name.removeprefix("step-").isdecimal()]
+        return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn a failed write into one line that names the place and the remedy."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors wrap or lose the OSError of a full disk
+        causes = list(_causes(error))
+        full = any(getattr(c, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(c) for c in causes)
+        root = next((c for c in reversed(causes) if isinstance(c, OSError)), error)
+        reason = "the disk is full: free space" if full else f"{_first_line(root)}: mend this"
+        raise DataError(
+            f"cannot write {path}: {reason} and run the same command again; what was saved before is intact"
+        ) from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _flush_tree(folder: Path) -> None:
+    for file in folder.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a state folder so that a kill in between leaves no half of it under its name."""
+    if folder.exists():
+        doomed = folder.with_name(f"{TEMPORARY}old-{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        shutil.copy2(file, target / file.name)

@@ -1,0 +1,62 @@
+"""Means over the steps since the last line of metrics."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from vlbeit import dist
+from vlbeit.types import StepOutput
+
+
+class Meter:
+    """Adds up losses, logs and speed of the steps; `flush` gives the means and starts anew."""
+
+    def __init__(self) -> None:
+        self.restart(samples=0)
+
+    def restart(self, samples: int) -> None:
+        """Forget everything, and start the clock at `samples` seen: also after work that is not training."""
+        self.steps = 0
+        self.samples = samples
+        self.losses: dict[str, float] = {}
+        self.grad_norm = 0.0
+        self.logs: dict[str, Tensor] = {}  # name -> (sum, count) of this process, on its device
+        self.started = time.perf_counter()
+
+    def add_logs(self, output: StepOutput) -> None:
+        """The logs of one micro-batch; stays on the device."""
+        for name, (total, count) in output.logs.items():
+            pair = torch.stack([total.detach().float(), count.detach().to(total.device).float()])
+            self.logs[name] = self.logs[name] + pair if name in self.logs else pair
+
+    def add_step(self, losses: dict[str, float], grad_norm: float) -> None:
+        """The losses of one optimizer step, already over all processes."""
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value
+        self.grad_norm += grad_norm if math.isfinite(grad_norm) else 0.0  # fp16 skips such a step
+        self.steps += 1
+
+    def flush(self, samples: int) -> dict[str, object]:
+        """Means since the last flush, over all processes, at `samples` seen; every process must call."""
+        losses = {name: value / self.steps for name, value in self.losses.items()}
+        record: dict[str, object] = {
+            "total": sum(losses.values()),
+            "losses": losses,
+            "logs": self._mean_logs(),
+            "grad_norm": self.grad_norm / self.steps,
+            "samples": samples,
+            "samples_per_second": (samples - self.samples) / (time.perf_counter() - self.started),
+        }
+        self.restart(samples)
+        return record
+
+    def _mean_logs(self) -> dict[str, float]:
+        if not self.logs:
+            return {}
+        names = sorted(self.logs)
+        sums = dist.sum_over_ranks(torch.stack([self.logs[name] for name in names])).tolist()
+        return {name: total / count if count else math.nan for name, (total, count) in zip(names, sums, strict=True)}

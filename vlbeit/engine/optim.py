@@ -1,0 +1,68 @@
+"""Optimizers of timm with our own parameter groups."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import nn
+
+from vlbeit.config import OptimConfig
+from vlbeit.errors import UsageError
+
+OWN_KEYS = ("name", "weight_decay", "lr_scale", "betas", "eps")  # what the config sets; never read from a saved state
+
+
+def build_optimizer(groups: Iterable[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer `config.name` over our groups.
+
+    A group has `params`, and may have `weight_decay` (else `config.weight_decay`), `lr_scale` (else 1) and `name`.
+    timm gets groups, not a module, so it neither splits them nor exempts one-dimensional parameters from decay.
+    """
+    own = [
+        {"weight_decay": config.weight_decay, "lr_scale": 1.0, **group, "params": list(group["params"])}
+        for group in groups
+    ]
+    own = [group for group in own if group["params"]]
+    if config.name not in list_optimizers():
+        near = difflib.get_close_matches(config.name, list_optimizers(), n=3)
+        raise UsageError(f"optim.name={config.name} is no optimizer of timm; nearest: {', '.join(near) or 'adamw'}")
+    return create_optimizer_v2(
+        own,
+        config.name,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        filter_bias_and_bn=False,
+        betas=tuple(config.betas),
+        eps=config.eps,
+    )
+
+
+def check_coverage(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless every trainable parameter of the module sits in exactly one group, and nothing else."""
+    counts = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
+    missing = [name for name, p in module.named_parameters() if p.requires_grad and not counts[id(p)]]
+    if missing:
+        raise ValueError(f"param_groups leaves out trainable parameters: {', '.join(missing)}")
+    if max(counts.values(), default=1) > 1:
+        raise ValueError("param_groups has a parameter in two groups")
+    if counts.keys() - {id(p) for p in module.parameters()}:
+        raise ValueError("param_groups has a parameter that the objective does not own")
+
+
+def write_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set every group's learning rate to `lr` times its `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Restore moments and step counts; what the config sets (decay, betas, ...) stays as this run has it."""
+    own = [{key: group[key] for key in OWN_KEYS if key in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)

@@ -1,0 +1,46 @@
+"""Learning rate as a pure function of the step: step 0 is the first update. The engine writes it into the groups.
+
+The forms are those of the reference recipes: BEiT's cosine (warmup includes its end point, then the cosine starts at
+its top) and VLMo's linear decay (warmup excludes it).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+from vlbeit.config import OptimConfig
+
+Schedule = Callable[[int], float]
+
+
+def make_schedule(config: OptimConfig, steps: int) -> Schedule:
+    """The schedule of a run of `steps` updates, before any group's `lr_scale`."""
+    warmup = config.warmup_steps * steps if config.warmup_steps < 1 else config.warmup_steps
+    warmup = round(warmup)
+    if config.schedule == "cosine":
+        return functools.partial(cosine, lr=config.lr, min_lr=config.min_lr, warmup=warmup, steps=steps)
+    if config.schedule == "linear":
+        return functools.partial(linear, lr=config.lr, warmup=warmup, steps=steps)
+    return functools.partial(constant, lr=config.lr, warmup=warmup)
+
+
+def cosine(step: int, *, lr: float, min_lr: float, warmup: int, steps: int) -> float:
+    """From 0 to `lr` over `warmup` points, both ends included, then half a cosine towards `min_lr`."""
+    if step < warmup:
+        return lr * step / max(warmup - 1, 1)
+    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * progress))
+
+
+def linear(step: int, *, lr: float, warmup: int, steps: int) -> float:
+    """From 0 to `lr` at step `warmup`, then in a straight line to 0 at step `steps`."""
+    if step < warmup:
+        return lr * step / warmup
+    return lr * max(steps - step, 0) / max(steps - warmup, 1)
+
+
+def constant(step: int, *, lr: float, warmup: int) -> float:
+    """From 0 to `lr` at step `warmup`, then constant."""
+    return lr * step / warmup if step < warmup else lr

@@ -1,0 +1,127 @@
+"""Where metrics go: a file of JSON lines, accelerate's trackers, the terminal. On the main process only.
+
+A record is `{"step", "time", "total", "losses", "logs", "lr", "grad_norm", ...}` after training steps, or
+`{"step", "time", "evaluation"}`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vlbeit.engine.folder import write_errors
+
+Record = Mapping[str, Any]
+
+
+class Sink:
+    """Takes what it is interested in."""
+
+    def step(self, step: int) -> None:
+        """An optimizer step is done."""
+
+    def write(self, record: Record) -> None:
+        """A record of metrics is there."""
+
+    def close(self) -> None:
+        """Training has ended, well or not."""
+
+
+class JsonLines(Sink):
+    """Appends each record as one line of JSON; NaN and Inf become null."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, record: Record) -> None:
+        with write_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(record), allow_nan=False, ensure_ascii=False) + "\n")
+
+
+class Trackers(Sink):
+    """TensorBoard, Weights & Biases, ... through accelerate; nested names are joined by a slash."""
+
+    def __init__(self, accelerator: Accelerator, project: str) -> None:
+        self.accelerator = accelerator
+        accelerator.init_trackers(project)
+
+    def write(self, record: Record) -> None:
+        self.accelerator.log({k: v for k, v in flat(record).items() if k not in ("step", "time")}, step=record["step"])
+
+    def close(self) -> None:
+        self.accelerator.end_training()
+
+
+class Terminal(Sink):
+    """A progress bar with speed, loss and learning rate; on anything but a terminal plain lines. To stderr."""
+
+    def __init__(self, start: int, steps: int, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.start, self.steps, self.started = start, steps, time.perf_counter()
+        self.bar = None
+        if self.console.is_terminal:
+            columns = (
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("", total=steps, completed=start)
+            self.bar.start()
+
+    def step(self, step: int) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+
+    def write(self, record: Record) -> None:
+        if "evaluation" in record:
+            self._say(f"step {record['step']}  " + "  ".join(_short(record["evaluation"])))
+        elif self.bar:
+            self.bar.update(self.task, description=self._summary(record))
+        else:
+            self._say(f"step {record['step']}/{self.steps}  {self._summary(record)}  ETA {self._eta(record['step'])}")
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _summary(self, record: Record) -> str:
+        losses = _short(record["losses"]) if len(record["losses"]) > 1 else []
+        words = [f"loss {record['total']:.4g}", *losses, f"lr {record['lr']:.3g}"]
+        return "  ".join([*words, f"{record['samples_per_second']:.1f} samples/s"])
+
+    def _eta(self, step: int) -> str:
+        seconds = (time.perf_counter() - self.started) / max(step - self.start, 1) * (self.steps - step)
+        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"losses": {"mim": 1}} -> {"losses/mim": 1}."""
+    result: dict[str, Any] = {}
+    for name, value in record.items():
+        result |= flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return result
+
+
+def finite(value: Any) -> Any:
+    """The value with NaN and Inf as None: strict JSON has neither."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _short(numbers: Mapping[str, float]) -> list[str]:
+    return [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in numbers.items()]

@@ -1,0 +1,41 @@
+"""What a run counts: everything of its progress that is neither a weight nor a moment of the optimizer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vlbeit.types import Batch
+
+
+@dataclass
+class TrainingState:
+    """Counters after `step` optimizer steps, the same on every process; JSON values only."""
+
+    step: int = 0
+    samples: int = 0  # samples seen, over all processes
+    bad: list[str] = field(default_factory=list)  # ids that could not be read, each once, sorted
+    best: float | None = None  # best value so far of the metric that picks the weights
+    best_step: int | None = None
+
+    def advance(self, micro_batches: list[Batch], processes: int) -> None:
+        """One step more, of these micro-batches of this process; all processes have equally many samples."""
+        self.step += 1
+        self.samples += sum(len(batch["sample_id"]) for batch in micro_batches) * processes
+        self.bad = sorted({*self.bad, *(sample_id for batch in micro_batches for sample_id in batch.get("bad", ()))})
+
+    def update_best(self, value: float, *, lower: bool) -> bool:
+        """Remember `value` of this step and say True if it beats the best so far; anything beats a NaN."""
+        known = self.best is not None and not math.isnan(self.best)
+        better = not known or (value < self.best if lower else value > self.best)
+        if better:
+            self.best, self.best_step = value, self.step
+        return better
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingState:
+        return cls(**values)

@@ -1,0 +1,33 @@
+"""Objective: the one module that training sees. It owns encoder and heads and turns a batch into named losses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlbeit.types import Batch, StepOutput
+
+
+class Objective(nn.Module, ABC):
+    """Base of what stages and tasks train. `forward` computes; optimizer, devices and ranks are the engine's."""
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Number of terms of every loss, as scalar tensors, from the batch alone: no forward, no parameters.
+
+        The names are the same for every batch. The engine adds the counts of all micro-batches of a step and of
+        all processes, so that accumulation and many processes give the mean over the whole batch.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Batch, counts: dict[str, Tensor]) -> StepOutput:
+        """Every loss = weight * sum of its terms / counts[name]; names and logs are the same for every batch."""
+
+    def after_step(self) -> None:
+        """Called after every optimizer step, on every process, with the same random state on all of them."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The parts as JSON values for `checkpoint/config.json`: `encoder` (absent without one) and `heads`."""
