@@ -183,9 +183,9 @@ def _choose(parsed: Sequence[words.Word]) -> _Choice:
     if "task" in typed and "stage" not in typed:
         notes.append(f"task={title} takes stage={settings['stage'].name}")
     names = {**brought, **typed, "data": source, "stage": settings["stage"].name}
-    for group, known in (("model", list(PRESETS)), ("recipe", ["none", *recipes()])):
-        if names[group] not in known:
-            raise UsageError(f"unknown {group} {names[group]!r}: {registry.nearest(names[group], known)}")
+    for group, choices in (("model", list(PRESETS)), ("recipe", ["none", *recipes()])):
+        if names[group] not in choices:
+            raise UsageError(f"unknown {group} {names[group]!r}: {registry.nearest(names[group], choices)}")
     data = DataConfig(name=source, root=f"data/{source}")
     return _Choice(names, RunConfig(**settings, model=replace(PRESETS[names["model"]]), data=data), notes)
 
@@ -209,8 +209,8 @@ def _recipe_class(group: str, name: str, base: type) -> Any:
     found = registry.get(group, name)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UsageError(f"{group}={name}: {found!r} is not a vlbeit.task.{base.__name__}")
-    settings = found.Config
-    if not (is_dataclass(settings) and issubclass(settings, Settings)):
+    settings: Any = getattr(found, "Config", None)
+    if not (isinstance(settings, type) and is_dataclass(settings) and issubclass(settings, Settings)):
         raise UsageError(
             f"{group}={name}: {found.__name__}.Config is not a dataclass derived from vlbeit.config.Settings"
         )
@@ -285,8 +285,8 @@ def _to_config(tree: Any) -> RunConfig:
 def _leaves(prefix: str, node: Node | None) -> Iterator[tuple[str, Any]]:
     """Dotted keys of a config tree with their nodes; a list is a leaf."""
     if isinstance(node, DictConfig) and not node._is_none():
-        for name in node:
-            yield from _leaves(f"{prefix}.{name}" if prefix else str(name), node._get_node(name))
+        for name in map(str, node):
+            yield from _leaves(f"{prefix}.{name}" if prefix else name, node._get_node(name))
     else:
         yield prefix, node
 

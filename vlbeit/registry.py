@@ -163,7 +163,7 @@ def _source(module: str) -> Path:
 
 def _missing_imports(tree: ast.Module) -> list[str]:
     """Top-level packages that a file imports first thing and that are not installed."""
-    tops = set()
+    tops: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.Import):
             tops.update(alias.name.partition(".")[0] for alias in node.names)

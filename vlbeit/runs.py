@@ -34,6 +34,6 @@ def _line(run: RunFolder) -> RunLine:
         numbers = json.loads(run.evaluation_file.read_text()) if run.evaluation_file.exists() else {}
     except (DataError, OSError, ValueError) as error:
         return RunLine(str(run.path), "", "", "", f"damaged: {error}")
-    names = [(config.get(group) or {}).get("name", "") for group in ("stage", "task")]
+    stage, task = ((config.get(group) or {}).get("name", "") for group in ("stage", "task"))
     shown = [f"{name} {value:.4g}" for name, value in numbers.items() if isinstance(value, int | float)][:4]
-    return RunLine(str(run.path), *names, "" if step is None else str(step), ", ".join(shown))
+    return RunLine(str(run.path), stage, task, "" if step is None else str(step), ", ".join(shown))

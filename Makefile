@@ -1,0 +1,43 @@
+# make demo    from an empty machine to a table of results on the built-in data
+# make test    all tests
+# make checks  format, lint, types
+PYTHON ?= python3
+# More threads than cores slow torch down a lot; a test run pins what its exact numbers depend on by itself.
+OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+export OMP_NUM_THREADS
+
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: demo test checks wheel wheel-test clean
+
+demo: $(STAMP)
+	$(BIN)/vlbeit demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# mypy does not follow the mounts of setup.py, so it reads the unpacked wheel
+checks: $(STAMP) wheel
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/unpacked
+	$(BIN)/python -m zipfile -e dist/vlbeit-*.whl build/unpacked
+	cd build/unpacked && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy -p vlbeit
+
+# build/ first: setuptools would pack what an earlier build left there
+wheel: $(STAMP)
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+wheel-test: wheel
+	$(BIN)/python .ci/wheel_test.py dist/vlbeit-*.whl
+
+$(STAMP): pyproject.toml setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
