@@ -115,8 +115,8 @@ class Guess(nn.Module):
         torch.manual_seed(0)
         self.target = TokenTarget(DVAE(spec))
 
-    def masked_prediction(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return torch.zeros(int(batch["mask"].sum()), self.target.head_width)
+    def masked_logits(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(int(batch["mask"].sum()), self.target.head_width), batch["mask"]
 
 
 def batch_of(number: int) -> dict[str, object]:

@@ -81,26 +81,47 @@ class DVAESpec:
 
 
 class ResidualBlock(nn.Module):
-    """skip(x) + gain * residual(x); the residual path has four convolutions, four times narrower inside."""
+    """skip(x) + gain * residual(x); the residual path has four convolutions, four times narrower inside.
 
-    def __init__(self, width_in: int, width_out: int, kernels: tuple[int, int, int, int], gain: float) -> None:
+    `upsample` doubles the sides of x first. The skip and the first convolution then look at single pixels, so they
+    run before the nearest neighbours are repeated: the same values for a quarter of the work.
+    """
+
+    def __init__(self, widths: tuple[int, int], kernels: tuple[int, ...], gain: float, *, upsample: bool) -> None:
         super().__init__()
+        assert kernels[0] == 1 or not upsample
+        width_in, width_out = widths
         inner = width_out // 4
-        widths = (width_in, inner, inner, inner, width_out)
         layers: list[nn.Module] = []
-        for kernel, (before, after) in zip(kernels, pairwise(widths), strict=True):
+        for kernel, (before, after) in zip(kernels, pairwise((width_in, inner, inner, inner, width_out)), strict=True):
             layers += [nn.ReLU(), nn.Conv2d(before, after, kernel, padding=kernel // 2)]
         self.residual = nn.Sequential(*layers)
         self.skip = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
         self.gain = gain
+        self.upsample = nn.Upsample(scale_factor=2, mode="nearest") if upsample else nn.Identity()
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        return self.skip(x_BDHW) + self.gain * self.residual(x_BDHW)
+        skip = self.upsample(self.skip(x_BDHW))
+        residual = self.upsample(self.residual[:2](x_BDHW))
+        return torch.add(skip, self.residual[2:](residual), alpha=self.gain)
 
 
-def _group(width_in: int, width_out: int, kernels: tuple[int, int, int, int], spec: DVAESpec) -> nn.Sequential:
-    widths = [width_in] + [width_out] * spec.blocks_per_group
-    return nn.Sequential(*(ResidualBlock(a, b, kernels, spec.post_gain) for a, b in pairwise(widths)))
+def _groups(widths: tuple[int, ...], kernels: tuple[int, ...], spec: DVAESpec, *, upsample: bool) -> nn.ModuleList:
+    """A group of blocks for every step of widths; `upsample` holds for the first block of all groups but the first."""
+    groups = nn.ModuleList()
+    for before, after in pairwise(widths):
+        steps = pairwise((before, *[after] * spec.blocks_per_group))
+        group = [
+            ResidualBlock(step, kernels, spec.post_gain, upsample=upsample and number == 0 and len(groups) > 0)
+            for number, step in enumerate(steps)
+        ]
+        groups.append(nn.Sequential(*group))
+    return groups
+
+
+def _channels_last(x_BCHW: Tensor) -> Tensor:
+    """Convolutions with few channels are faster in this memory format, and the layers after the first keep it."""
+    return x_BCHW.contiguous(memory_format=torch.channels_last)
 
 
 def _in_full_precision(module: nn.Sequential, x: Tensor) -> Tensor:
@@ -115,13 +136,12 @@ class DVAEEncoder(nn.Module):
     def __init__(self, spec: DVAESpec, out_channels: int) -> None:
         super().__init__()
         self.input = nn.Conv2d(spec.channels, spec.hidden, 7, padding=3)
-        widths = (spec.hidden, *spec.widths)
-        self.groups = nn.ModuleList(_group(a, b, (3, 3, 3, 1), spec) for a, b in pairwise(widths))
+        self.groups = _groups((spec.hidden, *spec.widths), (3, 3, 3, 1), spec, upsample=False)
         self.pool = nn.MaxPool2d(2)
-        self.output = nn.Sequential(nn.ReLU(), nn.Conv2d(widths[-1], out_channels, 1))
+        self.output = nn.Sequential(nn.ReLU(), nn.Conv2d(spec.widths[-1], out_channels, 1))
 
     def forward(self, mapped_BCHW: Tensor) -> Tensor:
-        x = self.input(mapped_BCHW)
+        x = self.input(_channels_last(mapped_BCHW))
         for number, group in enumerate(self.groups):
             x = group(self.pool(x) if number else x)
         return _in_full_precision(self.output, x)
@@ -134,15 +154,14 @@ class DVAEDecoder(nn.Module):
         super().__init__()
         self.input = nn.Conv2d(code_channels, spec.decoder_input, 1)
         widths = (spec.decoder_input, *reversed(spec.widths))
-        self.groups = nn.ModuleList(_group(a, b, (1, 3, 3, 3), spec) for a, b in pairwise(widths))
-        self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
+        self.groups = _groups(widths, (1, 3, 3, 3), spec, upsample=True)
         out = 2 * spec.channels if spec.likelihood == "logit_laplace" else spec.channels
         self.output = nn.Sequential(nn.ReLU(), nn.Conv2d(spec.hidden, out, 1))
 
     def forward(self, code_BKYX: Tensor) -> Tensor:
-        x = self.input(code_BKYX)
-        for number, group in enumerate(self.groups):
-            x = group(self.upsample(x) if number else x)
+        x = self.input(_channels_last(code_BKYX))
+        for group in self.groups:
+            x = group(x)
         return _in_full_precision(self.output, x)
 
 

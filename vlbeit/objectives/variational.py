@@ -26,7 +26,7 @@ from vlbeit.types import Batch
 class VariationalTerms:
     """Evaluator of both terms, in nats.
 
-    The objective has `target.dvae` and `masked_prediction(batch) -> logits [M, V]` in the order of the mask.
+    The objective has `target.dvae` and `masked_logits(batch) -> (logits [M, V], mask [B, N])`.
     `elbo_reconstruction`: log p(x|z), a density over [0, 1], per pixel value (pixel and channel), one z per picture
     drawn from q; higher is better. A tokenizer trained with l1 or l2 has no scale: its Laplace or normal density gets
     the one that fits the split best. `elbo_kl`: KL(q(z|x) || p(z|x~)) per masked patch; lower is better. A certain q
@@ -44,7 +44,7 @@ class VariationalTerms:
         """Add a batch with `pixels`, `mask`, `sample_id` and what the encoder needs."""
         dvae, pixels_BCHW = objective.target.dvae, batch["pixels"]
         self.likelihood = dvae.spec.likelihood
-        mask_BN, logits_MV = batch["mask"], objective.masked_prediction(batch)
+        logits_MV, mask_BN = objective.masked_logits(batch)
         log_q_BVYX = dvae.posterior(pixels_BCHW)
         log_q_MV = log_q_BVYX.flatten(2).transpose(1, 2)[mask_BN]
         kl = divergence(log_q_MV, at_least_float(logits_MV).log_softmax(-1)).double().sum()
