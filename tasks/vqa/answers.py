@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from vlbeit.types import Record, Records
+from vlbeit.types import Records
 
 from .metric import normalize_answer
 
@@ -16,12 +15,6 @@ SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)  # target of an answer that 0, 1, 2, 3, 
 def majority_answer(answers: Sequence[str]) -> str:
     """The most frequent raw answer, the first of equals; "" if there is none."""
     return Counter(answers).most_common(1)[0][0] if answers else ""
-
-
-def record_answer(record: Record) -> str:
-    """The one answer that stands for a question: `multiple_choice_answer` where the data has it, else the majority."""
-    given = record.get("multiple_choice_answer")
-    return majority_answer(record["answers"]) if given is None else given
 
 
 def build_vocabulary(majority: Iterable[str], min_count: int) -> list[str]:
@@ -60,11 +53,13 @@ class AnswerVocabulary:
         return [row for row, humans in enumerate(records.column("answers")) if self.knows(humans)]
 
 
-def majority_answers(records: Records) -> list[Any]:
-    """`record_answer` of every row, read as columns: no image is touched."""
+def majority_answers(records: Records) -> list[str]:
+    """The one answer that stands for each question: `multiple_choice_answer` where the data has it, else the majority.
+
+    `records` are not empty; they are read as columns, no image is touched.
+    """
     humans = records.column("answers")
-    try:
-        given: Sequence[Any] = records.column("multiple_choice_answer")
-    except KeyError:
+    if "multiple_choice_answer" not in records[0]:
         return [majority_answer(answers) for answers in humans]
+    given = records.column("multiple_choice_answer")
     return [majority_answer(answers) if one is None else one for one, answers in zip(given, humans, strict=True)]

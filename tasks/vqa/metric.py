@@ -15,9 +15,10 @@ from functools import lru_cache
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # everything else stays: ' : $ % & # * and all non-ASCII marks
 ARTICLES = frozenset(("a", "an", "the"))
 NUMBERS = {
-    word: str(value)
-    for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
+    "eight": "8", "nine": "9", "ten": "10",
+}  # fmt: skip
+OFFICIAL_TYPES = ("yes/no", "number", "other")  # of answers, in the order of the leaderboard
 MOST_PERIODS = 32  # the original passes re.UNICODE (32) where `count` belongs: later periods stay
 
 _DIGIT_COMMA_DIGIT = re.compile("[0-9],[0-9]")
@@ -64,9 +65,7 @@ def normalize_answer(text: str) -> str:
 def _without_punctuation(text: str) -> str:
     # One "1,000" anywhere makes every mark vanish instead of turning into a space.
     vanish = _DIGIT_COMMA_DIGIT.search(text) is not None
-    marks = {
-        ord(mark): "" if vanish or f"{mark} " in text or f" {mark}" in text else " " for mark in PUNCTUATION
-    }
+    marks = {ord(mark): "" if vanish or f"{mark} " in text or f" {mark}" in text else " " for mark in PUNCTUATION}
     return _LOOSE_PERIOD.sub("", text.translate(marks), count=MOST_PERIODS)
 
 
@@ -113,8 +112,7 @@ class VQAAccuracy:
         """
         if not self.scores:
             raise ValueError("no question with human answers was scored")
-        # the three official types first, in the order of the leaderboard
-        order = sorted(self._by_answer_type, key=lambda name: (("yes/no", "number", "other") + (name,)).index(name))
+        order = sorted(self._by_answer_type, key=lambda name: (*OFFICIAL_TYPES, name).index(name))
         result = {"overall": _percent(self.scores)}
         result |= {name: _percent(self._by_answer_type[name]) for name in order}
         return result | {"questions": len(self.scores)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+
 from vlbeit.tasks.vqa.answers import AnswerVocabulary, build_vocabulary, majority_answer, majority_answers
 from vlbeit.tasks.vqa.blind import BlindGuess
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from vlbeit.tasks.vqa.metric import CONTRACTIONS, VQAAccuracy, answer_score, clean_answer, normalize_answer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqa_metric"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from vlbeit.errors import DataError
 from vlbeit.tasks.vqa.submit import check_answers, write_answers
 

@@ -1,0 +1,139 @@
+"""The classification recipe: what its objective, data, evaluator and parameter groups are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from torch import Tensor, nn
+
+from vlbeit.config import OptimConfig, RunConfig, Settings, key, require
+from vlbeit.data.collate import collate
+from vlbeit.data.records import open_image
+from vlbeit.data.sources import open_source
+from vlbeit.data.transforms import ClassificationEval, ClassificationTrain
+from vlbeit.models.encoder import MoMEEncoder
+from vlbeit.models.groups import beit_decays, param_groups
+from vlbeit.models.heads import Heads
+from vlbeit.models.spec import encoder_spec
+from vlbeit.task import Task
+from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Record, Records, Sample
+
+from .evaluator import ClassificationEvaluator, ClassificationPredictor
+from .objective import ClassificationObjective
+
+
+@dataclass
+class ClassificationSettings(Settings):
+    """Defaults: BEiT's fine-tuning recipe on ImageNet-1k."""
+
+    smoothing: float = key(0.1, "label smoothing")
+    mixup: float = key(0.8, "alpha of mixup; 0: off")
+    cutmix: float = key(1.0, "alpha of cutmix; 0: off")
+    mixup_prob: float = key(1.0, "share of micro-batches that are mixed at all")
+    switch_prob: float = key(0.5, "share of cutmix among the mixed ones, where both are on")
+    randaugment: str = key("rand-m9-mstd0.5-inc1", "timm's name of the augmentation policy; empty: none")
+    color_jitter: float = key(0.4, "strength of colour jitter; used where randaugment is empty, as in timm")
+    erasing: float = key(0.25, "share of pictures that random erasing strikes")
+    min_scale: float = key(0.08, "smallest share of the picture that a training crop keeps")
+    crop_pct: float | None = key(None, "share of the picture at evaluation; null: 224/256 below 384 pixels, else 1")
+    init_scale: float = key(0.001, "factor on the new classifier's initial weights")
+
+    def __post_init__(self) -> None:
+        for name in ("smoothing", "mixup_prob", "switch_prob", "erasing"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"task.{name}={value} must lie in [0, 1]")
+        require(self.smoothing < 1, f"task.smoothing={self.smoothing} must be below 1")
+        require(self.mixup >= 0, f"task.mixup={self.mixup} must not be negative")
+        require(self.cutmix >= 0, f"task.cutmix={self.cutmix} must not be negative")
+        require(0 < self.min_scale <= 1, f"task.min_scale={self.min_scale} must lie in (0, 1]")
+        require(
+            self.crop_pct is None or 0 < self.crop_pct <= 1,
+            f"task.crop_pct={self.crop_pct} must lie in (0, 1], or null",
+        )
+
+
+class Classification(Task):
+    """Image classification: the mean of the patch tokens, one class out, BEiT's fine-tuning recipe."""
+
+    Config = ClassificationSettings
+    kind = "labelled"
+    metric = "top1"
+    stages = ("mim", "vl")  # of vl the image experts alone
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.settings: ClassificationSettings = config.task
+
+    def meta(self, train: Records, inherited: Meta) -> Meta:
+        """`classes`: the names of the labels, as the data source gives them."""
+        return {"classes": list(open_source(self.config.data).classes())}
+
+    def objective(self, meta: Meta) -> ClassificationObjective:
+        """Encoder with the image expert alone, and a new classifier."""
+        settings, classes = self.settings, len(meta["classes"])
+        spec = encoder_spec(self.config, final_norm=False)
+        head = {
+            "kind": "classification",
+            "dim": spec.embed_dim,
+            "num_classes": classes,
+            "init_scale": settings.init_scale,
+        }
+        mixup = None
+        if settings.mixup > 0 or settings.cutmix > 0:
+            mixup = Mixup(
+                mixup_alpha=settings.mixup,
+                cutmix_alpha=settings.cutmix,
+                prob=settings.mixup_prob,
+                switch_prob=settings.switch_prob,
+                label_smoothing=settings.smoothing,
+                num_classes=classes,
+            )
+        return ClassificationObjective(MoMEEncoder(spec), Heads({"classification": head}), settings.smoothing, mixup)
+
+    def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
+        """Samples with `image` and `label`."""
+        return DataSpec(records, ClassificationTransform(self._image_transform(train)), collate)
+
+    def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
+        """Top-1 and top-5 accuracy."""
+        return {"classification": ClassificationEvaluator(len(meta["classes"]))}
+
+    def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+        """BEiT's rules: `optim.layer_decay` per layer, no decay of vectors, biases and the CLS token."""
+        return param_groups(objective, optim, beit_decays, scaled_head="classification")
+
+    def predictor(self, objective: nn.Module, meta: Meta) -> Predictor:
+        """Image in, classes with their probabilities out."""
+        return ClassificationPredictor(objective, self._image_transform(False), meta["classes"])
+
+    def _image_transform(self, train: bool) -> Callable[[Any], Tensor]:
+        (mean, std), size, settings = self.config.normalization, self.config.data.size, self.settings
+        if not train:
+            return ClassificationEval(size, mean, std, crop_pct=settings.crop_pct)
+        return ClassificationTrain(
+            size,
+            mean,
+            std,
+            randaugment=settings.randaugment,
+            erasing=settings.erasing,
+            color_jitter=settings.color_jitter,
+            min_scale=settings.min_scale,
+        )
+
+
+class ClassificationTransform:
+    """A labelled record to a sample; runs in the loader's workers."""
+
+    def __init__(self, image: Callable[[Any], Tensor]) -> None:
+        self.image = image
+
+    def __call__(self, record: Record) -> Sample:
+        return {
+            "sample_id": record["id"],
+            "image": self.image(open_image(record["image"])),
+            "label": torch.tensor(record["label"]),
+        }

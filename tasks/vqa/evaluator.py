@@ -1,0 +1,119 @@
+"""Predictions over a split and what they score: official accuracy, the blind baseline beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlbeit.dist import gather_objects, is_main
+from vlbeit.errors import DataError
+from vlbeit.types import Batch, Records
+
+from .blind import BlindGuess
+from .metric import VQAAccuracy, answer_score
+from .submit import write_answers
+
+
+class AnswerCollector:
+    """The answer with the highest logit for every question of the records; a question seen twice counts once."""
+
+    def __init__(self, records: Records, answers: Sequence[str]) -> None:
+        self.answers = list(answers)
+        self.question_ids = [int(key) for key in records.column("question_id")]
+        self.question_of = dict(zip(records.column("id"), self.question_ids, strict=True))
+        self.predictions: dict[int, str] = {}
+
+    @torch.no_grad()
+    def update(self, objective: nn.Module, batch: Batch) -> None:
+        """Answer the questions of one batch."""
+        best_B = objective.answer_logits(batch).argmax(dim=-1).tolist()
+        for sample_id, index in zip(batch["sample_id"], best_B, strict=True):
+            self.predictions[self.question_of[sample_id]] = self.answers[index]
+
+    def gather(self) -> dict[int, str]:
+        """Question id -> answer over all processes."""
+        return {key: answer for part in gather_objects(self.predictions) for key, answer in part.items()}
+
+    def write(self, path: str | Path) -> int:
+        """Write the answer file of all processes' answers, on the main one; return the number of questions.
+
+        Raises DataError, with nothing overwritten, unless every question of the records has its answer.
+        """
+        predictions = self.gather()
+        return write_answers(path, predictions, self.question_ids) if is_main() else len(predictions)
+
+
+class VQAEvaluator:
+    """Official VQA accuracy in percent over all questions that have human answers.
+
+    A question whose human answers are all outside the vocabulary stays in and usually scores 0. `train` opens the
+    training records of the blind baseline on first use; `blind` is left out where it gives None.
+    """
+
+    def __init__(self, records: Records, answers: Sequence[str], train: Callable[[], Records | None]) -> None:
+        self.records = records
+        self.collector = AnswerCollector(records, answers)
+        self._train: Callable[[], Records | None] | None = train
+        self.scores: dict[int, float] = {}
+        self._predicted: dict[int, str] = {}
+        self._blind: float | None = None
+
+    def update(self, objective: nn.Module, batch: Batch) -> None:
+        """Answer the questions of one batch."""
+        self.collector.update(objective, batch)
+
+    def compute(self) -> dict[str, float]:
+        """`overall`, `yes/no`, `number`, `other` (those that occur), `blind`: percent; `questions`: their number.
+
+        Raises DataError where no question has human answers.
+        """
+        self._predicted = self.collector.gather()
+        accuracy, self.scores = score_answers(self.records, self._predicted)
+        if not self.scores:
+            raise DataError("these questions have no human answers to score against: vlbeit submit answers them")
+        result = accuracy.compute()
+        blind = self._blind_accuracy()
+        return result if blind is None else result | {"blind": blind}
+
+    def details(self) -> list[dict[str, Any]]:
+        """One row per scored question of the last `compute`: question_id, answer, score in [0, 1]."""
+        return [
+            {"question_id": key, "answer": self._predicted.get(key), "score": score}
+            for key, score in sorted(self.scores.items())
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The predictions so far, of this process."""
+        return {"predictions": dict(self.collector.predictions)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up predictions where `state_dict` left them; JSON's text keys are welcome."""
+        self.collector.predictions = {int(key): answer for key, answer in state["predictions"].items()}
+
+    def _blind_accuracy(self) -> float | None:
+        train, self._train = (self._train() if self._train else None), None  # asked once, the answer stays the same
+        if train is not None:
+            guess = BlindGuess(train)
+            columns = (self.records.column(name) for name in ("question_id", "question", "question_type"))
+            guesses = {int(key): guess(text, kind) for key, text, kind in zip(*columns, strict=True)}
+            self._blind = score_answers(self.records, guesses)[0].compute()["overall"]
+        return self._blind
+
+
+def score_answers(records: Records, predictions: Mapping[int, str]) -> tuple[VQAAccuracy, dict[int, float]]:
+    """Official accuracy of question id -> answer, and the score of each question; both over the annotated ones.
+
+    A question without human answers (a test split) does not count; one without a prediction scores 0.
+    """
+    accuracy, scores = VQAAccuracy(), {}
+    names = ("question_id", "answers", "answer_type", "question_type")
+    for key, humans, answer_type, question_type in zip(*(records.column(name) for name in names), strict=True):
+        key = int(key)
+        if humans and key not in scores:
+            scores[key] = answer_score(predictions[key], humans) if key in predictions else 0.0
+            accuracy.add(scores[key], answer_type, question_type)
+    return accuracy, scores

@@ -1,0 +1,52 @@
+"""One image and a question in, the likeliest answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlbeit.data.records import open_image
+from vlbeit.data.text import Tokenizer
+from vlbeit.errors import UsageError
+
+
+class VQAPredictor:
+    """Answers a question about an image.
+
+    The probability of an answer is the sigmoid of its logit: how far the humans are expected to agree on it, each
+    answer for itself. The probabilities do not sum to 1.
+    """
+
+    def __init__(
+        self, objective: nn.Module, image: Callable[[Any], Tensor], tokenizer: Tokenizer, answers: Sequence[str]
+    ) -> None:
+        self.objective = objective.eval()
+        self.image = image
+        self.tokenizer = tokenizer
+        self.answers = list(answers)
+
+    @torch.no_grad()
+    def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> list[tuple[str, float]]:
+        """Path, bytes or PIL image, and a question -> `top` pairs of answer and probability, best first.
+
+        Raises UsageError without a question and ImageError for a picture that cannot be read.
+        """
+        if text is None or not text.strip():
+            raise UsageError('a VQA run needs a question: vlbeit predict RUN picture.jpg "how many dogs are there?"')
+        device = next(self.objective.parameters()).device
+        ids_BT = torch.tensor([self.tokenizer(text)], device=device)
+        batch = {
+            "sample_id": ["0"],
+            "image": self.image(open_image(image))[None].to(device),
+            "text_ids": ids_BT,
+            "text_keep": torch.ones_like(ids_BT, dtype=torch.bool),
+        }
+        probability_V = self.objective.answer_logits(batch)[0].float().sigmoid()
+        best = probability_V.topk(min(max(top, 1), len(self.answers)))
+        return [
+            (self.answers[index], value)
+            for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]

@@ -1,0 +1,194 @@
+"""The VQA recipe: what its objective, data, evaluator and parameter groups are made of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
+from vlbeit.data.collate import collate
+from vlbeit.data.records import open_image
+from vlbeit.data.sources import open_records
+from vlbeit.data.text import Tokenizer, choose_tokenizer
+from vlbeit.data.transforms import EvalImage, TrainImage
+from vlbeit.errors import DataError, UsageError
+from vlbeit.models.encoder import MoMEEncoder
+from vlbeit.models.groups import param_groups, vlmo_decays
+from vlbeit.models.heads import Heads
+from vlbeit.models.spec import encoder_spec
+from vlbeit.task import Task
+from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Record, Records, Sample
+
+from .answers import AnswerVocabulary, build_vocabulary, majority_answers
+from .evaluator import AnswerCollector, VQAEvaluator
+from .objective import VQAObjective, answer_heads
+from .predictor import VQAPredictor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class VQASettings(Settings):
+    """Defaults: VLMo's recipe, but for the flip."""
+
+    min_count: int = key(9, "questions that an answer must stand for to be in the vocabulary")
+    answers: str = key("auto", "auto: the vocabulary of init's run where it has one, else as own | own: from this data")
+    normalize_targets: bool = key(
+        False, "match human answers to the vocabulary in normal form; false: as written, as published"
+    )
+    min_scale: float = key(0.5, "smallest random crop as a share of the picture")
+    hflip: float = key(0.0, "probability of a horizontal flip; differs from VLMo (0.5): it turns left into right")
+    randaugment: bool = key(True, "RandAugment (2 operations, magnitude 7), as VLMo")
+
+    def __post_init__(self) -> None:
+        require(0 < self.min_scale <= 1, f"task.min_scale={self.min_scale} must lie in (0, 1]")
+        require(0 <= self.hflip <= 1, f"task.hflip={self.hflip} must lie in [0, 1]")
+        require(self.min_count > 0, f"task.min_count={self.min_count} must be positive")
+        one_of("task.answers", self.answers, ("auto", "own"))
+
+
+class VQA(Task):
+    """Visual question answering: an answer out of a fixed vocabulary, scored by the official VQA v2 accuracy."""
+
+    Config = VQASettings
+    kind = "vqa"
+    metric = "overall"
+    stages = ("vl", "mim")  # from mim the text and fused experts are new
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.settings: VQASettings = config.task
+
+    def meta(self, train: Records, inherited: Meta) -> Meta:
+        """`tokenizer` and `answers`. Raises UsageError where no answer is frequent enough."""
+        settings = self.settings
+        tokenizer = choose_tokenizer(self.config.text, lambda: train.column("question"), inherited.get("tokenizer"))
+        answers = inherited.get("answers") if settings.answers == "auto" else None
+        if answers is None:
+            answers = build_vocabulary(majority_answers(train), settings.min_count)
+        if not answers:
+            raise UsageError(
+                f"no answer stands for task.min_count={settings.min_count} of the {len(train)} training questions: "
+                f"lower task.min_count"
+            )
+        return {"tokenizer": tokenizer.to_json(), "answers": list(answers)}
+
+    def objective(self, meta: Meta) -> VQAObjective:
+        """Encoder with image, text and fused experts, pooler and answer head, all new."""
+        spec = encoder_spec(
+            self.config, experts=("image", "text"), fused=True, vocab_size=self._tokenizer(meta).vocab_size
+        )
+        return VQAObjective(MoMEEncoder(spec), Heads(answer_heads(spec.embed_dim, len(meta["answers"]))))
+
+    def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
+        """Samples with `image`, `text_ids`, `text_keep`, `target`.
+
+        Training leaves out the questions that have no human answer in the vocabulary, and says how many.
+        Raises DataError where that leaves nothing.
+        """
+        vocabulary = AnswerVocabulary(meta["answers"], normalize=self.settings.normalize_targets)
+        if train:
+            records = self._answerable(records, vocabulary)
+        transform = VQATransform(self._image_transform(train), self._tokenizer(meta), vocabulary)
+        return DataSpec(records, transform, collate)
+
+    def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
+        """Official accuracy with the blind baseline of the training split beside it."""
+        return {"vqa": VQAEvaluator(records, meta["answers"], self._train_records)}
+
+    def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+        """VLMo's rules; the answer head learns `optim.head_lr_scale` times as fast."""
+        return param_groups(objective, optim, vlmo_decays, scaled_head="answer")
+
+    def predictor(self, objective: nn.Module, meta: Meta) -> Predictor:
+        """Image and question in, answers with their probabilities out."""
+        return VQAPredictor(objective, self._image_transform(False), self._tokenizer(meta), meta["answers"])
+
+    def submission(self, records: Records, meta: Meta) -> AnswerCollector:
+        """What `vlbeit submit` feeds with batches and then asks to `write(path)`."""
+        return AnswerCollector(records, meta["answers"])
+
+    def _tokenizer(self, meta: Meta) -> Tokenizer:
+        return Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length)
+
+    def _image_transform(self, train: bool) -> TrainImage | EvalImage:
+        mean, std = self.config.normalization
+        if not train:
+            return EvalImage(self.config.data.size, mean, std)
+        settings = self.settings
+        return TrainImage(
+            self.config.data.size,
+            mean,
+            std,
+            min_scale=settings.min_scale,
+            hflip=settings.hflip,
+            randaugment=settings.randaugment,
+        )
+
+    def _answerable(self, records: Records, vocabulary: AnswerVocabulary) -> Records:
+        rows = vocabulary.answerable(records)
+        if not rows:
+            raise DataError(
+                f"none of the {len(records)} training questions has a human answer among the {len(vocabulary)} known "
+                f"ones: train with task.answers=own, or with annotations"
+            )
+        if len(rows) < len(records):
+            share = 100 * (1 - len(rows) / len(records))
+            log.info(
+                "%d of %d training questions (%.1f %%) have no human answer in the vocabulary of %d and are left out",
+                len(records) - len(rows), len(records), share, len(vocabulary),
+            )  # fmt: skip
+            records = ChosenRecords(records, rows)
+        return records
+
+    def _train_records(self) -> Records | None:
+        data = self.config.data
+        try:
+            return open_records(data, self.kind, data.train_split)
+        except DataError as error:
+            log.warning("no blind baseline: %s", error)
+            return None
+
+
+class VQATransform:
+    """A vqa record to a sample; runs in the loader's workers."""
+
+    def __init__(self, image: TrainImage | EvalImage, tokenizer: Tokenizer, vocabulary: AnswerVocabulary) -> None:
+        self.image = image
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+
+    def __call__(self, record: Record) -> Sample:
+        target_V = torch.zeros(len(self.vocabulary))
+        for index, score in self.vocabulary.soft_scores(record["answers"]).items():
+            target_V[index] = score
+        return {
+            "sample_id": record["id"],
+            "image": self.image(open_image(record["image"])),
+            "text_ids": self.tokenizer(record["question"]),
+            "target": target_V,
+        }
+
+
+class ChosenRecords:
+    """Some rows of other records, in the order given."""
+
+    def __init__(self, records: Records, rows: Sequence[int]) -> None:
+        self.records = records
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[self.rows[index]]
+
+    def column(self, name: str) -> Sequence[Any]:
+        """The chosen values of one field."""
+        whole = list(self.records.column(name))  # a memory-mapped column is slow to read value by value
+        return [whole[row] for row in self.rows]
