@@ -90,6 +90,7 @@ class SubwordTokenizer(Tokenizer):
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(value["definition"]))
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._backend.encode_special_tokens = True  # "[MASK]" in a user's text is text
         self.cls_id, self.sep_id = value["cls_id"], value["sep_id"]
         self.mask_id, self.pad_id = value["mask_id"], value["pad_id"]
         self.vocab_size, self.max_length = value["vocab_size"], max_length
@@ -218,7 +219,7 @@ def _chunks(texts: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
 
 
 def load_tokenizer(name: str, max_length: int) -> Tokenizer:
-    """The tokenizer of a local folder or hub name, through transformers; [MASK] and [PAD] are made up where it has none.
+    """The tokenizer of a local folder or hub name, through transformers; a missing [MASK] is appended.
 
     Raises `UsageError` where it is neither in the folder, nor in the local hub cache, nor to be had.
     """

@@ -1,0 +1,56 @@
+import io
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from vlbeit.data.records import ImageError, ListRecords, open_image, take
+
+
+def test_opens_path_bytes_and_image_as_rgb(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("L", (3, 2), 200).save(path)
+    for value in (str(path), path, path.read_bytes(), Image.open(path)):
+        image = open_image(value)
+        assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (3, 2), (200, 200, 200))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif"])
+def test_a_truncated_image_is_an_error_naming_the_file(tmp_path, draw, suffix):
+    path = draw(tmp_path / f"broken.{suffix}", size=(64, 64))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ImageError, match=rf"broken\.{suffix}"):
+        open_image(str(path))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not an image"])
+def test_missing_or_foreign_files_are_errors_naming_the_file(tmp_path, content):
+    path = tmp_path / "x.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"x\.jpg"):
+        open_image(str(path))
+    with pytest.raises(ImageError):
+        open_image(content or b"?")
+
+
+def test_encoded_bytes_are_decoded():
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2), (255, 0, 0)).save(file, "PNG")
+    assert open_image(file.getvalue()).getpixel((1, 1)) == (255, 0, 0)
+
+
+def test_take():
+    records = ListRecords([{"id": str(i), "text": "x" * i} for i in range(5)])
+    assert take(records, None) is records and take(records, 9) is records
+    first = take(records, 2)
+    assert len(first) == 2 and first[1]["id"] == "1" and list(first.column("id")) == ["0", "1"]
+    with pytest.raises(IndexError):
+        first[2]
+
+
+def test_records_import_neither_torch_nor_datasets():
+    code = "import sys, vlbeit.data.records; print([m for m in ('torch', 'datasets') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

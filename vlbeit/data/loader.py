@@ -1,0 +1,246 @@
+"""Loaders: which samples a step sees, and how they are read.
+
+Everything about a sample hangs on (seed, epoch, index) alone. So any number of workers gives the same data, any step
+can be the first one at no cost, and no random state is ever saved.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from vlbeit import dist
+from vlbeit.data.randomness import seeded, stream
+from vlbeit.data.records import ImageError
+from vlbeit.errors import DataError, UsageError, UserError
+from vlbeit.types import Batch, DataSpec, Sample
+
+log = logging.getLogger(__name__)
+
+_ORDER, _SAMPLE, _REPLACE = 0, 1, 2  # what a random stream is for
+_ATTEMPTS = 10  # replacements in a row that are tried
+
+Place = tuple[int, int]  # epoch, index
+Bad = tuple[str, str]  # sample id, what is wrong with it
+
+
+class TrainLoader:
+    """The endless stream of training samples, cut into optimizer steps and micro-batches.
+
+    Position p of the stream is item p % n of the shuffled epoch p // n (n records); step t sees the positions
+    [t * G, (t + 1) * G) with G = `global_batch_size`, each process its own part of them. An unreadable image is
+    replaced by another sample, named in `batch["bad"]` and in the log.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        workers: int,
+        max_bad_fraction: float,
+        pin_memory: bool = False,
+    ) -> None:
+        """Raises `UsageError` where the batch sizes do not divide each other."""
+        world = dist.world_size()
+        if global_batch_size % (world * micro_batch_size):
+            own = f"global_batch_size={global_batch_size} over {world} process{'es' * (world > 1)}"
+            raise UsageError(f"{own} is not a multiple of micro_batch_size={micro_batch_size}; change one of them")
+        self.spec, self.seed = spec, seed
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.accumulation = global_batch_size // (world * micro_batch_size)
+        self._workers, self._pin_memory = workers, pin_memory
+        self._bad = _BadSamples(max_bad_fraction, len(spec.records))
+        self._shuffled: tuple[int, np.ndarray] | None = None  # the epoch in use and its order
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """For each step from `start` to `stop` (excluded) the micro-batches of this process.
+
+        Closing the iterator ends the workers. Raises `DataError` once too many samples are unreadable.
+        """
+        samples = _Samples(self.spec, self.seed, replace=True)
+        batches = _batches(samples, self._places(start, stop), self._workers, self._bad, self._pin_memory)
+        try:
+            for _ in range(start, stop):
+                yield [next(batches) for _ in range(self.accumulation)]
+        finally:
+            batches.close()
+
+    def _places(self, start: int, stop: int) -> Iterator[list[Place]]:
+        """Of every micro-batch of this process the samples."""
+        share = self.accumulation * self.micro_batch_size
+        for step in range(start, stop):
+            first = step * self.global_batch_size + dist.rank() * share
+            for begin in range(first, first + share, self.micro_batch_size):
+                yield [self._place(position) for position in range(begin, begin + self.micro_batch_size)]
+
+    def _place(self, position: int) -> Place:
+        count = len(self.spec.records)
+        epoch, item = divmod(position, count)
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            self._shuffled = epoch, stream(self.seed, _ORDER, epoch).permutation(count)
+        return epoch, int(self._shuffled[1][item])
+
+
+class EvalLoader:
+    """The samples of a split in order, each once over all processes: batch i goes to process i % world size.
+
+    An unreadable image is taken for a mid-grey one, named in `batch["bad"]` and in the log.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        batch_size: int,
+        workers: int,
+        max_bad_fraction: float,
+        pin_memory: bool = False,
+    ) -> None:
+        self.spec, self.batch_size = spec, batch_size
+        self._workers, self._pin_memory = workers, pin_memory
+        self._bad = _BadSamples(max_bad_fraction, len(spec.records))
+
+    def __len__(self) -> int:
+        """Number of batches of this process."""
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches; whatever a transform draws is the same at every evaluation."""
+        count = len(self.spec.records)
+        places = (
+            [(0, index) for index in range(start, min(start + self.batch_size, count))] for start in self._starts()
+        )
+        samples = _Samples(self.spec, seed=0, replace=False)
+        yield from _batches(samples, places, min(self._workers, len(self)), self._bad, self._pin_memory)
+
+    def _starts(self) -> range:
+        own, stride = dist.rank() * self.batch_size, dist.world_size() * self.batch_size
+        return range(own, len(self.spec.records), stride)
+
+
+class _Samples(Dataset):  # type: ignore[type-arg]
+    """(epoch, index) -> a sample and the bad ones met on the way, or the error that the main process shall raise."""
+
+    def __init__(self, spec: DataSpec, seed: int, *, replace: bool) -> None:
+        self.spec, self._seed, self._replace = spec, seed, replace
+
+    def __getitem__(self, place: Place) -> tuple[Sample, list[Bad]] | UserError:
+        try:
+            return self._replaced(place) if self._replace else self._greyed(place)
+        except UserError as error:
+            return error
+
+    def _replaced(self, place: Place) -> tuple[Sample, list[Bad]]:
+        """The sample, or else the first readable one of others drawn in its place."""
+        epoch, index = place
+        others = stream(self._seed, _REPLACE, epoch, index).integers(len(self.spec.records), size=_ATTEMPTS)
+        bad: list[Bad] = []
+        for candidate in (index, *others.tolist()):
+            record = self.spec.records[candidate]
+            try:
+                with seeded(self._seed, _SAMPLE, epoch, candidate):
+                    return self.spec.transform(record), bad
+            except ImageError as error:
+                bad.append((record["id"], str(error)))
+        names = "; ".join(dict.fromkeys(message for _, message in bad))
+        raise DataError(f"{len(bad)} unreadable samples in a row: {names}; restore the files or remove their records")
+
+    def _greyed(self, place: Place) -> tuple[Sample, list[Bad]]:
+        """The sample, or else what it is with a grey image."""
+        epoch, index = place
+        record = self.spec.records[index]
+        try:
+            with seeded(self._seed, _SAMPLE, epoch, index):
+                return self.spec.transform(record), []
+        except ImageError as error:
+            with seeded(self._seed, _SAMPLE, epoch, index):
+                return self.spec.transform({**record, "image": _grey()}), [(record["id"], str(error))]
+
+
+def _grey() -> bytes:
+    """An encoded mid-grey image."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(file, "PNG")
+    return file.getvalue()
+
+
+class _BadSamples:
+    """Counts distinct unreadable samples and stops beyond the allowed share."""
+
+    def __init__(self, max_fraction: float, records: int) -> None:
+        self._max_fraction, self._records = max_fraction, records
+        self._ids: dict[str, str] = {}
+
+    def add(self, bad: list[Bad]) -> None:
+        """Log new ones. Raises `DataError` beyond the share."""
+        for sample_id, message in bad:
+            if sample_id not in self._ids:
+                self._ids[sample_id] = message
+                log.warning("unreadable sample %s: %s", sample_id, message)
+        if len(self._ids) > self._max_fraction * self._records:
+            names = "; ".join(f"{sample_id}: {message}" for sample_id, message in list(self._ids.items())[-3:])
+            raise DataError(
+                f"{len(self._ids)} of {self._records} samples are unreadable, more than "
+                f"data.max_bad_fraction={self._max_fraction} ({names}); restore the files or raise the fraction"
+            )
+
+
+class _Collate:
+    """Collates in the worker, and hands on the bad samples or the first error."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        self._collate = spec.collate
+
+    def __call__(self, items: list[tuple[Sample, list[Bad]] | UserError]) -> tuple[Batch, list[Bad]] | UserError:
+        samples: list[Sample] = []
+        bad: list[Bad] = []
+        for item in items:
+            if isinstance(item, UserError):
+                return item
+            samples.append(item[0])
+            bad += item[1]
+        batch = self._collate(samples)
+        batch["bad"] = [sample_id for sample_id, _ in bad]
+        return batch, bad
+
+
+def _batches(
+    samples: _Samples, places: Iterable[list[Place]], workers: int, bad: _BadSamples, pin_memory: bool
+) -> Iterator[Batch]:
+    """The batches of the places, in order. Closing the iterator ends the workers."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+    loader = DataLoader(
+        samples,
+        batch_sampler=places,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_Collate(samples.spec),
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # of its own: the global one is not touched
+        pin_memory=pin_memory,
+    )
+    batches = iter(loader)
+    try:
+        for item in batches:
+            if isinstance(item, UserError):
+                raise item
+            batch, found = item
+            bad.add(found)
+            yield batch
+    finally:
+        del batches  # the workers end with it
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches the whole process group, but it is the main process that decides how to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
