@@ -1,4 +1,4 @@
-"""The VQA recipe end to end on a handful of made-up questions: meta, data, objective, evaluator, predictor, answer file."""
+"""The VQA recipe from end to end on a handful of made-up questions."""
 
 from __future__ import annotations
 
