@@ -11,7 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "pipeline"]
 
-_LAZY = {"load": "vlbeit.models.checkpoint", "pipeline": "vlbeit.launch"}
+_LAZY = {"load": "vlbeit.models.checkpoint", "pipeline": "vlbeit.inference"}
 
 
 def __getattr__(name: str) -> Any:

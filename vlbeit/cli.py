@@ -82,7 +82,7 @@ def train(
             continue
         from vlbeit import launch
 
-        if code := launch.train(config, compose.to_yaml(config)):
+        if code := launch.train(config):
             return code
     return 0
 
@@ -90,9 +90,9 @@ def train(
 @app.command(context_settings=_FREE)
 def evaluate(run: Run, words: Words = None) -> None:
     """Evaluate a run: prints its numbers and writes evaluation.json."""
-    from vlbeit import launch
+    from vlbeit import inference
 
-    numbers = launch.evaluate(run, words or [])
+    numbers = inference.evaluate(run, words or [])
     table.show(("metric", "value"), [(name, f"{value:.6g}") for name, value in numbers.items()])
 
 
@@ -105,9 +105,9 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Print the most probable answers for one image."""
-    from vlbeit import launch
+    from vlbeit import inference
 
-    answers = launch.pipeline(run)(image, question, top=top)
+    answers = inference.pipeline(run)(image, question, top=top)
     if as_json:
         print(json.dumps([{"answer": answer, "probability": score} for answer, score in answers], ensure_ascii=False))
     else:
@@ -122,9 +122,9 @@ def submit(
     out: Annotated[Path, typer.Option(help="answer file to write")] = Path("answers.json"),
 ) -> None:
     """Answer every question of a file and write the answer file of the leaderboard."""
-    from vlbeit import launch
+    from vlbeit import inference
 
-    launch.submit(run, questions=questions, images=images, out=out)
+    inference.submit(run, questions=questions, images=images, out=out)
 
 
 @app.command(context_settings={**_FREE, "allow_extra_args": True}, add_help_option=False)
@@ -141,9 +141,9 @@ def prepare(context: typer.Context, name: Annotated[str, typer.Argument()] = "")
 @app.command()
 def demo() -> Any:
     """Run the whole chain on the built-in data and print what it reached."""
-    from vlbeit import launch
+    from vlbeit import demo as chain_demo
 
-    return launch.demo()
+    return chain_demo.run()
 
 
 @app.command()

@@ -22,6 +22,8 @@ from omegaconf import (
     StringNode,
 )
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+from yaml import YAMLError
 
 from vlbeit import registry, words
 from vlbeit.config import DataConfig, RunConfig, Settings
@@ -144,15 +146,23 @@ def from_yaml(path: str | Path) -> RunConfig:
     """
     try:
         stored = OmegaConf.load(path)
-        if not isinstance(stored, DictConfig):
-            raise DataError(f"{path} does not hold a config")
-        stage, task = (OmegaConf.select(stored, f"{group}.name") for group in ("stage", "task"))
-        schema = RunConfig(**_settings(stage, task))
-        return _to_config(OmegaConf.merge(OmegaConf.structured(schema), stored))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; is it a run folder's config.yaml?") from error
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, YAMLError) as error:
         raise DataError(f"{path}: {_first_line(error)}") from error
+    return from_values(OmegaConf.to_container(stored), str(path))
+
+
+def from_values(values: Any, origin: str) -> RunConfig:
+    """A config from its plain values, as a checkpoint's config.json carries them. Raises `DataError` naming `origin`."""
+    if not isinstance(values, dict):
+        raise DataError(f"{origin} does not hold a config")
+    stage, task = ((values.get(group) or {}).get("name") for group in ("stage", "task"))
+    try:
+        schema = OmegaConf.structured(RunConfig(**_settings(stage, task)))
+        return _to_config(OmegaConf.merge(schema, OmegaConf.create(values)))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise DataError(f"{origin}: {_first_line(error)}") from error
 
 
 def differing_keys(stored: RunConfig, new: RunConfig, ignore: Sequence[str] = MAY_DIFFER) -> list[tuple[str, Any, Any]]:

@@ -197,6 +197,13 @@ class RunConfig:
             micro == "auto" or (isinstance(micro, int) and micro > 0),
             f"micro_batch_size={micro} must be a positive number or auto",
         )
+        for side in self.data.size:
+            patch = self.model.patch_size
+            require(
+                side % patch == 0,
+                f"data.image_size={self.data.image_size} is not a multiple of model.patch_size={patch}: "
+                f"try {max(1, side // patch) * patch} or {(side // patch + 1) * patch}",
+            )
         require(self.steps is None or self.steps > 0, f"steps={self.steps} must be positive")
         require(self.epochs is None or self.epochs > 0, f"epochs={self.epochs} must be positive")
 

@@ -22,7 +22,7 @@ class MIMObjective(Objective):
 
     Args:
         encoder: with a mask token.
-        heads: `masked_patch`, as of `target.head_spec`.
+        heads: `masked_patch`, `target.head_width` wide.
         target: what a patch stands for; frozen.
     """
 
@@ -41,10 +41,10 @@ class MIMObjective(Objective):
         prediction, mask_BN = self.masked_logits(batch)
         assert self.encoder.spec.grid is not None
         target = self.target(batch, self.encoder.spec.grid)[mask_BN]
-        terms_M = self.target.loss(prediction, target)
+        terms_M = self.target.terms(prediction, target)
         number = torch.as_tensor(len(terms_M), device=terms_M.device)
         logs = {"mim": (terms_M.detach().sum(), number)}
-        hits_M = self.target.accuracy(prediction, target)
+        hits_M = self.target.correct(prediction, target)
         if hits_M is not None:
             logs["accuracy"] = (hits_M.sum(), number)
         return StepOutput({"mim": terms_M.sum() / counts["mim"]}, logs)

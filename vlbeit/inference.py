@@ -1,0 +1,100 @@
+"""What a trained run is for: numbers over a split, answers for one image, an answer file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+from vlbeit import chain, compose, files
+from vlbeit.config import RunConfig
+from vlbeit.data.sources import open_records
+from vlbeit.engine.device import make_accelerator
+from vlbeit.engine.evaluate import run_evaluators
+from vlbeit.errors import DataError, UsageError
+from vlbeit.launch import eval_loader, say
+from vlbeit.models.checkpoint import Checkpoint, read_checkpoint
+from vlbeit.objectives.base import Objective
+from vlbeit.task import Recipe, Task
+from vlbeit.types import Predictor
+
+
+class Trained:
+    """A run read back: its config, recipe and objective with the exported weights."""
+
+    def __init__(self, path: str | Path, words: Iterable[str] = ()) -> None:
+        """`words` change keys of the run's config, such as `data.root=DIR`. Raises UserError, naming the file."""
+        self.checkpoint: Checkpoint = read_checkpoint(path)
+        self.config: RunConfig = compose.override(_config(self.checkpoint), words)
+        self.recipe: Recipe = chain.recipe_of(self.config)
+        self.objective: Objective = self.recipe.objective(self.checkpoint.meta)
+        _load_all(self.objective, self.checkpoint)
+        self.objective.eval()
+
+
+def evaluate(path: str, words: Iterable[str] = ()) -> dict[str, float]:
+    """The numbers of a run over its validation split; writes evaluation.json, and details where there are any."""
+    run = Trained(path, words)
+    config = run.config
+    accelerator = make_accelerator(config.device, config.precision)
+    chain.ensure_data(config)
+    records = open_records(config.data, run.recipe.kind, config.data.val_split)
+    evaluators = run.recipe.evaluators(records, run.checkpoint.meta)
+    loader = eval_loader(config, run.recipe.data(records, run.checkpoint.meta, train=False))
+    numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
+    folder = run.checkpoint.path.parent if run.checkpoint.path.name == "checkpoint" else run.checkpoint.path
+    if accelerator.is_main_process:
+        files.write_json(folder / "evaluation.json", {**numbers, "split": config.data.val_split}, indent=2)
+        for name, evaluator in evaluators.items():
+            if hasattr(evaluator, "details"):
+                files.write_json(folder / f"{name}_details.json", evaluator.details())
+    say(f"wrote {folder / 'evaluation.json'}")
+    return numbers
+
+
+def pipeline(path: str | Path) -> Predictor:
+    """A function of an image (and a question) from a task's run: `pipeline("runs/vl-vqa")(image, "how many dogs?")`.
+
+    Raises UsageError for a run of a stage: it has nothing to answer with.
+    """
+    run = Trained(path)
+    return _task(run, path).predictor(run.objective, run.checkpoint.meta)
+
+
+def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
+    """Answer every question of a file and write the leaderboard's answer file, checked."""
+    from vlbeit.data.sources.vqa_v2 import vqa_table
+
+    run = Trained(path)
+    task = _task(run, path)
+    if not hasattr(task, "submission"):
+        raise UsageError(f"{path}: task={run.config.task.name} has no leaderboard file")
+    with tempfile.TemporaryDirectory() as cache:
+        records = vqa_table(questions, None, images, Path(run.config.data.cache or cache))
+        accelerator = make_accelerator(run.config.device, run.config.precision)
+        collector = task.submission(records, run.checkpoint.meta)
+        loader = eval_loader(run.config, task.data(records, run.checkpoint.meta, train=False))
+        run_evaluators(run.objective, loader, {"answers": collector}, accelerator)
+        say(f"wrote {out}: {collector.write(out)} answers, checked against {questions}")
+    say("next: upload it to the VQA challenge on EvalAI (https://visualqa.org/challenge.html)")
+
+
+def _config(checkpoint: Checkpoint) -> RunConfig:
+    """The config that the checkpoint carries."""
+    return compose.from_values(checkpoint.config, str(checkpoint.path / "config.json"))
+
+
+def _task(run: Trained, path: Any) -> Task:
+    if not isinstance(run.recipe, Task):
+        raise UsageError(f"{path} is a run of stage={run.config.tower}: train a task on it, such as task=vqa")
+    return run.recipe
+
+
+def _load_all(objective: Objective, checkpoint: Checkpoint) -> None:
+    own, given = objective.state_dict(), checkpoint.state
+    wrong = sorted(own.keys() ^ given.keys()) or [n for n, v in own.items() if v.shape != given[n].shape]
+    if wrong:
+        raise DataError(f"{checkpoint.path}/model.safetensors does not fit its config.json: {wrong[0]} ({len(wrong)})")
+    objective.load_state_dict(given)
