@@ -47,7 +47,9 @@ def missing_runs(config: RunConfig) -> list[RunConfig]:
     if init is not None and config.init == "auto":
         wanted[init] = Path(init).name
     elif init is not None and not _has_checkpoint(init):
-        raise UsageError(f"init={init}: no run or checkpoint there; `vlbeit runs` lists the runs, init=none starts anew")
+        raise UsageError(
+            f"init={init}: no run or checkpoint there; `vlbeit runs` lists the runs, init=none starts anew"
+        )
     missing = []
     for path, stage in wanted.items():
         if _is_ready(path):
@@ -61,10 +63,8 @@ def missing_runs(config: RunConfig) -> list[RunConfig]:
 def ensure_data(config: RunConfig) -> None:
     """Make the built-in data where it is missing."""
     if config.data.name == BUILT_IN and not (Path(config.data.root) / "scenes.json").exists():
-        from vlbeit.data_prep.scenes import prepare
-
         print(f"{config.data.root} is missing: preparing the built-in data", flush=True)
-        prepare(Path(config.data.root), report=lambda line: print(line, flush=True))
+        registry.get("prepare", BUILT_IN)(Path(config.data.root), report=lambda line: print(line, flush=True))
 
 
 def planned_steps(folder: RunFolder) -> int | None:

@@ -23,7 +23,6 @@ from omegaconf import (
 )
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
-from yaml import YAMLError
 
 from vlbeit import registry, words
 from vlbeit.config import DataConfig, RunConfig, Settings
@@ -154,10 +153,12 @@ def from_yaml(path: str | Path) -> RunConfig:
 
 
 def from_values(values: Any, origin: str) -> RunConfig:
-    """A config from its plain values, as a checkpoint's config.json carries them. Raises `DataError` naming `origin`."""
+    """A config from its plain values, as a checkpoint's config.json carries them; `DataError` names the `origin`."""
     if not isinstance(values, dict):
         raise DataError(f"{origin} does not hold a config")
     stage, task = ((values.get(group) or {}).get("name") for group in ("stage", "task"))
+    if stage is None:
+        raise DataError(f"{origin} does not name a stage")
     try:
         schema = OmegaConf.structured(RunConfig(**_settings(stage, task)))
         return _to_config(OmegaConf.merge(schema, OmegaConf.create(values)))

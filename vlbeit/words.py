@@ -112,7 +112,7 @@ def unknown_key(key: str, keys: Iterable[str], hint: str) -> UsageError:
 def _split(word: str) -> tuple[str, str]:
     """Key and value of a word, both as typed."""
     if word.startswith("-"):
-        if close := difflib.get_close_matches(word, ("--dry-run", "--multirun", "--help"), n=1):
+        if close := difflib.get_close_matches(word, ("--dry-run", "--multirun", "--help"), 1, 0.8):
             raise UsageError(f"{word} is not an option: did you mean {close[0]}?")
         name, _, value = word.lstrip("-").partition("=")
         name = ALIASES.get(name.replace("-", "_"), name)

@@ -1,0 +1,1 @@
+"""A plug-in as another distribution would write it: one stage, one task, one data source."""
