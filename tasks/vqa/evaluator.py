@@ -50,17 +50,16 @@ class AnswerCollector:
 class VQAEvaluator:
     """Official VQA accuracy in percent over all questions that have human answers.
 
-    A question whose human answers are all outside the vocabulary stays in and usually scores 0. `train` opens the
-    training records of the blind baseline on first use; `blind` is left out where it gives None.
+    A question whose human answers are all outside the vocabulary stays in and usually scores 0. `blind` makes the
+    blind baseline, on first use; `blind` is left out of the numbers where it gives None.
     """
 
-    def __init__(self, records: Records, answers: Sequence[str], train: Callable[[], Records | None]) -> None:
+    def __init__(self, records: Records, answers: Sequence[str], blind: Callable[[], BlindGuess | None]) -> None:
         self.records = records
         self.collector = AnswerCollector(records, answers)
-        self._train: Callable[[], Records | None] | None = train
+        self.blind = blind
         self.scores: dict[int, float] = {}
         self._predicted: dict[int, str] = {}
-        self._blind: float | None = None
 
     def update(self, objective: nn.Module, batch: Batch) -> None:
         """Answer the questions of one batch."""
@@ -75,9 +74,8 @@ class VQAEvaluator:
         accuracy, self.scores = score_answers(self.records, self._predicted)
         if not self.scores:
             raise DataError("these questions have no human answers to score against: vlbeit submit answers them")
-        result = accuracy.compute()
-        blind = self._blind_accuracy()
-        return result if blind is None else result | {"blind": blind}
+        result, guess = accuracy.compute(), self.blind()
+        return result if guess is None else result | {"blind": self._blind_accuracy(guess)}
 
     def details(self) -> list[dict[str, Any]]:
         """One row per scored question of the last `compute`: question_id, answer, score in [0, 1]."""
@@ -94,14 +92,10 @@ class VQAEvaluator:
         """Take up predictions where `state_dict` left them; JSON's text keys are welcome."""
         self.collector.predictions = {int(key): answer for key, answer in state["predictions"].items()}
 
-    def _blind_accuracy(self) -> float | None:
-        train, self._train = (self._train() if self._train else None), None  # asked once, the answer stays the same
-        if train is not None:
-            guess = BlindGuess(train)
-            columns = (self.records.column(name) for name in ("question_id", "question", "question_type"))
-            guesses = {int(key): guess(text, kind) for key, text, kind in zip(*columns, strict=True)}
-            self._blind = score_answers(self.records, guesses)[0].compute()["overall"]
-        return self._blind
+    def _blind_accuracy(self, guess: BlindGuess) -> float:
+        columns = (self.records.column(name) for name in ("question_id", "question", "question_type"))
+        guesses = {int(key): guess(text, kind) for key, text, kind in zip(*columns, strict=True)}
+        return score_answers(self.records, guesses)[0].compute()["overall"]
 
 
 def score_answers(records: Records, predictions: Mapping[int, str]) -> tuple[VQAAccuracy, dict[int, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from vlbeit.task import Task
 from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Record, Records, Sample
 
 from .answers import AnswerVocabulary, build_vocabulary, majority_answers
+from .blind import BlindGuess
 from .evaluator import AnswerCollector, VQAEvaluator
 from .objective import VQAObjective, answer_heads
 from .predictor import VQAPredictor
@@ -99,7 +101,7 @@ class VQA(Task):
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         """Official accuracy with the blind baseline of the training split beside it."""
-        return {"vqa": VQAEvaluator(records, meta["answers"], self._train_records)}
+        return {"vqa": VQAEvaluator(records, meta["answers"], lambda: self._blind_guess)}
 
     def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
         """VLMo's rules; the answer head learns `optim.head_lr_scale` times as fast."""
@@ -146,10 +148,12 @@ class VQA(Task):
             records = ChosenRecords(records, rows)
         return records
 
-    def _train_records(self) -> Records | None:
+    @cached_property
+    def _blind_guess(self) -> BlindGuess | None:
+        """Made once, however often a run is evaluated; None, and said, where the training split is not at hand."""
         data = self.config.data
         try:
-            return open_records(data, self.kind, data.train_split)
+            return BlindGuess(open_records(data, self.kind, data.train_split))
         except DataError as error:
             log.warning("no blind baseline: %s", error)
             return None

@@ -17,7 +17,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from vlbeit.config import DataConfig, RunConfig, Settings
 from vlbeit.data.records import ListRecords
 from vlbeit.errors import DataError, UsageError
+from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.presets import PRESETS
+from vlbeit.models.spec import encoder_spec
+from vlbeit.models.transfer import transfer
 from vlbeit.tasks.classification import RECIPE as Classification
 from vlbeit.tasks.classification.evaluator import ClassificationEvaluator
 from vlbeit.tasks.classification.task import ClassificationSettings
@@ -140,6 +143,22 @@ def test_mixing(records, rows, mixup, cutmix):
         smooth = torch.full((3,), 0.1 / 3)
         smooth[batch["label"][i]] += 0.9
         torch.testing.assert_close(target[i], smooth)
+
+
+def test_tower_of_a_vl_run_keeps_its_image_pass(records):
+    recipe, meta, objective = built()
+    image = batch_of(recipe, meta, records)["image"]
+    source = MoMEEncoder(encoder_spec(recipe.config, experts=("image", "text"), fused=True, vocab_size=20))
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.normal_(std=0.05)
+    state = {f"encoder.{name}": value for name, value in source.state_dict().items()}
+    report = transfer(objective, state, source.spec, objective.encoder.spec)
+    assert not [name for name in report.new if name.startswith("encoder.")]
+    with torch.no_grad():
+        expected = source.eval()(source.embed_image(image), norm=False).x_BLD
+        found = objective.encoder.eval()(objective.encoder.embed_image(image)).x_BLD
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_no_mixing_in_evaluation(records):

@@ -80,6 +80,8 @@ def transfer(objective: nn.Module, state: State, source: EncoderSpec, target: En
     """
     report = TransferReport()
     state = _adapt_positions(dict(state), source, target, report)
+    if target.vocab_size is None:
+        _fold_type(state, report)
     own = objective.state_dict()
     for name, value in own.items():
         given = state.pop(name, None)
@@ -114,3 +116,12 @@ def _adapt_positions(state: State, source: EncoderSpec, target: EncoderSpec, rep
                 state[name] = resample_abs_pos_embed(value, list(target.grid), list(source.grid), num_prefix_tokens=1)
                 report.adapted.append(name)
     return state
+
+
+def _fold_type(state: State, report: TransferReport) -> None:
+    """An image tower has no type embedding: what was learned there goes where it is added in the image pass."""
+    types = state.pop("encoder.type_embed.weight", None)
+    for name in ("encoder.cls_token", "encoder.patch_embed.proj.bias"):
+        if types is not None and name in state:
+            state[name] = state[name] + types[1]
+            report.adapted.append(name)
