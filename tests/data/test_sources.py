@@ -71,14 +71,16 @@ def test_imagefolder_mistakes(image_root, draw, tmp_path):
     with pytest.raises(DataError, match=r"class folders that the training split has not: 1 \(bird\)"):
         open_records(config("imagefolder", image_root), "labelled", "val")
     (tmp_path / "empty/train/cat").mkdir(parents=True)
-    with pytest.raises(DataError, match="split 'train' of .* has no labelled records"):
+    with pytest.raises(DataError, match=r"split 'train' of .* has no labelled records"):
         open_records(config("imagefolder", tmp_path / "empty"), "labelled", "train")
 
 
 def test_a_missing_root_and_a_kind_that_a_source_has_not(image_root, tmp_path):
     with pytest.raises(DataError, match=r"data.root=.*nowhere does not exist; set data.root="):
         open_records(config("imagefolder", tmp_path / "nowhere"), "images", "train")
-    with pytest.raises(UsageError, match=r"data=imagefolder gives images, labelled, not vqa; .*data=scenes, data=vqa_v2"):
+    with pytest.raises(
+        UsageError, match=r"data=imagefolder gives images, labelled, not vqa; .*data=scenes, data=vqa_v2"
+    ):
         open_records(config("imagefolder", image_root), "vqa", "train")
     with pytest.raises(UsageError, match="did you mean imagefolder"):
         open_records(config("imagefoldr", image_root), "images", "train")
@@ -86,7 +88,7 @@ def test_a_missing_root_and_a_kind_that_a_source_has_not(image_root, tmp_path):
 
 def test_a_cache_that_cannot_be_written(image_root, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="set data.cache=DIR"):
+    with pytest.raises(DataError, match=r"set data\.cache=DIR"):
         open_records(config("imagefolder", image_root, cache=str(tmp_path / "file/cache")), "images", "train")
 
 
@@ -97,7 +99,7 @@ def test_text(tmp_path):
     assert [train[0], train[1]] == [{"id": "train.txt:1", "text": "one line"}, {"id": "train.txt:3", "text": "another"}]
     assert list(open_records(config("text", tmp_path), "text", "val").column("text")) == ["held out"]
     assert len(open_records(config("text", tmp_path / "train.txt"), "text", "train")) == 2
-    with pytest.raises(DataError, match="is one file.*no split 'val'.*data.val_split=train"):
+    with pytest.raises(DataError, match=r"is one file.*no split 'val'.*data.val_split=train"):
         open_records(config("text", tmp_path / "train.txt"), "text", "val")
 
 

@@ -68,7 +68,9 @@ def test_an_index_is_made_again_when_a_file_changes(vqa_root):
 
 def test_annotation_without_question(vqa_root):
     edit(questions_of(vqa_root), lambda value: value["questions"].pop())
-    with pytest.raises(DataError, match=r"train2014_annotations\.json: annotations without question .*: 1 \(20\); take"):
+    with pytest.raises(
+        DataError, match=r"train2014_annotations\.json: annotations without question .*: 1 \(20\); take"
+    ):
         records(vqa_root, "train")
 
 
@@ -94,7 +96,9 @@ def test_question_id_used_twice(vqa_root):
 
 def test_missing_file_and_wrong_file(vqa_root):
     annotations_of(vqa_root, "val2014").unlink()
-    with pytest.raises(DataError, match=r"v2_mscoco_val2014_annotations\.json does not exist; the split 'val' needs it"):
+    with pytest.raises(
+        DataError, match=r"v2_mscoco_val2014_annotations\.json does not exist; the split 'val' needs it"
+    ):
         records(vqa_root, "val")
     questions_of(vqa_root).write_text(annotations_of(vqa_root).read_text())
     with pytest.raises(DataError, match="has no 'questions': is it the right file"):
@@ -132,7 +136,7 @@ def test_json_rows_reads_what_json_reads(tmp_path):
 def test_own_questions_with_own_image_names(tmp_path, draw, name):
     draw(tmp_path / "pictures" / name)
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({"questions": [{"question_id": 2, "image_id": 7, "question": "why?"}] }))
+    file.write_text(json.dumps({"questions": [{"question_id": 2, "image_id": 7, "question": "why?"}]}))
     (record,) = [vqa_table(file, None, tmp_path / "pictures")[0]]
     assert record["image"] == str(tmp_path / "pictures" / name) and record["answers"] == []
     with pytest.raises(DataError, match="nowhere does not exist"):

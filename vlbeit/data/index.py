@@ -71,11 +71,13 @@ def _write(path: Path, fields: Sequence[str], rows: Iterable[Record]) -> None:
     """Write the rows chunk by chunk to a temporary file and rename it."""
     schema = pa.schema([(field, _TYPES[field]) for field in fields])
     handle, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=".arrow", dir=path.parent)
-    os.close(handle)
     try:
-        with pa.OSFile(temporary, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for chunk in _chunks(rows):
-                writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
+        with os.fdopen(handle, "wb") as file:
+            with pa.ipc.new_stream(file, schema) as writer:
+                for chunk in _chunks(rows):
+                    writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

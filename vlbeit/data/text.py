@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -223,13 +224,15 @@ def load_tokenizer(name: str, max_length: int) -> Tokenizer:
 
     Raises `UsageError` where it is neither in the folder, nor in the local hub cache, nor to be had.
     """
-    from transformers import AutoTokenizer
-
     remedy = (
         "text.tokenizer takes wordpiece, clip, a folder with tokenizer.json, or a hub name (with network or cached)"
     )
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise UsageError(f"text.tokenizer={name} is not a folder; {remedy}")
+    from transformers import AutoTokenizer
+
     try:
-        loaded = AutoTokenizer.from_pretrained(name)
+        loaded = AutoTokenizer.from_pretrained(str(Path(name).expanduser()))
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"text.tokenizer={name} cannot be loaded: {reason}; {remedy}") from error

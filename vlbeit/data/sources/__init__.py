@@ -26,7 +26,7 @@ def open_records(config: DataConfig, kind: str, split: str) -> Records:
         fitting = [name for name in registry.names("data") if kind in _kinds(name)]
         raise UsageError(
             f"data={config.name} gives {', '.join(source.kinds)}, not {kind}; {kind} records come from "
-            + ", ".join(f"data={name}" for name in fitting)
+            + (", ".join(f"data={name}" for name in fitting) or "no source that is installed")
         )
     source.check()
     records = source.records(kind, split)
