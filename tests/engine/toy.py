@@ -1,22 +1,25 @@
 """A toy run of the engine: linear regression with dropout and two losses that have different numbers of terms.
 
-Also a script, for what needs processes of its own: `python toy.py FOLDER [--steps N] [--kill-at N] ...`.
+Also a script, for what needs processes of its own: `python toy.py kill FOLDER` and `python toy.py ranks FOLDER`.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
+import json
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlbeit import dist
+from vlbeit import dist, files
 from vlbeit.config import OptimConfig
+from vlbeit.engine import checkpoint, folder
 from vlbeit.engine.callbacks import Callbacks
 from vlbeit.engine.device import make_accelerator
 from vlbeit.engine.folder import RunFolder
@@ -24,6 +27,7 @@ from vlbeit.engine.loop import Engine
 from vlbeit.engine.optim import build_optimizer
 from vlbeit.engine.plan import FitPlan
 from vlbeit.engine.schedule import make_schedule
+from vlbeit.errors import UserError
 from vlbeit.objectives.base import Objective
 from vlbeit.types import Batch, StepOutput
 
@@ -91,15 +95,15 @@ class Samples:
 
 def distance(model: nn.Module) -> dict[str, float]:
     """How far the weights are from those that made the data."""
-    return {"distance": float((model.scale * model.linear.weight - 1).norm())}
+    return {"distance": float((model.scale.detach() * model.linear.weight.detach() - 1).norm())}
 
 
-def export(weights: dict[str, Tensor], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(weights, folder / "weights.pt")
+def export(weights: dict[str, Tensor], path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    torch.save(weights, path / "weights.pt")
 
 
-def make_engine(folder: str | Path | None = None, *, stream: Any = None, **settings: Any) -> Engine:
+def make_engine(path: str | Path | None = None, *, stream: Any = None, **settings: Any) -> Engine:
     """An engine over the toy; `settings` go to the plan, but for dropout, micro_batch, lr, optimizer, callbacks."""
     objective = Regression(settings.pop("dropout", 0.2))
     micro_batch = settings.pop("micro_batch", GLOBAL_BATCH // dist.world_size())
@@ -113,7 +117,7 @@ def make_engine(folder: str | Path | None = None, *, stream: Any = None, **setti
     settings = {"steps": 12, "save_every": 4, "log_every": 3, "evaluate_every": 5, "metric": "-distance", **settings}
     plan = FitPlan(schedule=make_schedule(config, settings["steps"]), **settings)
     accelerator = make_accelerator("cpu", precision)
-    run = None if folder is None else RunFolder(folder)
+    run = None if path is None else RunFolder(path)
     stream = stream or Samples(micro_batch)
     return Engine(objective, build_optimizer(groups, config), stream, plan, accelerator, run, callbacks)
 
@@ -132,21 +136,61 @@ class Trouble(Samples):
             yield batches
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder")
-    parser.add_argument("--kill-at", type=int, default=-1)
-    parser.add_argument("--micro-batch", type=int, default=2)
-    parser.add_argument("--dropout", type=float, default=0.2)
-    parser.add_argument("--precision", default="fp32")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    stream = Trouble(arguments.micro_batch, arguments.kill_at, signal.SIGKILL)
-    make_accelerator("cpu", arguments.precision)  # the process group, before anything asks for ranks
-    make_engine(
-        arguments.folder, stream=stream, dropout=arguments.dropout, precision=arguments.precision, ema_decay=0.9
-    ).fit()
+KILLS = {
+    "first batch": (None, "", 0),
+    "any step": (None, "", 6),
+    "weights written": (checkpoint.torch, "save", 2),
+    "not yet renamed": (folder, "_flush_tree", 2),
+    "not yet named": (folder, "write_json", 2),
+    "naming": (files.os, "replace", 4),  # environment.json, evaluation.json and last.json come before
+    "old state moved away": (folder.shutil, "rmtree", 2),
+}
+"""Places where a run is killed, as it saves for the second time: a function and the number of the call of it."""
+
+
+def killed_runs(root: Path) -> None:
+    """One child for each place; all imports are made before."""
+    for name, (module, function, call) in KILLS.items():
+        child = os.fork()
+        if child == 0:
+            stream = Trouble(2, -1, signal.SIGKILL)
+            if module is None:
+                stream.at = call
+            else:
+                setattr(module, function, deadly(getattr(module, function), call))
+            make_engine(root / name, stream=stream, ema_decay=0.9).fit()
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+def deadly(function: Callable[..., Any], call: int) -> Callable[..., Any]:
+    """The function, which at a call kills its process instead."""
+    numbers = itertools.count(1)
+
+    def killing(*arguments: Any, **options: Any) -> Any:
+        if next(numbers) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    return killing
+
+
+def one_of_two(root: Path) -> None:
+    """What one of two processes does: a whole run, one with a NaN on rank 1, one where only rank 1 is stopped."""
+    make_accelerator("cpu", "fp64")  # the process group, before anything asks for ranks
+    own = {"micro_batch": 2, "dropout": 0.0, "precision": "fp64"}
+    make_engine(root / "whole", stream=Samples(2, bad_at=3), ema_decay=0.9, **own).fit()
+    log = {}
+    stop_at = 5 if dist.rank() == 1 else -1
+    for name, stream in {"nan": Samples(2, nan_at=2), "stop": Trouble(2, stop_at, signal.SIGINT)}.items():
+        try:
+            make_engine(root / name, stream=stream, **own).fit()
+        except UserError as error:
+            log[name] = str(error)
+    (root / f"rank{dist.rank()}.json").write_text(json.dumps(log))
+    dist.barrier()
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    {"kill": killed_runs, "ranks": one_of_two}[sys.argv[1]](Path(sys.argv[2]))

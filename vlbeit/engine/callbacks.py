@@ -16,4 +16,5 @@ class Callbacks(NamedTuple):
     """The numbers of the objective that it is given (the averaged one with EMA); called on every process."""
 
     export: Callable[[dict[str, Tensor], Path], object] | None = None
-    """Write the objective's weights, as a state dict on the CPU, for users into a folder; main process only."""
+    """Write the objective's weights, a state dict on the CPU, for users into a folder; on the main process only. The
+    tensors may be the live ones: they are not to be kept."""

@@ -134,7 +134,8 @@ class RunFolder:
                     kept.append(line)
             except ValueError:
                 continue  # torn by a kill
-        write_text(self.metrics_file, "".join(kept))
+        with write_errors(self.metrics_file):
+            write_text(self.metrics_file, "".join(kept))
 
     def fill_from(self, other: RunFolder) -> None:
         """Take over the full state of another run: last state, metrics, checkpoint, evaluation."""

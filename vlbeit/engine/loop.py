@@ -30,7 +30,7 @@ from vlbeit.engine.meter import Meter
 from vlbeit.engine.optim import check_coverage, write_lr
 from vlbeit.engine.plan import FitPlan
 from vlbeit.engine.randomness import preserved_generators, seed_generators
-from vlbeit.engine.sinks import JsonLines, Sink, Terminal, Trackers
+from vlbeit.engine.sinks import JsonLines, Sink, Terminal, Trackers, finite
 from vlbeit.engine.state import TrainingState
 from vlbeit.errors import DataError, Interrupted
 from vlbeit.files import write_json
@@ -226,7 +226,7 @@ class Engine:
                 weights = weights_of(self.ema.module if self.ema else self.objective)
                 self.callbacks.export(weights, self.folder.checkpoint)
             if results:
-                write_json(self.folder.evaluation_file, {**results, "step": self.state.step}, indent=2)
+                write_json(self.folder.evaluation_file, finite({**results, "step": self.state.step}), indent=2)
 
     def _save(self) -> None:
         """Save the whole state."""
@@ -250,7 +250,8 @@ class Engine:
         self.sinks = [Terminal(self.state.step, self.plan.steps)]
         if self.folder is not None:
             device, processes = self.accelerator.device, dist.world_size()
-            write_json(self.folder.environment_file, describe_environment(device, processes), indent=2)
+            with write_errors(self.folder.environment_file):
+                write_json(self.folder.environment_file, describe_environment(device, processes), indent=2)
             self.sinks.append(JsonLines(self.folder.metrics_file))
         if self.accelerator.log_with:
             self.sinks.append(Trackers(self.accelerator, "vlbeit"))

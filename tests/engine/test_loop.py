@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vlbeit.engine.callbacks import Callbacks
+from vlbeit.engine.loop import Engine
+from vlbeit.errors import DataError, Interrupted
+
+
+def weights(engine) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in engine.objective.state_dict().items()}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_step_is_short():
+    assert len(inspect.getsource(Engine.train_step).splitlines()) <= 40
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_accumulation_equals_the_big_batch(toy, micro_batch):
+    """Both losses: each is divided by the terms of the whole step, not averaged over micro-batches."""
+    whole, parts = (toy.make_engine(micro_batch=m, dropout=0.0, precision="fp64") for m in (8, micro_batch))
+    whole.fit(), parts.fit()
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(parts.objective.state_dict()[name], value, rtol=0, atol=1e-12)
+
+
+def test_clipping_and_gradient_norm(toy, tmp_path):
+    engine = toy.make_engine(tmp_path, clip_grad=1e-3, optimizer="sgd", steps=3, log_every=1)
+    before = weights(engine)["linear.bias"]
+    engine.fit()
+    moved = (weights(engine)["linear.bias"] - before).norm()
+    assert 0 < moved < 3 * 1e-3 * 0.05
+    assert lines(tmp_path)[0]["grad_norm"] > 0.1  # the norm before clipping
+
+
+def test_learning_rate_is_written_into_the_groups(toy):
+    engine = toy.make_engine(steps=12)
+    engine.state.step = 1  # the last step of the warmup
+    engine.train_step(next(toy.Samples().steps(1, 2)))
+    assert [group["lr"] for group in engine.optimizer.param_groups] == [0.05, 0.025]
+    assert engine.state.step == 2 and int(engine.objective.calls) == 1
+
+
+def test_not_a_number_stops_before_the_update(toy, tmp_path):
+    engine = toy.make_engine(tmp_path, stream=toy.Samples(4, nan_at=6))
+    with pytest.raises(DataError) as error:
+        engine.fit()
+    message = str(error.value)
+    assert message.startswith("step 6: ") and "fit is nan" in message
+    assert "step6-sample4, step6-sample5, step6-sample6, step6-sample7." in message  # the second micro-batch only
+    assert "sample3" not in message and "\n" not in message
+    assert all(value.isfinite().all() for value in weights(engine).values())
+    assert engine.folder.last_step() == 4
+
+
+def test_evaluation_does_not_disturb_training(toy):
+    def noisy(model):
+        assert not model.training and not torch.is_grad_enabled()
+        torch.rand(3), np.random.rand()
+        return {"distance": 1.0}
+
+    often, never = (toy.make_engine(callbacks=Callbacks(f), evaluate_every=1) for f in (noisy, None))
+    often.fit(), never.fit()
+    assert same(weights(often), weights(never))
+    assert often.objective.dropout.training
+
+
+def test_fit_leaves_the_global_generators_alone(toy):
+    engine = toy.make_engine(steps=2)
+    torch.manual_seed(3), np.random.seed(3)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(3), np.random.seed(3)
+    engine.fit()
+    assert (torch.rand(1), np.random.rand()) == expected
+
+
+def test_seed_and_dropout(toy):
+    first, again, other = (toy.make_engine(seed=seed) for seed in (0, 0, 1))
+    first.fit(), again.fit(), other.fit()
+    assert same(weights(first), weights(again)) and not same(weights(first), weights(other))
+
+
+def test_averaged_weights_are_evaluated_and_exported(toy, tmp_path):
+    engine = toy.make_engine(tmp_path, ema_decay=0.5, evaluate_every=1, steps=3, lr=1e-4)
+    averaged = weights(engine)
+    history = []
+    update = engine.ema.update
+
+    def recording(model):
+        update(model)
+        history.append(weights(engine))
+
+    engine.ema.update = recording
+    engine.fit()
+    for raw in history:
+        averaged["linear.weight"] = 0.5 * averaged["linear.weight"] + 0.5 * raw["linear.weight"]
+    torch.testing.assert_close(engine.ema.module.linear.weight, averaged["linear.weight"])
+    assert lines(tmp_path)[-1]["evaluation"] == toy.distance(engine.ema.module) != toy.distance(engine.objective)
+    exported = torch.load(tmp_path / "checkpoint" / "weights.pt")
+    assert same(exported, engine.ema.module.state_dict())  # so small a rate improves at every step
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("score", 2), ("-score", 4), ("", 6)])
+def test_best_weights_are_exported(toy, tmp_path, metric, expected):
+    scores = iter([5.0, 9.0, 9.0, 1.0, 3.0, float("nan")])
+    exported = []
+    callbacks = Callbacks(
+        lambda model: {"score": next(scores)}, lambda state, folder: exported.append(int(state["calls"]))
+    )
+    engine = toy.make_engine(tmp_path, callbacks=callbacks, metric=metric, evaluate_every=1, steps=6)
+    engine.fit()
+    assert exported[-1] == expected
+    assert json.loads((tmp_path / "evaluation.json").read_text())["step"] == expected
+    assert lines(tmp_path)[-1]["evaluation"]["score"] is None  # JSON has no NaN
+
+
+def test_evaluation_at_every_epoch_and_at_the_end(toy, tmp_path):
+    toy.make_engine(tmp_path, evaluate_every=0, steps_per_epoch=10 / 3, steps=8).fit()
+    assert [line["step"] for line in lines(tmp_path) if "evaluation" in line] == [4, 7, 8]
+
+
+def test_unknown_metric(toy):
+    with pytest.raises(ValueError, match="metric accuracy is not among the evaluation's numbers: distance"):
+        toy.make_engine(metric="accuracy").fit()
+
+
+def test_metrics_are_means_since_the_last_line(toy, tmp_path):
+    engine = toy.make_engine(tmp_path, steps=4, log_every=2, micro_batch=2, callbacks=Callbacks(), save_every=100)
+    single = toy.make_engine(tmp_path / "single", steps=4, log_every=1, micro_batch=8, dropout=0.2)
+    engine.fit(), single.fit()
+    first, second = lines(tmp_path)
+    assert (first["step"], second["step"], second["samples"]) == (2, 4, 32)
+    assert first["total"] == pytest.approx(sum(first["losses"].values()))
+    assert first["logs"]["error"] == pytest.approx(first["losses"]["fit"], rel=1e-5)  # the same mean, by another way
+    assert first["samples_per_second"] > 0 and first["lr"] == engine.plan.schedule(1)
+    ones = [line for line in lines(tmp_path / "single") if "losses" in line]
+    assert [line["step"] for line in ones] == [1, 2, 3, 4]
+
+
+def test_signal_finishes_the_step_and_saves(toy, tmp_path):
+    stream = toy.Trouble(2, at=5, number=signal.SIGINT)
+    engine = toy.make_engine(tmp_path, stream=stream, resume_command="vlbeit train stage=mim")
+    with pytest.raises(
+        Interrupted, match=r"stopped after step 6 of 12, state saved in .*; to go on: vlbeit train"
+    ) as e:
+        engine.fit()
+    assert e.value.exit_code == 130 and engine.folder.last_step() == 6
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    resumed, whole = toy.make_engine(tmp_path, micro_batch=2), toy.make_engine(micro_batch=2)
+    resumed.fit(), whole.fit()
+    assert same(weights(resumed), weights(whole))
+
+
+def test_termination_is_an_interruption_too(toy, tmp_path):
+    engine = toy.make_engine(tmp_path, stream=toy.Trouble(2, at=1, number=signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        engine.fit()
+    assert engine.folder.last_step() == 2
+
+
+def test_second_signal_quits_at_once(toy, tmp_path):
+    class Impatient(toy.Samples):
+        def steps(self, start, stop):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            yield from super().steps(start, stop)
+
+    engine = toy.make_engine(tmp_path, stream=Impatient())
+    with pytest.raises(KeyboardInterrupt):
+        engine.fit()
+    assert engine.folder.last_step() is None
+
+
+def test_stop_at_the_last_step_is_no_interruption(toy, tmp_path):
+    engine = toy.make_engine(tmp_path, stream=toy.Trouble(2, at=11, number=signal.SIGINT))
+    assert engine.fit().step == 12
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+def test_precision(toy, precision):
+    engine = toy.make_engine(precision=precision, steps=4, ema_decay=0.5)
+    engine.fit()
+    expected = torch.float64 if precision == "fp64" else torch.float32
+    assert engine.objective.linear.weight.dtype == engine.ema.module.linear.weight.dtype == expected
+    full = toy.make_engine(precision="fp32", steps=4)
+    full.fit()
+    torch.testing.assert_close(engine.objective.linear.weight.float(), full.objective.linear.weight, rtol=0.1, atol=0.1)
+
+
+def test_unreadable_samples_are_remembered(toy, tmp_path):
+    assert toy.make_engine(tmp_path, stream=toy.Samples(2, bad_at=3)).fit().bad == [
+        f"step3-sample{i}" for i in (0, 2, 4, 6)
+    ]
+    assert toy.make_engine(tmp_path).fit().bad[0] == "step3-sample0"
