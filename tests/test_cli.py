@@ -1,0 +1,203 @@
+"""The command line in one process; what it costs to start, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlbeit import table
+from vlbeit.cli import main
+from vlbeit.errors import DataError, UsageError
+
+HEAVY = ("torch", "hydra", "omegaconf", "transformers", "accelerate", "datasets", "timm", "numpy")
+VERBS = ("train", "evaluate", "predict", "submit", "prepare", "checks", "demo", "tasks", "runs", "models")
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [["tasks"], ["--help"], ["train", "oops=1", "--hlp"], ["prepare"]])
+def test_fast_verbs_load_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys, vlbeit.cli\n"
+        f"code = vlbeit.cli.main({arguments!r})\n"
+        f"print('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    allowed = {"hydra", "omegaconf"} if arguments[0] == "train" else set()  # a wrong word of train: no torch either
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(run.stdout.rpartition("LOADED")[2].split()) <= allowed
+
+
+@pytest.mark.parametrize("arguments", [["tasks"], ["--help"]])
+def test_fast_verbs_answer_in_half_a_second(arguments: list[str]) -> None:
+    """Processor time, not wall time: other processes on the machine do not count."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "vlbeit", *arguments], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {verb} " in out for verb in VERBS)
+
+
+def test_console_script_and_module_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    version = capsys.readouterr().out
+    assert (
+        subprocess.run([sys.executable, "-m", "vlbeit", "--version"], capture_output=True, text=True).stdout == version
+    )
+
+
+def test_tasks_lists_all_groups_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("mim", "mlm", "vl", "vqa", "classification", "scenes", "imagefolder", "vqa_v2", "pairs", "text"):
+        assert [line for line in lines if line.split()[:1] == [name] and len(line.split()) > 3], name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train"], "nothing to train"),
+        (["train", "stage=mim", "lr=1"], "did you mean optim.lr?"),
+        (["train", "stage=mim", "--lr", "1e-3"], "optim.lr=VALUE"),
+        (["train", "stage=mim", "optim.lr=abc"], "optim.lr=abc is not a number"),
+        (["train", "task=vqaa"], "did you mean vqa?"),
+        (["predict"], "Missing argument 'RUN'"),
+        (["prepare", "scnes"], "did you mean scenes?"),
+        (["prepare", "scenes", "--images", "many"], "'--images'"),
+        (["prepare", "scenes", "--imgs", "3"], "--imgs"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and said in captured.err
+    assert captured.out == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (DataError("x.json is damaged"), 1, "error: x.json is damaged\n"),
+        (UsageError("no"), 2, "error: no\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(28, "No space left on device", "runs/x"), 1, "error: runs/x: No space left on device"),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(group: str) -> dict[str, str]:
+        raise error
+
+    monkeypatch.setattr("vlbeit.registry.names", fail)
+    assert main(["tasks"]) == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlbeit.registry.names", lambda group: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["tasks"])
+
+
+def test_dry_run_prints_the_config_and_makes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["train", "stage=mim", "optim.lr=1e-5", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("data=scenes brings model=tiny") and "lr: 1.0e-05" in out and "run: runs/mim" in out
+    assert main(["train", "stage=mim", "seed=1,2", "--dry-run", "--multirun"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("run: ")] == [
+        "run: runs/mim-seed1",
+        "run: runs/mim-seed2",
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_of_train_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "stage=mim", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line.split()[0]: line for line in lines if line}
+    assert {"stage.target", "optim.lr", "data.root", "run", "--dry-run"} <= shown.keys() | {"--dry-run"}
+    assert "learning rate" in shown["optim.lr"] and "--multirun" in lines[0]
+
+
+def test_prepare_scenes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["prepare", "scenes", "--out", "here", "--images", "20", "--seed", "3"]) == 0
+    assert (tmp_path / "here").is_dir()
+    assert capsys.readouterr().out.splitlines()[-1] == "next: vlbeit train stage=mim data.root=here"
+
+
+def test_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["runs"]) == 1
+    assert "runs is not a folder" in capsys.readouterr().err
+    for name, config in (("mim", "stage: {name: mim}\n"), ("bad", "stage: [")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text(config)
+    (tmp_path / "runs" / "mim" / "last.json").write_text('{"step": 120, "state": "step-000120"}')
+    (tmp_path / "runs" / "mim" / "evaluation.json").write_text('{"mim": 1.23456, "split": "val"}')
+    assert main(["runs"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2] == ["runs/mim", "mim", "120", "mim", "1.235"] and lines[1][:2] == ["runs/bad", "damaged:"]
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        "tiny",
+        "base",
+        "base_plus",
+        "large",
+    ]
+
+
+def test_checks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:secret@proxy:1")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert main(["checks", "--json"]) == 0
+    out = capsys.readouterr().out
+    found = {check["name"]: check for check in json.loads(out)}
+    assert {"python", "torch", "timm", "threads", "disk", "cache", "proxies", "bf16", "fp16"} <= found.keys()
+    assert found["proxies"]["found"].startswith("set: ") and "secret" not in out
+    assert all(check["remedy"] for check in found.values() if check["status"] != "ok")
+
+
+def test_a_failing_check_hides_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: 1 / 0)
+    assert main(["checks"]) == 1
+    out = capsys.readouterr().out
+    assert "ZeroDivisionError" in out and "git" in out
+
+
+def test_plain_tables_line_up() -> None:
+    assert table.plain(("a", "bb"), [("ccc", "d"), ("e", "")], "title") == ["title", "a    bb", "ccc  d", "e"]
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    run = subprocess.run(
+        f"{sys.executable} -m vlbeit tasks | true; echo ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert "Traceback" not in run.stderr

@@ -1,0 +1,55 @@
+"""A stage, a task and a data source of another distribution, through the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlbeit.cli import main
+
+SMALL = ("data=dots", "model=tiny", "model.depth=2", "data.image_size=32", "data.workers=0", "global_batch_size=4")
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent / "plugin")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["copy", "Say how bright each patch is: the smallest stage there is."] in lines
+    assert ["brightness", "Tell dark pictures from bright ones."] in lines
+    assert ["dots", "Squares of one grey, half of them dark and half of them bright."] in lines
+
+
+def test_its_settings_are_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "stage=copy", "data=dots", "stage.weight=2", "--dry-run"]) == 0
+    assert "  weight: 2.0\n" in capsys.readouterr().out
+    assert main(["train", "stage=copy", "data=dots", "stage.weight=-1"]) == 2
+    assert capsys.readouterr().err == "error: stage.weight=-1.0 must be positive\n"
+
+
+def test_trains_and_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "stage=copy", *SMALL, "steps=2"]) == 0
+    assert main(["train", "task=brightness", *SMALL, "init=runs/copy", "steps=40", "optim.lr=3e-3"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "runs/copy-brightness"]) == 0
+    assert json.loads((tmp_path / "runs/copy-brightness/evaluation.json").read_text())["accuracy"] == 1
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), (225, 225, 225)).save(picture, format="png")
+    (tmp_path / "bright.png").write_bytes(picture.getvalue())
+    capsys.readouterr()
+    assert main(["predict", "runs/copy-brightness", "bright.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["answer"] == "bright"
+
+
+def test_missing_predecessor_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "task=brightness", *SMALL, "steps=2"]) == 2
+    said = capsys.readouterr().err
+    assert "runs/copy is missing" in said and "vlbeit train stage=copy" in said and "init=none" in said
