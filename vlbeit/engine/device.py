@@ -67,38 +67,27 @@ def probe_micro_batch(
     CUDA: found by trying, with room kept for the optimizer; `make_batch(n)` gives n samples like those of training.
     Elsewhere running out of memory cannot be caught: the largest divisor up to 32. All processes get the same answer.
     """
-    divisors = [n for n in range(per_process, 0, -1) if per_process % n == 0]
+    divisors = [size for size in range(per_process, 0, -1) if per_process % size == 0]
     if accelerator.device.type != "cuda":
-        return next(n for n in divisors if n <= CPU_MICRO_BATCH)
-
-    def fits(size: int) -> bool:
-        return all(dist.gather_objects(_fits(objective, make_batch(size), accelerator)))
-
-    return largest_fitting(divisors, fits)
-
-
-def largest_fitting(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """The first of the falling sizes that fits, trying about half of the last one each time."""
-    trial = sizes[0]
-    while not fits(trial):
-        smaller = [size for size in sizes if size <= trial // 2]
-        if not smaller:
-            raise DataError(
-                "not even one sample fits into the device's memory: smaller model, image or text.max_length"
-            )
-        trial = smaller[0]
-    return trial
+        return next(size for size in divisors if size <= CPU_MICRO_BATCH)
+    for size in divisors:
+        if all(dist.gather_objects(fits(objective, make_batch(size), accelerator))):
+            return size
+    raise DataError("not even one sample fits into the device's memory: take a smaller model, image or text.max_length")
 
 
-def _fits(objective: nn.Module, batch: Batch, accelerator: Accelerator) -> bool:
-    """Whether one forward and backward runs beside two moments and a gradient per trainable parameter."""
+def fits(objective: nn.Module, batch: Batch, accelerator: Accelerator) -> bool:
+    """Whether one forward and backward runs in the device's memory beside the optimizer's moments and an average.
+
+    Leaves no gradient, buffer or random state changed. An objective that gathers over processes waits for all of them.
+    """
     objective.to(accelerator.device)
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
     reserved: list[Tensor] = []
     try:
         with preserved_generators():
             seed_generators("probe")
-            reserved = [torch.empty_like(p) for p in objective.parameters() if p.requires_grad for _ in range(2)]
+            reserved = [torch.empty_like(p) for p in objective.parameters() if p.requires_grad for _ in range(3)]
             with accelerator.autocast():
                 batch = to_device(batch, accelerator.device, batch_dtype(objective))
                 counts = {name: count.to(accelerator.device) for name, count in objective.counts(batch).items()}

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from vlbeit.engine.device import batch_dtype, fits, make_accelerator, probe_micro_batch, to_device
+from vlbeit.engine.environment import describe_environment
+from vlbeit.errors import UsageError
+
+needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+
+
+def test_half_precision_needs_cuda():
+    with pytest.raises(UsageError, match=r"precision=fp16 needs CUDA.*precision=bf16"):
+        make_accelerator("cpu", "fp16")
+
+
+@needs_no_cuda
+def test_missing_device():
+    with pytest.raises(UsageError, match=r"device=cuda: .*use device=auto"):
+        make_accelerator("cuda")
+    assert make_accelerator("auto").device.type in ("cpu", "mps")
+
+
+def test_unknown_device_and_tracker():
+    with pytest.raises(UsageError, match="device=tpu is not one of auto, cpu, cuda, mps"):
+        make_accelerator("tpu")
+    with pytest.raises(UsageError, match=r"engine.trackers=nothing is not installed here; installed: "):
+        make_accelerator("cpu", trackers=["nothing"])
+
+
+def test_one_run_after_another_may_differ():
+    precisions = [make_accelerator("cpu", precision).mixed_precision for precision in ("bf16", "fp32", "fp64", "bf16")]
+    assert precisions == ["bf16", "no", "no", "bf16"]
+
+
+def test_batch_on_its_way():
+    batch = {"image": torch.ones(2), "label": torch.ones(2, dtype=torch.long), "sample_id": ["a", "b"]}
+    moved = to_device(batch, torch.device("cpu"), torch.float64)
+    assert [moved["image"].dtype, moved["label"].dtype] == [torch.float64, torch.long]
+    assert moved["sample_id"] == ["a", "b"]
+    assert to_device(batch, torch.device("cpu"))["image"].dtype == torch.float32
+    assert (batch_dtype(nn.Linear(1, 1)), batch_dtype(nn.Linear(1, 1).double())) == (None, torch.float64)
+
+
+@pytest.mark.parametrize(("per_process", "expected"), [(64, 32), (100, 25), (7, 7), (37, 1)])
+def test_micro_batch_on_a_cpu(per_process, expected):
+    assert probe_micro_batch(nn.Linear(1, 1), None, per_process, make_accelerator("cpu")) == expected
+
+
+def test_trying_a_size_changes_nothing(toy):
+    accelerator = make_accelerator("cpu")
+    objective = toy.Regression()
+    forward = objective.forward
+
+    def limited(batch, counts):
+        objective.calls += 1
+        if len(batch["y"]) > 4:
+            raise torch.OutOfMemoryError
+        return forward(batch, counts)
+
+    objective.forward = limited
+    before = torch.get_rng_state()
+    batches = [toy.Samples().batch(0, 0, size) for size in (8, 4)]
+    assert [fits(objective, batch, accelerator) for batch in batches] == [False, True]
+    assert int(objective.calls) == 0 and all(p.grad is None for p in objective.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_environment_names_no_host():
+    import platform
+
+    described = describe_environment(torch.device("cpu"))
+    assert described["packages"]["torch"] == torch.__version__.split("+")[0] and described["threads"] >= 1
+    assert platform.node() not in str({**described, "command": ""})

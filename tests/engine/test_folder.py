@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vlbeit.engine.folder import RunFolder
+from vlbeit.errors import DataError
+
+
+def save(run: RunFolder, step: int) -> None:
+    run.save_state(step, lambda folder: (folder / "file").write_text(str(step)))
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "mim")
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_new_folder(run):
+    assert not run.exists() and run.stored_config() is None and run.last_state() is None
+    assert not run.is_finished(1)
+    run.write_config({"optim": {"lr": 1e-5}, "run": "runs/mim", "steps": None})
+    assert run.exists() and run.stored_config() == {"optim": {"lr": 1e-5}, "run": "runs/mim", "steps": None}
+
+
+def test_two_newest_states_stay(run):
+    for step in (9, 10, 999_999, 1_000_000):
+        save(run, step)
+    assert names(run.states) == ["step-1000000", "step-999999"]
+    assert (run.last_state() / "file").read_text() == "1000000"
+    assert (run.is_finished(1_000_000), run.is_finished(1_000_001)) == (True, False)
+
+
+def test_what_last_json_does_not_name_counts_for_nothing(run):
+    save(run, 5), save(run, 10)
+    run.last_file.write_text('{"step": 5}')
+    (run.states / ".tmp-step-000015").mkdir()
+    (run.path / ".tmp-abc").write_text("")
+    run.clean()
+    assert names(run.states) == ["step-000005"] and names(run.path) == ["last.json", "state"]
+    run.last_file.unlink()
+    run.clean()
+    assert names(run.states) == []
+
+
+def test_same_step_again(run):
+    """A run killed between the rename and last.json comes to the same step once more."""
+    save(run, 5)
+    run.last_file.unlink()
+    save(run, 5)
+    assert run.last_step() == 5 and names(run.states) == ["step-000005"]
+
+
+def test_failed_write_leaves_nothing(run):
+    save(run, 5)
+
+    def fail(folder):
+        (folder / "half").write_text("")
+        raise PermissionError(13, "Permission denied", "x")
+
+    with pytest.raises(DataError, match=r"cannot write .*step-000006: .*Permission denied.*saved before is intact"):
+        run.save_state(6, fail)
+    assert names(run.states) == ["step-000005"] and run.last_step() == 5
+
+
+def test_damage_is_named(run):
+    save(run, 5)
+    run.last_file.write_text("{")
+    with pytest.raises(DataError, match=r"last.json is damaged"):
+        run.last_step()
+    run.last_file.write_text('{"step": 7}')
+    with pytest.raises(DataError, match=r"last.json names .*step-000007, which is missing"):
+        run.last_state()
+    run.config_file.write_text("a: [")
+    with pytest.raises(DataError, match=r"config.yaml is not YAML"):
+        run.stored_config()
+
+
+def test_metrics_cut_at_a_step(run):
+    run.path.mkdir(parents=True)
+    lines = [json.dumps({"step": step}) for step in (1, 2, 2, 3)]
+    run.metrics_file.write_text("\n".join(lines) + '\n{"step": 1, "to')
+    run.cut_metrics(2)
+    assert run.metrics_file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 2}\n'
+    run.cut_metrics(0)
+    assert run.metrics_file.read_text() == ""
+
+
+def test_fill_from_another_run(run, tmp_path):
+    other = RunFolder(tmp_path / "other")
+    with pytest.raises(DataError, match=r"resume=.*other: no saved state there"):
+        run.fill_from(other)
+    save(other, 5)
+    other.metrics_file.write_text('{"step": 5}\n')
+    other.checkpoint.mkdir()
+    (other.checkpoint / "config.json").write_text("{}")
+    run.fill_from(other)
+    assert (run.last_state() / "file").read_text() == "5" and (run.checkpoint / "config.json").exists()
+    assert run.metrics_file.read_text() == '{"step": 5}\n'
+
+
+def test_clear_removes_the_run_only(run):
+    save(run, 5)
+    run.write_config({})
+    (run.path / "notes.txt").write_text("mine")
+    run.clear()
+    assert names(run.path) == ["notes.txt"] and not run.exists()
