@@ -126,11 +126,7 @@ def describe_keys(arguments: Iterable[str] = ()) -> list[KeyInfo]:
 
 def recipes() -> list[str]:
     """Names of configs/recipe."""
-    spec = find_spec("vlbeit.configs")
-    assert spec is not None and spec.submodule_search_locations is not None
-    return sorted(
-        path.stem for folder in spec.submodule_search_locations for path in Path(folder).glob("recipe/*.yaml")
-    )
+    return _shipped("recipe")
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -239,16 +235,21 @@ def _data_source(name: str) -> str:
 def _tree(choice: _Choice) -> DictConfig:
     """Hydra's composition: the dataclasses as schema, then the YAML files of the groups."""
     ConfigStore.instance().store(name="schema", node=choice.schema)
-    names = dict(choice.names)
-    if "task" in names:
-        del names["stage"]  # its recipe is that of pre-training
-    if names["recipe"] == "none":
-        del names["recipe"]
+    # Beside a task, the recipe of pre-training its tower has no say. To Hydra a group without any file is no group.
+    names = {group: name for group, name in choice.names.items() if group != "stage" or "task" not in choice.names}
+    names = {group: name for group, name in names.items() if name in _shipped(group)}
     try:
         with hydra.initialize_config_module("vlbeit.configs", version_base="1.3"):
             return hydra.compose("train", overrides=[f"{group}={name}" for group, name in names.items()])
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"configs do not compose: {_first_line(error)}") from error
+
+
+def _shipped(group: str) -> list[str]:
+    """Names of the YAML files of a group of configs/."""
+    spec = find_spec("vlbeit.configs")
+    assert spec is not None and spec.submodule_search_locations is not None
+    return sorted(path.stem for root in spec.submodule_search_locations for path in Path(root, group).glob("*.yaml"))
 
 
 def _assign(tree: DictConfig, word: words.Word, names: Mapping[str, str]) -> None:
