@@ -278,3 +278,18 @@ def test_padding_does_not_change_an_answer(records, trained):
         alone = {"image": batch["image"][i : i + 1]}
         alone |= {name: batch[name][i : i + 1, :length] for name in ("text_ids", "text_keep")}
         torch.testing.assert_close(objective.answer_logits(alone)[0], together[i], rtol=1e-4, atol=1e-4)
+
+
+def test_answers_of_all_processes_are_merged(records, tmp_path, monkeypatch):
+    """Two processes that both answered question 1003, as a sampler that pads would have them."""
+    parts = [{key: "no" for key in range(1000, 1004)}, {key: "no" for key in range(1003, 1007)}]
+    monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.gather_objects", lambda own: parts)
+    assert VQAEvaluator(records, ["no"], lambda: None).compute()["questions"] == 7
+    collector = AnswerCollector(records, ["no"])
+    monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.is_main", lambda: False)
+    assert collector.write(tmp_path / "other.json") == 7 and not (tmp_path / "other.json").exists()
+    monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.is_main", lambda: True)
+    assert collector.write(tmp_path / "answers.json") == 7
+    assert [row["question_id"] for row in json.loads((tmp_path / "answers.json").read_text())] == list(
+        range(1000, 1007)
+    )
