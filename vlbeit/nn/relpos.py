@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlbeit.types import Span
@@ -75,8 +76,7 @@ class RelativePositionBias(nn.Module):
         """Bias [H, L, L] for a sequence of image and text spans, in the tables' dtype."""
         table = torch.cat([part for part in (self.image, self.cross, self.text) if part is not None])
         index_LL = self._index(spans, table.device)
-        length = index_LL.shape[0]
-        return table[index_LL.flatten()].view(length, length, -1).permute(2, 0, 1)
+        return F.embedding(index_LL, table).permute(2, 0, 1)
 
     def _index(self, spans: tuple[Span, ...], device: torch.device) -> Tensor:
         layout = tuple((span.modality, span.stop - span.start, span.grid) for span in spans)
