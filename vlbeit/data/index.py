@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -70,9 +69,9 @@ def _key(name: str, sources: Sequence[Path]) -> str:
 def _write(path: Path, fields: Sequence[str], rows: Iterable[Record]) -> None:
     """Write the rows chunk by chunk to a temporary file and rename it."""
     schema = pa.schema([(field, _TYPES[field]) for field in fields])
-    handle, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=".arrow", dir=path.parent)
+    temporary = path.with_name(f".tmp-{path.name}")  # the lock keeps others away from it
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             with pa.ipc.new_stream(file, schema) as writer:
                 for chunk in _chunks(rows):
                     writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
@@ -80,7 +79,7 @@ def _write(path: Path, fields: Sequence[str], rows: Iterable[Record]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

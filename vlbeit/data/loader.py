@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ class _Collate:
 
 def _batches(
     samples: _Samples, places: Iterable[list[Place]], workers: int, bad: _BadSamples, pin_memory: bool
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of the places, in order. Closing the iterator ends the workers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
     loader = DataLoader(

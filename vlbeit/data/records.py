@@ -6,6 +6,7 @@ Imports neither torch nor `datasets`, so that preparing data starts fast.
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,10 @@ KINDS: dict[str, tuple[str, ...]] = {
 `mask` path · `boxes` list of [x, y, width, height] in pixels · `labels` list[int]."""
 
 
+_UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+# what Pillow's decoders raise over damaged files
+
+
 class ImageError(DataError):
     """An image that is missing, truncated or in no known format."""
 
@@ -53,7 +58,7 @@ def open_image(value: str | Path | bytes | Image.Image) -> Image.Image:
         raise ImageError(f"{name} does not exist") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image in a known format") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+    except _UNREADABLE as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
 
 
