@@ -26,7 +26,7 @@ _TYPES = {
 }  # fmt: skip
 
 
-def cache_folder(cache: str) -> Path:
+def cache_folder(cache: str | Path) -> Path:
     """Folder of the indexes: `data.cache`, else $VLBEIT_CACHE, else $XDG_CACHE_HOME/vlbeit, else ~/.cache/vlbeit."""
     if cache:
         return Path(cache).expanduser()
@@ -36,7 +36,7 @@ def cache_folder(cache: str) -> Path:
 
 
 def cached_table(
-    cache: str, name: str, sources: Sequence[Path], fields: Sequence[str], rows: Callable[[], Iterable[Record]]
+    cache: str | Path, name: str, sources: Sequence[Path], fields: Sequence[str], rows: Callable[[], Iterable[Record]]
 ) -> TableRecords:
     """The records that `rows()` gives, from the cache where `sources` have not changed since they were written.
 

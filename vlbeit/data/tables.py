@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def saved_table(root: Path, split: str, files: Sequence[Path], cache: str) -> Dataset:
+def saved_table(root: Path, split: str, files: Sequence[Path], cache: str | Path) -> Dataset:
     """A `datasets` table that the user brings: a `save_to_disk` folder, or its .parquet and .arrow files of one split.
 
     Images are left encoded. Raises `DataError` for a folder or file that is no table or has not the split.

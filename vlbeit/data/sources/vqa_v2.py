@@ -51,7 +51,7 @@ class VQAv2(DataSource):
         return _Files(questions, self.root / f"v2_mscoco_{subtype}_annotations.json", self.root / subtype)
 
 
-def vqa_table(questions: Path, annotations: Path | None, images: Path, cache: str = "") -> Records:
+def vqa_table(questions: Path, annotations: Path | None, images: Path, cache: str | Path = "") -> Records:
     """`vqa` records of one question file in its order, with the images of a folder; answers [] without annotations.
 
     An image is found by the number at the end of its name: COCO_val2014_000000000042.jpg, 000000000042.jpg, 42.png.
@@ -63,7 +63,7 @@ def vqa_table(questions: Path, annotations: Path | None, images: Path, cache: st
     return _table([_Files(questions, annotations, images)], "vqa", cache)
 
 
-def _table(parts: list[_Files], kind: str, cache: str) -> Records:
+def _table(parts: list[_Files], kind: str, cache: str | Path) -> Records:
     def rows() -> Iterator[Record]:
         for part in parts:
             yield from _image_rows(part) if kind == "images" else _question_rows(part)
