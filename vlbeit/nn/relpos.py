@@ -89,6 +89,7 @@ class RelativePositionBias(nn.Module):
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept must serve a later backward pass too
 def joint_index(
     layout: tuple[tuple[str, int, tuple[int, int] | None], ...],
     grid: tuple[int, int] | None,

@@ -1,0 +1,61 @@
+"""Shared fixtures: the built-in data, small, and the whole chain of runs on it, two steps each."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: exact numbers hang on the number of threads
+
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+
+from vlbeit.cli import main
+
+SMALL = (
+    "model.embed_dim=32",
+    "model.depth=3",
+    "model.num_heads=2",
+    "model.fused_layers=1",
+    "data.workers=0",
+    "global_batch_size=8",
+    "micro_batch_size=4",
+    "steps=2",
+    "engine.log_every=1",
+    "data.limit=24",
+)
+CHAIN = (
+    ("stage=tokenizer", "stage.vocab_size=32", "stage.hidden=8"),
+    ("stage=mim",),
+    ("stage=mlm",),
+    ("stage=vl",),
+    ("stage=vl", "task=vqa", "task.min_count=1"),
+    ("stage=mim", "task=classification"),
+)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`vlbeit prepare scenes` with 60 pictures."""
+    out = tmp_path_factory.mktemp("data") / "scenes"
+    assert main(["prepare", "scenes", "--out", str(out), "--images", "60"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def chain(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `runs/` of every stage and task. Tests must leave it as it is."""
+    folder = tmp_path_factory.mktemp("chain")
+    with chdir(folder):
+        for words in CHAIN:
+            assert main(["train", *words, f"data.root={scenes}", *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def in_chain(chain: Path) -> Iterator[Path]:
+    """The test runs inside the chain's folder."""
+    with chdir(chain):
+        yield chain

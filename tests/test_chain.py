@@ -1,0 +1,162 @@
+"""The chain of runs on the built-in data: what each stage trains, what goes from run to run, what a run gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vlbeit
+from vlbeit import chain as chaining
+from vlbeit import compose
+from vlbeit.cli import main
+from vlbeit.data.loader import TrainLoader
+from vlbeit.data.sources import open_records
+from vlbeit.engine.optim import build_optimizer
+from vlbeit.inference import Trained
+from vlbeit.models.checkpoint import read_checkpoint
+from vlbeit.objectives.base import Objective
+
+RUNS = ("tokenizer", "mim", "mlm", "vl", "vl-vqa", "mim-classification")
+
+
+def one_batch(run: Trained, size: int = 8) -> dict:
+    """A training batch of the run's own data."""
+    config, meta = run.config, run.checkpoint.meta
+    spec = run.recipe.data(open_records(config.data, run.recipe.kind, "train"), meta, train=True)
+    loader = TrainLoader(
+        spec, seed=0, global_batch_size=size, micro_batch_size=size, workers=0, max_bad_fraction=0.0
+    )
+    return next(loader.steps(0, 1))[0]
+
+
+def total(objective: Objective, batch: dict) -> torch.Tensor:
+    torch.manual_seed(0)  # the same negatives and noise every time
+    return torch.stack(list(objective(batch, objective.counts(batch)).losses.values())).sum()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_trainable_parameter_gets_a_gradient(in_chain: Path, name: str) -> None:
+    run = Trained(f"runs/{name}")
+    total(run.objective.train(), one_batch(run)).backward()
+    without = [n for n, p in run.objective.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    dead = [n for n, p in run.objective.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0]
+    # position rows that no pass of this stage reads; a gradient of zero, so that DDP is content
+    assert [n for n in dead if not n.startswith("encoder.rel_pos.")] == []
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_batch_is_learned(in_chain: Path, name: str) -> None:
+    run = Trained(f"runs/{name}")
+    objective, batch = run.objective.train(), one_batch(run, size=4)
+    first = total(objective, batch).item()
+    optim = compose.replace(run.config.optim, lr=3e-3, layer_decay=1.0, head_lr_scale=1.0)
+    optimizer = build_optimizer(run.recipe.param_groups(objective, optim), optim)
+    if name == "mim-classification":
+        objective.mixup = None  # mixed pictures are new at every step
+    for _ in range(60):
+        loss = total(objective, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < LEARNED[name] * first
+
+
+LEARNED = {"tokenizer": 0.9, "mim": 0.3, "mlm": 0.5, "vl": 0.5, "vl-vqa": 0.3, "mim-classification": 0.8}
+
+
+def test_image_pass_of_vl_at_step_0_is_the_mim_run(in_chain: Path) -> None:
+    """mim -> vl adds text and fused experts and changes nothing of the image pass, to the bit."""
+    from vlbeit.launch import _start
+
+    mim = vlbeit.load("runs/mim")
+    config = compose.override(Trained("runs/vl").config, ["init=runs/mim"])
+    recipe = chaining.recipe_of(config)
+    objective = recipe.objective(read_checkpoint("runs/vl").meta).eval()
+    _start(recipe, objective, read_checkpoint("runs/mim"))
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        vl = objective.encoder(objective.encoder.embed_image(image))
+    assert torch.equal(vl.x_BLD, mim.encode(image=image).x_BLD)
+
+
+def test_text_stage_leaves_the_image_pass_alone(in_chain: Path) -> None:
+    mim, mlm = (load_file(f"runs/{name}/checkpoint/model.safetensors") for name in ("mim", "mlm"))
+    for name, value in mim.items():
+        if name.startswith("encoder.") and not name.startswith(("encoder.rel_pos", "encoder.norm", "encoder.mask")):
+            assert torch.equal(value, mlm[name]), name
+    for layer in range(3):
+        assert torch.equal(mim["encoder.rel_pos.0.image"], mlm[f"encoder.rel_pos.{layer}.image"])
+
+
+def test_tokenizer_travels(in_chain: Path) -> None:
+    assert read_checkpoint("runs/mlm").meta["tokenizer"] == read_checkpoint("runs/vl-vqa").meta["tokenizer"]
+    mim, tokenizer = (load_file(f"runs/{name}/checkpoint/model.safetensors") for name in ("mim", "tokenizer"))
+    for name, value in tokenizer.items():
+        if name.startswith("dvae."):
+            assert torch.equal(value, mim[f"target.{name}"])
+
+
+def test_load_and_encode(in_chain: Path) -> None:
+    model = vlbeit.load("runs/vl-vqa")
+    image, ids = torch.randn(2, 3, 64, 64), torch.randint(5, 20, (2, 6))
+    assert [len(model.encode(**given).spans) for given in ({"image": image}, {"text_ids": ids})] == [1, 1]
+    both = model.encode(image=image, text_ids=ids, text_keep=torch.ones(2, 6))
+    assert [span.modality for span in both.spans] == ["text", "image"]
+    assert set(model.heads) == {"pooler", "answer"} and model.meta["answers"]
+    with pytest.raises(ValueError, match="needs an image"):
+        model.encode()
+
+
+def test_evaluate(in_chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "runs/vl-vqa"]) == 0
+    printed = capsys.readouterr().out
+    numbers = json.loads(Path("runs/vl-vqa/evaluation.json").read_text())
+    assert {"overall", "yes/no", "number", "other", "questions", "blind"} <= numbers.keys()
+    assert numbers["questions"] == 24 and 0 < numbers["blind"] <= 100
+    assert all(f"{name} " in printed for name in ("overall", "blind"))
+
+
+def test_mim_reports_the_variational_terms(in_chain: Path) -> None:
+    numbers = json.loads(Path("runs/mim/evaluation.json").read_text())
+    assert {"mim", "accuracy", "elbo_reconstruction", "elbo_kl"} <= numbers.keys()
+    assert numbers["elbo_kl"] > 0
+
+
+def test_predict(in_chain: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = str(next((scenes / "val2014").glob("*.jpg")))
+    capsys.readouterr()
+    assert main(["predict", "runs/vl-vqa", picture, "how many red circles are there?", "--json", "--top", "3"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert len(answers) == 3 and answers == sorted(answers, key=lambda a: -a["probability"])
+    assert vlbeit.pipeline("runs/vl-vqa")(picture, "how many red circles are there?", top=1)[0][0] == answers[0]["answer"]
+    assert main(["predict", "runs/vl-vqa", picture]) == 2
+    assert main(["predict", "runs/mim", picture]) == 2
+    assert "train a task on it" in capsys.readouterr().err
+
+
+def test_submit(in_chain: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = scenes / "v2_OpenEnded_mscoco_test2015_questions.json"
+    out = tmp_path / "answers.json"
+    words = ["submit", "runs/vl-vqa", "--questions", str(questions), "--images", str(scenes / "test2015")]
+    assert main([*words, "--out", str(out)]) == 0
+    entries = json.loads(out.read_text())
+    wanted = sorted(q["question_id"] for q in json.loads(questions.read_text())["questions"])
+    assert [entry["question_id"] for entry in entries] == wanted
+    assert {type(entry["answer"]) for entry in entries} == {str}
+    assert main([*words[:-1], str(tmp_path), "--out", str(tmp_path / "none.json")]) == 1
+    assert not (tmp_path / "none.json").exists()
+    assert main(["submit", "runs/mim-classification", *words[2:]]) == 2
+
+
+def test_finished_run_says_so(in_chain: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from conftest import CHAIN, SMALL
+
+    before = Path("runs/mlm/checkpoint/config.json").read_bytes()
+    assert main(["train", *CHAIN[2], f"data.root={scenes}", *SMALL]) == 0
+    assert "runs/mlm is finished: 2 steps" in capsys.readouterr().out
+    assert Path("runs/mlm/checkpoint/config.json").read_bytes() == before
