@@ -56,7 +56,7 @@ def main(wheel: str) -> None:
             assert f"\n{name} " in listed, f"{name} is not listed:\n{listed}"
         print(python(site, work, "-c", CONFIGS), end="")
         python(site, work, "-m", "vlbeit", "prepare", "scenes", "--images", "40")
-        words = ["steps=2", "global_batch_size=4", "data.workers=0", "engine.log_every=1"]
+        words = ["steps=2", "global_batch_size=4", "micro_batch_size=4", "data.workers=0", "engine.log_every=1"]
         python(site, work, "-m", "vlbeit", "train", "stage=mim", "stage.target=pixels", *words)
         python(site, work, "-m", "vlbeit", "train", "stage=vl", "task=vqa", "init=none", *words)
         for run in ("mim", "vl-vqa"):
