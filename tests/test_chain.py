@@ -27,9 +27,7 @@ def one_batch(run: Trained, size: int = 8) -> dict:
     """A training batch of the run's own data."""
     config, meta = run.config, run.checkpoint.meta
     spec = run.recipe.data(open_records(config.data, run.recipe.kind, "train"), meta, train=True)
-    loader = TrainLoader(
-        spec, seed=0, global_batch_size=size, micro_batch_size=size, workers=0, max_bad_fraction=0.0
-    )
+    loader = TrainLoader(spec, seed=0, global_batch_size=size, micro_batch_size=size, workers=0, max_bad_fraction=0.0)
     return next(loader.steps(0, 1))[0]
 
 
@@ -133,7 +131,9 @@ def test_predict(in_chain: Path, scenes: Path, capsys: pytest.CaptureFixture[str
     assert main(["predict", "runs/vl-vqa", picture, "how many red circles are there?", "--json", "--top", "3"]) == 0
     answers = json.loads(capsys.readouterr().out)
     assert len(answers) == 3 and answers == sorted(answers, key=lambda a: -a["probability"])
-    assert vlbeit.pipeline("runs/vl-vqa")(picture, "how many red circles are there?", top=1)[0][0] == answers[0]["answer"]
+    assert (
+        vlbeit.pipeline("runs/vl-vqa")(picture, "how many red circles are there?", top=1)[0][0] == answers[0]["answer"]
+    )
     assert main(["predict", "runs/vl-vqa", picture]) == 2
     assert main(["predict", "runs/mim", picture]) == 2
     assert "train a task on it" in capsys.readouterr().err

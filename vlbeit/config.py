@@ -85,9 +85,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
-        require(
-            0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]"
-        )
+        require(0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
         require(self.limit is None or self.limit > 0, f"data.limit={self.limit} must be positive, or null for all")
         one_of("data.normalize", self.normalize, ("half", "imagenet"))
         sides = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size]

@@ -50,7 +50,10 @@ def run() -> int:
     say("")
     table.show(("run", "time", "on the validation split"), rows)
     mean, half = paired_difference(chained, scratch)
-    say(f"VQA through mim, mlm and vl, less VQA from scratch: {mean:+.2f} points, 95 % interval +-{half:.2f} over questions")
+    say(
+        f"VQA through mim, mlm and vl less VQA from scratch: {mean:+.2f} points "
+        f"(95 % interval over questions: +-{half:.2f})"
+    )
     return 0
 
 

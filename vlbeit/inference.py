@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-
 from vlbeit import chain, compose, files
 from vlbeit.config import RunConfig
 from vlbeit.data.sources import open_records

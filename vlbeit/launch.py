@@ -1,4 +1,4 @@
-"""From a config to a trained run: checks, weights, loaders, engine. Wiring only; the work is done in the layers below."""
+"""From a config to a trained run: checks, weights, loaders, engine. Wiring only, the layers below do the work."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def _run(config: RunConfig, recipe: Recipe, folder: RunFolder, accelerator: Acce
     spec = recipe.data(records, meta, train=True)
     steps, steps_per_epoch = count_steps(config, len(spec.records))
     if folder.is_finished(steps):
-        say(f"{folder.path} is finished: {folder.last_step()} steps. steps= or epochs= goes on, overwrite=true starts anew")
+        say(
+            f"{folder.path} is finished: {folder.last_step()} steps. "
+            "Larger steps= or epochs= goes on, overwrite=true starts anew"
+        )
         return 0
     seed_generators(config.seed, "init")
     objective = recipe.objective(meta)

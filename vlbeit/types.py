@@ -26,7 +26,7 @@ Batch: TypeAlias = dict[str, Any]
 `sample_id` list[str] · `image` float [B, 3, height, width], normalised · `mask` bool [B, N], True = masked patch ·
 `pixels` float [B, 3, height, width] in [0, 1], the tokenizer's view · `text_ids` int [B, T] ·
 `text_keep` bool [B, T], True = real token · `mlm_ids` int [B, T] and `mlm_labels` int [B, T], -100 = not predicted ·
-`label` int [B] · `target` float [B, V], soft scores · `bad` list[str], samples that could not be read and were replaced.
+`label` int [B] · `target` float [B, V], soft scores · `bad` list[str], unreadable samples that were replaced.
 """
 
 Meta: TypeAlias = dict[str, Any]

@@ -142,7 +142,7 @@ def test_vlmo_rows_do_not_depend_on_padding() -> None:
 @torch.no_grad()
 def test_vlmo_text_stage() -> None:
     heads = {"mlm": {"kind": "mlm", "dim": 48, "vocab_size": 120}}
-    model, config, tensors = build_vlmo("vlmo_rel_textmlm", heads, fused=False, unused=("heads.pooler",))
+    model, _, tensors = build_vlmo("vlmo_rel_textmlm", heads, fused=False, unused=("heads.pooler",))
     keep = tensors["in.text_masks"].bool()
     out = model.encoder(model.encoder.embed_text(tensors["in.text_ids_mlm"], keep))
     logits = model.heads["mlm"](out.x_BLD)

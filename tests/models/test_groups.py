@@ -18,7 +18,13 @@ class Tower(torch.nn.Module):
         spec = EncoderSpec(32, 3, 2, patch_size=8, image_size=(32, 32), experts=("image", "text"), fused_layers=1,
                            vocab_size=9, text_positions=8, mask_token=True, **parts)  # fmt: skip
         self.encoder = MoMEEncoder(spec)
-        self.heads = Heads({"answer": {"kind": "vqa", "dim": 32, "num_answers": 3}, "mlm": {"kind": "mlm", "dim": 32, "vocab_size": 9}, "contrast": {"kind": "contrast", "dim": 32}})  # fmt: skip
+        self.heads = Heads(
+            {
+                "answer": {"kind": "vqa", "dim": 32, "num_answers": 3},
+                "mlm": {"kind": "mlm", "dim": 32, "vocab_size": 9},
+                "contrast": {"kind": "contrast", "dim": 32},
+            }
+        )
 
 
 def decayed(rule) -> set[str]:

@@ -92,9 +92,7 @@ def test_what_does_not_fit_is_named(parts: dict, message: str | None) -> None:
 def test_vocabulary_of_another_size_is_refused() -> None:
     text = {"experts": ("image", "text"), "text_positions": 12}
     with pytest.raises(UsageError, match="vocabulary of 40, this run 50"):
-        check_fits(
-            EncoderSpec(**SMALL, **text, vocab_size=40), EncoderSpec(**SMALL, **text, vocab_size=50), "runs/mlm"
-        )
+        check_fits(EncoderSpec(**SMALL, **text, vocab_size=40), EncoderSpec(**SMALL, **text, vocab_size=50), "runs/mlm")
 
 
 def test_checkpoint_round_trip(tmp_path) -> None:
@@ -112,7 +110,7 @@ def test_damaged_checkpoints_are_named(tmp_path) -> None:
     tower = Tower()
     with pytest.raises(DataError, match="no such run or checkpoint"):
         load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="holds no checkpoint/config.json"):
+    with pytest.raises(DataError, match=r"holds no checkpoint/config\.json"):
         load(tmp_path)
     save_checkpoint(tmp_path, tower.state_dict(), tower.describe(), {}, {"answers": []})
     weights = tmp_path / "model.safetensors"

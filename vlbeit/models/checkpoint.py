@@ -1,8 +1,8 @@
 """The `checkpoint/` folder that users load: weights, what they are, and what the run learned from its data.
 
-    config.json         what the parts are, the run's config, the SHA-256 of the weights; written last
-    model.safetensors   every weight of the objective: encoder.*, heads.*, ...
-    answers.json, classes.json, tokenizer.json      one file per key of the meta
+config.json         what the parts are, the run's config, the SHA-256 of the weights; written last
+model.safetensors   every weight of the objective: encoder.*, heads.*, ...
+answers.json, classes.json, tokenizer.json      one file per key of the meta
 """
 
 from __future__ import annotations
@@ -130,12 +130,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: cannot read the checkpoint: {error}") from error
     if head.get("format", 0) > FORMAT:
-        raise DataError(f"{folder}/config.json: format {head['format']} is newer than this vlbeit reads ({FORMAT}): update")
+        raise DataError(
+            f"{folder}/config.json: format {head['format']} is newer than this vlbeit reads ({FORMAT}): update"
+        )
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise DataError(f"{weights}: missing")
     if files.sha256(weights) != head["sha256"]:
-        raise DataError(f"{weights}: differs from the hash in config.json: damaged or half copied; copy the folder again")
+        raise DataError(
+            f"{weights}: differs from the hash in config.json: damaged or half copied; copy the folder again"
+        )
     return Checkpoint(folder, head["description"], head["config"], meta, load_file(weights), head.get("metrics", {}))
 
 

@@ -38,9 +38,10 @@ class EncoderSpec:
         for side in self.image_size or ():
             if side % self.patch_size:
                 height, width = self.image_size  # type: ignore[misc]
+                below = side // self.patch_size * self.patch_size
                 raise UsageError(
                     f"image size {height}x{width} is not a multiple of patch_size {self.patch_size}: "
-                    f"try {side // self.patch_size * self.patch_size} or {(side // self.patch_size + 1) * self.patch_size}"
+                    f"try {below or self.patch_size} or {below + self.patch_size}"
                 )
         if self.positions not in ("per_layer", "shared", "absolute"):
             raise ValueError(f"positions={self.positions!r} is not per_layer, shared or absolute")

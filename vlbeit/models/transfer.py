@@ -57,7 +57,9 @@ def check_fits(source: EncoderSpec, target: EncoderSpec, origin: str) -> None:
                 f"set model.{name}={theirs}, choose the same model=, or init=none"
             )
     if ("absolute" in (source.positions, target.positions)) and source.positions != target.positions:
-        raise UsageError(f"init={origin} has positions={source.positions}, this run {target.positions}: choose the same model=")
+        raise UsageError(
+            f"init={origin} has positions={source.positions}, this run {target.positions}: choose the same model="
+        )
     both_text = source.vocab_size is not None and target.vocab_size is not None
     if both_text and source.vocab_size != target.vocab_size:
         raise UsageError(
@@ -108,9 +110,7 @@ def _adapt_positions(state: State, source: EncoderSpec, target: EncoderSpec, rep
     if source.grid and target.grid and source.grid != target.grid:
         for name, value in state.items():
             if name.startswith("encoder.rel_pos.") and name.endswith(".image"):
-                state[name] = resize_rel_pos_bias_table(
-                    value, target.grid, (image_rows(target.grid), value.shape[1])
-                )
+                state[name] = resize_rel_pos_bias_table(value, target.grid, (image_rows(target.grid), value.shape[1]))
                 report.adapted.append(name)
             elif name == "encoder.pos_embed":
                 state[name] = resample_abs_pos_embed(value, list(target.grid), list(source.grid), num_prefix_tokens=1)

@@ -74,7 +74,9 @@ class MIM(Stage):
 
     def objective(self, meta: Meta) -> MIMObjective:
         target = build_target(meta["target"])
-        heads = Heads({"masked_patch": {"kind": "masked_patch", "dim": self.spec.embed_dim, "dim_out": target.head_width}})
+        heads = Heads(
+            {"masked_patch": {"kind": "masked_patch", "dim": self.spec.embed_dim, "dim_out": target.head_width}}
+        )
         return MIMObjective(MoMEEncoder(self.spec), heads, target)
 
     def start(self, objective: MIMObjective) -> None:  # type: ignore[override]

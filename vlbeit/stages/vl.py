@@ -8,8 +8,8 @@ from typing import Any
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
-from vlbeit.data.records import open_image
 from vlbeit.data.masked_text import MaskedText
+from vlbeit.data.records import open_image
 from vlbeit.data.text import Tokenizer, choose_tokenizer
 from vlbeit.data.transforms import EvalImage, TrainImage
 from vlbeit.models.encoder import MoMEEncoder
@@ -53,7 +53,9 @@ class VL(Stage):
         super().__init__(config)
         self.settings: VLSettings = config.stage
         require(config.model.fused_layers > 0, "stage=vl needs model.fused_layers of at least 1")
-        require(config.global_batch_size > 1, "stage=vl needs global_batch_size of at least 2: matching wants negatives")
+        require(
+            config.global_batch_size > 1, "stage=vl needs global_batch_size of at least 2: matching wants negatives"
+        )
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """`tokenizer`."""

@@ -74,7 +74,9 @@ def from_unilm(state: State, *, grid: tuple[int, int] | None = None) -> State:
     if not any(key.endswith("type_embed.weight") for key in out):
         return out
     if any(".rel_pos." in key for key in out):
-        out.pop("encoder.text_embed.position_embeddings.weight", None)  # in the file, never used: positions are relative
+        out.pop(
+            "encoder.text_embed.position_embeddings.weight", None
+        )  # in the file, never used: positions are relative
     return out
 
 
