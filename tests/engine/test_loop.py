@@ -69,6 +69,24 @@ def test_not_a_number_stops_before_the_update(toy, tmp_path):
     assert engine.folder.last_step() == 4
 
 
+def test_overflowing_gradient_names_all_samples(toy, tmp_path):
+    engine = toy.make_engine(tmp_path, micro_batch=4)
+    engine.objective.scale.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(
+        DataError, match=r"step 0: gradient norm is (nan|inf); samples.*: step0-sample0.*step0-sample7\."
+    ):
+        engine.fit()
+
+
+def test_step_without_any_term_of_a_loss(toy):
+    class Small(toy.Samples):
+        def batch(self, step, start, stop):
+            batch = super().batch(step, start, stop)
+            return {**batch, "y": batch["y"].clamp(max=0.5)}
+
+    assert toy.make_engine(stream=Small(4), steps=3).fit().step == 3
+
+
 def test_evaluation_does_not_disturb_training(toy):
     def noisy(model):
         assert not model.training and not torch.is_grad_enabled()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
 from rich.console import Console
 
 from vlbeit.engine.sinks import JsonLines, Terminal, flat
@@ -41,3 +42,12 @@ def test_strict_json_lines(tmp_path):
 
 def test_names_for_trackers():
     assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a/b": 1, "a/c/d": 2, "e": 3}
+
+
+def test_trackers(toy, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    toy.make_engine(tmp_path, trackers=["tensorboard"]).fit()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "trackers" / "vlbeit"))
+    events.Reload()
+    assert {"total", "losses/fit", "evaluation/distance", "lr"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("evaluation/distance")] == [5, 10, 12]

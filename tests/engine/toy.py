@@ -109,14 +109,14 @@ def make_engine(path: str | Path | None = None, *, stream: Any = None, **setting
     micro_batch = settings.pop("micro_batch", GLOBAL_BATCH // dist.world_size())
     config = OptimConfig(name=settings.pop("optimizer", "adamw"), lr=settings.pop("lr", 0.05), warmup_steps=2)
     callbacks = settings.pop("callbacks", Callbacks(distance, export))
-    precision = settings.get("precision", "fp32")
+    precision, trackers = settings.get("precision", "fp32"), settings.pop("trackers", ())
     groups = [
         {"params": [objective.linear.weight], "weight_decay": 0.05, "lr_scale": 1.0},
         {"params": [objective.linear.bias, objective.scale], "weight_decay": 0.0, "lr_scale": 0.5},
     ]
     settings = {"steps": 12, "save_every": 4, "log_every": 3, "evaluate_every": 5, "metric": "-distance", **settings}
     plan = FitPlan(schedule=make_schedule(config, settings["steps"]), **settings)
-    accelerator = make_accelerator("cpu", precision)
+    accelerator = make_accelerator("cpu", precision, trackers, path or ".")
     run = None if path is None else RunFolder(path)
     stream = stream or Samples(micro_batch)
     return Engine(objective, build_optimizer(groups, config), stream, plan, accelerator, run, callbacks)

@@ -26,7 +26,7 @@ def make_accelerator(
 ) -> Accelerator:
     """The accelerator of a run, and with it the process group that torchrun or `accelerate launch` asked for.
 
-    device: auto | cpu | cuda | mps. precision: fp64 | fp32 | bf16 | fp16. Trackers log below `folder`.
+    device: auto | cpu | cuda | mps. precision: fp64 | fp32 | bf16 | fp16. Trackers write below `folder`/trackers.
     """
     device = _choose_device(device)
     _check_precision(precision, device)
@@ -37,7 +37,7 @@ def make_accelerator(
         cpu=device == "cpu",
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         log_with=list(trackers) or None,
-        project_dir=str(folder) if trackers else None,
+        project_dir=str(Path(folder) / "trackers") if trackers else None,
         # buffers stay equal because every process computes the same; objectives reduce what differs in after_step
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from vlbeit.errors import DataError
 from vlbeit.files import write_json, write_text
@@ -168,8 +169,6 @@ class RunFolder:
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
     """Turn a failed write into one line that names the place and the remedy."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -183,7 +182,7 @@ def write_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

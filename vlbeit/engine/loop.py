@@ -92,10 +92,9 @@ class Engine:
                 self.train_step(micro_batches)
                 stopping = stop.agreed(self.accelerator.device)
                 self._run_clocks(stopping)
-                if stopping:
-                    break
-        if self.state.step < self.plan.steps:
-            raise Interrupted(self._farewell())
+                if stopping and self.state.step < self.plan.steps:
+                    raise Interrupted(self._farewell())
+        assert self.state.step >= self.plan.steps, f"the stream ended at step {self.state.step}"
         return self.state
 
     def train_step(self, micro_batches: list[Batch]) -> None:

@@ -28,8 +28,9 @@ def build_optimizer(groups: Iterable[dict[str, Any]], config: OptimConfig) -> to
         for group in groups
     ]
     own = [group for group in own if group["params"]]
-    if config.name not in list_optimizers():
-        near = difflib.get_close_matches(config.name, list_optimizers(), n=3)
+    known = [str(name) for name in list_optimizers()]
+    if config.name not in known:
+        near = difflib.get_close_matches(config.name, known, n=3)
         raise UsageError(f"optim.name={config.name} is no optimizer of timm; nearest: {', '.join(near) or 'adamw'}")
     return create_optimizer_v2(
         own,
