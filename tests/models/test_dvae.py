@@ -12,6 +12,7 @@ from vlbeit.models.dvae import (
     MIN_LOG_SCALE,
     DVAEEncoder,
     DVAESpec,
+    ResidualBlock,
     logit_laplace_log_density,
     map_pixels,
     unmap_pixels,
@@ -126,3 +127,19 @@ def test_differences_are_in_pixel_units(likelihood: str, expected: float) -> Non
     output_BSHW = torch.logit(map_pixels(torch.full((1, 3, 8, 8), 0.75)))
     terms_BCHW = dvae.reconstruction_terms(output_BSHW, torch.full((1, 3, 8, 8), 0.5))
     torch.testing.assert_close(terms_BCHW, torch.full((1, 3, 8, 8), expected))
+
+
+def test_mid_grey_enters_as_zero() -> None:
+    encoder = DVAE(TINY).encoder
+    z_BDHW = encoder.input(map_pixels(torch.full((1, 3, 16, 16), 0.5)))
+    torch.testing.assert_close(z_BDHW[..., 3:-3, 3:-3], torch.zeros(1, 8, 10, 10), atol=1e-5, rtol=0)
+
+
+def test_convolving_before_upsampling_is_the_same() -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock((8, 16), (1, 3, 3, 3), 0.5, upsample=True)
+    plain = ResidualBlock((8, 16), (1, 3, 3, 3), 0.5, upsample=False)
+    plain.load_state_dict(block.state_dict())
+    x_BDHW = torch.randn(2, 8, 3, 5)
+    doubled_BDHW = x_BDHW.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(block(x_BDHW), plain(doubled_BDHW))

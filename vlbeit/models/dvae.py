@@ -165,6 +165,13 @@ class DVAEDecoder(nn.Module):
         return _in_full_precision(self.output, x)
 
 
+def _initialise(module: nn.Module) -> None:
+    """DALL-E's: weights normal with variance 1 / inputs, biases 0."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        nn.init.zeros_(module.bias)
+
+
 class DVAEOutput(NamedTuple):
     """A training pass."""
 
@@ -187,6 +194,11 @@ class DVAE(nn.Module):
         )
         self.encoder = DVAEEncoder(spec, self.quantizer.in_channels)
         self.decoder = DVAEDecoder(spec, self.quantizer.code_channels)
+        self.apply(_initialise)
+        # Differs from DALL-E: mid-grey enters as 0. Without that, what all pixels share outweighs what tells them
+        # apart, and in a short training one token stays the most probable one everywhere.
+        with torch.no_grad():
+            self.encoder.input.bias.copy_(-0.5 * self.encoder.input.weight.sum((1, 2, 3)))
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> DVAE:
