@@ -55,6 +55,13 @@ def chain(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def again(scenes: Path) -> dict[str, list[str]]:
+    """The words of `vlbeit train` that made each run of the chain."""
+    names = ("tokenizer", "mim", "mlm", "vl", "vl-vqa", "mim-classification")
+    return {name: [*words, f"data.root={scenes}", *SMALL] for name, words in zip(names, CHAIN, strict=True)}
+
+
+@pytest.fixture
 def in_chain(chain: Path) -> Iterator[Path]:
     """The test runs inside the chain's folder."""
     with chdir(chain):

@@ -56,7 +56,7 @@ def test_one_batch_is_learned(in_chain: Path, name: str) -> None:
     optimizer = build_optimizer(run.recipe.param_groups(objective, optim), optim)
     if name == "mim-classification":
         objective.mixup = None  # mixed pictures are new at every step
-    for _ in range(60):
+    for _ in range(120 if name == "vl" else 60):
         loss = total(objective, batch)
         optimizer.zero_grad()
         loss.backward()
@@ -153,10 +153,8 @@ def test_submit(in_chain: Path, scenes: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["submit", "runs/mim-classification", *words[2:]]) == 2
 
 
-def test_finished_run_says_so(in_chain: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from conftest import CHAIN, SMALL
-
+def test_finished_run_says_so(in_chain: Path, again: dict, capsys: pytest.CaptureFixture[str]) -> None:
     before = Path("runs/mlm/checkpoint/config.json").read_bytes()
-    assert main(["train", *CHAIN[2], f"data.root={scenes}", *SMALL]) == 0
+    assert main(["train", *again["mlm"]]) == 0
     assert "runs/mlm is finished: 2 steps" in capsys.readouterr().out
     assert Path("runs/mlm/checkpoint/config.json").read_bytes() == before

@@ -34,6 +34,18 @@ class AnswerCollector:
         for sample_id, index in zip(batch["sample_id"], best_B, strict=True):
             self.predictions[self.question_of[sample_id]] = self.answers[index]
 
+    def compute(self) -> dict[str, float]:
+        """`answers`: how many questions are answered, over all processes."""
+        return {"answers": float(len(self.gather()))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The predictions so far, of this process."""
+        return {"predictions": dict(self.predictions)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up predictions where `state_dict` left them; JSON's text keys are welcome."""
+        self.predictions = {int(key): answer for key, answer in state["predictions"].items()}
+
     def gather(self) -> dict[int, str]:
         """Question id -> answer over all processes."""
         return {key: answer for part in gather_objects(self.predictions) for key, answer in part.items()}
@@ -86,11 +98,11 @@ class VQAEvaluator:
 
     def state_dict(self) -> dict[str, Any]:
         """The predictions so far, of this process."""
-        return {"predictions": dict(self.collector.predictions)}
+        return self.collector.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up predictions where `state_dict` left them; JSON's text keys are welcome."""
-        self.collector.predictions = {int(key): answer for key, answer in state["predictions"].items()}
+        self.collector.load_state_dict(state)
 
     def _blind_accuracy(self, guess: BlindGuess) -> float:
         columns = (self.records.column(name) for name in ("question_id", "question", "question_type"))

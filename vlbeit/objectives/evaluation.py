@@ -13,9 +13,13 @@ from vlbeit.types import Batch
 
 
 class MeanLogs:
-    """Evaluator: every log of the objective, sum over count, over the split and all processes."""
+    """Evaluator: every log of the objective, sum over count, over the split and all processes.
 
-    def __init__(self) -> None:
+    `weights` of several logs add their weighted sum as `total`: the loss that training minimises.
+    """
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        self.weights = weights or {}
         self.sums: dict[str, float] = {}
         self.counts: dict[str, float] = {}
 
@@ -34,7 +38,10 @@ class MeanLogs:
                 entry = totals.setdefault(name, [0.0, 0.0])
                 entry[0] += value
                 entry[1] += counts[name]
-        return {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
+        means = {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
+        if self.weights:
+            means["total"] = sum(weight * means[name] for name, weight in self.weights.items())
+        return means
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": dict(self.sums), "counts": dict(self.counts)}

@@ -88,7 +88,7 @@ class VL(Stage):
         return DataSpec(records, PairTransform(image, masked), collate)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
-        return {"logs": MeanLogs()}
+        return {"logs": MeanLogs({"itc": 1.0, "itm": 1.0, "mlm": self.settings.mlm_weight})}
 
     def param_groups(self, objective: VLObjective, optim: OptimConfig) -> list[dict[str, Any]]:  # type: ignore[override]
         return param_groups(objective, optim, vlmo_decays)
