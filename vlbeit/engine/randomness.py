@@ -12,10 +12,14 @@ import torch
 
 
 def seed_generators(*counters: int | str) -> None:
-    """Seed torch (all devices), numpy and random from a stable hash of the counters, such as (seed, step, rank)."""
+    """Seed torch (CPU and the devices in use), numpy and random from a stable hash of the counters."""
     digest = hashlib.blake2b("/".join(map(str, counters)).encode(), digest_size=8).digest()
     value = int.from_bytes(digest, "little") >> 1  # torch takes up to 2^63 - 1
-    torch.manual_seed(value)
+    torch.default_generator.manual_seed(value)  # torch.manual_seed queues a call for every kind of device not in use
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(value)
     np.random.seed(value % 2**32)
     random.seed(value)
 
