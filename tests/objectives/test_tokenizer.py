@@ -7,15 +7,21 @@ import pytest
 import torch
 
 from vlbeit.models.dvae import DVAE, DVAESpec
-from vlbeit.objectives.tokenizer import Annealing, CodebookUsage, TokenizerObjective, perplexity
+from vlbeit.objectives.tokenizer import (
+    Annealing,
+    CodebookUsage,
+    TokenizerObjective,
+    divergence_from_uniform,
+    perplexity,
+)
 
 TINY: dict[str, Any] = {"vocab_size": 32, "hidden": 16, "blocks_per_group": 1, "decoder_input": 16}
 FIXED = Annealing(temperature_start=1.0, temperature_end=1.0, temperature_steps=0, kl_weight=0.0, kl_steps=0)
 
 
-def make(annealing: Annealing = FIXED, **changes: Any) -> TokenizerObjective:
+def make(annealing: Annealing = FIXED, diversity_weight: float = 0.0, **changes: Any) -> TokenizerObjective:
     torch.manual_seed(0)
-    return TokenizerObjective(DVAE(DVAESpec(**TINY | changes)), annealing)
+    return TokenizerObjective(DVAE(DVAESpec(**TINY | changes)), annealing, diversity_weight)
 
 
 def patches(number: int, size: int = 16) -> torch.Tensor:
@@ -79,24 +85,42 @@ def test_every_parameter_gets_a_gradient(quantizer: str, likelihood: str) -> Non
     assert all(torch.isfinite(p.grad).all() for p in objective.parameters())
 
 
-@pytest.mark.parametrize(("quantizer", "likelihood"), [("gumbel", "logit_laplace"), ("fsq", "l1")])
+def test_diversity_is_zero_for_even_and_full_for_one_token() -> None:
+    assert divergence_from_uniform(torch.full((8,), 1 / 8)).item() == pytest.approx(0, abs=1e-6)
+    assert divergence_from_uniform(torch.eye(8)[2]).item() == pytest.approx(math.log(8))
+
+
+def test_diversity_has_its_weight_and_no_effect_on_a_deterministic_quantizer() -> None:
+    objective = make(diversity_weight=0.3)
+    batch = {"pixels": patches(2)}
+    counts = objective.counts(batch)
+    assert counts["diversity"].item() == 2 * 4
+    q_V = objective.dvae.posterior(batch["pixels"]).exp().mean((0, 2, 3))
+    expected = 0.3 * (q_V * (q_V * 32).log()).sum()
+    torch.testing.assert_close(objective(batch, counts).losses["diversity"], expected)
+    assert set(make(diversity_weight=0.3, quantizer="fsq", vocab_size=25).counts(batch)) == {"reconstruction"}
+
+
+@pytest.mark.parametrize(("quantizer", "likelihood"), [("gumbel", "l2"), ("fsq", "l1"), ("fsq", "logit_laplace")])
 def test_overfits_one_batch(quantizer: str, likelihood: str) -> None:
+    """32 squares of 32 colours: nearly every one gets a token of its own."""
     torch.manual_seed(0)
     spec = DVAESpec(64, 16, blocks_per_group=1, decoder_input=32, quantizer=quantizer, likelihood=likelihood)
-    annealing = Annealing(temperature_end=0.1, temperature_steps=150, kl_weight=0.0)
-    objective = TokenizerObjective(DVAE(spec), annealing)
+    annealing = Annealing(temperature_end=0.5, temperature_steps=100, kl_weight=0.0)
+    objective = TokenizerObjective(DVAE(spec), annealing, diversity_weight=0.01)
     batch = {"pixels": patches(8)}
     counts = objective.counts(batch)
-    optimizer = torch.optim.Adam(objective.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     before = score(objective, batch)
-    for _ in range(200):
+    for _ in range(150):
         optimizer.zero_grad()
         sum(objective(batch, counts).losses.values()).backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         optimizer.step()
         objective.after_step()
     after = score(objective, batch)
     assert after["l1"] < 0.07 < 0.2 < before["l1"]
-    assert after["perplexity"] > 12 and after["psnr"] > before["psnr"] + 8
+    assert after["perplexity"] > 15 and after["psnr"] > before["psnr"] + 8
 
 
 def score(objective: TokenizerObjective, batch: dict[str, Any]) -> dict[str, float]:

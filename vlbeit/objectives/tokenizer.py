@@ -47,17 +47,23 @@ def _ramp(start: float, end: float, step: Tensor, steps: int) -> Tensor:
 class TokenizerObjective(Objective):
     """Loss of a discrete VAE on `batch["pixels"]` [B, C, H, W] in [0, 1].
 
-    Both losses are divided by the number of pixel values, so that the KL weight is that of the bound: 6.6 at 192
-    values per token weighs the mean KL of a token by 6.6 / 192 (Ramesh et al. 2021, A.2). The step that the ramps
-    follow is a buffer: it is saved with the weights.
+    `reconstruction` and `kl` are divided by the number of pixel values, so that the KL weight is that of the bound:
+    6.6 at 192 values per token weighs the mean KL of a token by 6.6 / 192 (Ramesh et al. 2021, A.2). `diversity`, off
+    at weight 0, is KL(mean of q over the micro-batch || uniform) in nats: it keeps all tokens in use in short
+    trainings (Baevski et al. 2020, wav2vec 2.0, section 3.2). The step that the ramps follow is a buffer: it is saved
+    with the weights.
     """
 
     step: Tensor
 
-    def __init__(self, dvae: DVAE, annealing: Annealing) -> None:
+    def __init__(self, dvae: DVAE, annealing: Annealing, diversity_weight: float = 0.0) -> None:
         super().__init__()
         self.dvae = dvae
         self.annealing = annealing
+        self.diversity_weight = diversity_weight
+        # a deterministic quantizer has neither posterior to regularise
+        stochastic = ("kl", "diversity") if diversity_weight else ("kl",)
+        self.loss_names = ("reconstruction",) if dvae.spec.quantizer == "fsq" else ("reconstruction", *stochastic)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def describe(self) -> dict[str, Any]:
@@ -65,25 +71,26 @@ class TokenizerObjective(Objective):
         return {"dvae": self.dvae.describe()}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Pixel values of the batch, for both losses."""
+        """Pixel values of the batch; tokens for `diversity`."""
         pixels_BCHW = batch["pixels"]
-        values = torch.tensor(float(pixels_BCHW.numel()), device=pixels_BCHW.device)
-        return {name: values for name in self.loss_names}
+        batch_size, _, height, width = pixels_BCHW.shape
+        rows, columns = self.dvae.grid(height, width)
+        tokens = batch_size * rows * columns
+        numbers = {name: tokens if name == "diversity" else pixels_BCHW.numel() for name in self.loss_names}
+        return {name: torch.tensor(float(number), device=pixels_BCHW.device) for name, number in numbers.items()}
 
-    @property
-    def loss_names(self) -> tuple[str, ...]:
-        """Names of the losses: a deterministic quantizer has no KL."""
-        return ("reconstruction",) if self.dvae.spec.quantizer == "fsq" else ("reconstruction", "kl")
-
-    def forward(self, batch: Batch, counts: Mapping[str, Tensor]) -> StepOutput:
-        """Losses `reconstruction` and, with a stochastic quantizer, `kl`."""
+    def forward(self, batch: Batch, counts: dict[str, Tensor]) -> StepOutput:
+        """Losses `reconstruction` and, with a stochastic quantizer, `kl` and `diversity`."""
         pixels_BCHW = batch["pixels"]
         temperature = self.annealing.temperature(self.step)
         out = self.dvae(pixels_BCHW, temperature)
-        terms_BCHW = self.dvae.reconstruction_terms(out.output_BSHW, pixels_BCHW)
-        losses = {"reconstruction": terms_BCHW.sum() / counts["reconstruction"]}
+        sums = {"reconstruction": self.dvae.reconstruction_terms(out.output_BSHW, pixels_BCHW).sum()}
         if out.kl_BYX is not None:
-            losses["kl"] = self.annealing.kl(self.step) * out.kl_BYX.sum() / counts["kl"]
+            sums["kl"] = self.annealing.kl(self.step) * out.kl_BYX.sum()
+        if "diversity" in self.loss_names:
+            unevenness = divergence_from_uniform(self.dvae.quantizer.posterior(out.z_BZYX).exp().mean((0, 2, 3)))
+            sums["diversity"] = self.diversity_weight * unevenness * out.z_BZYX[:, 0].numel()
+        losses = {name: sums[name] / counts[name] for name in self.loss_names}
         return StepOutput(losses, self._logs(out, pixels_BCHW, temperature))
 
     @torch.no_grad()
@@ -105,10 +112,15 @@ class TokenizerObjective(Objective):
         self.step += 1
 
 
+def divergence_from_uniform(share_V: Tensor) -> Tensor:
+    """KL(shares || uniform) in nats: 0 where all tokens are used evenly, log V where one is."""
+    return math.log(len(share_V)) + torch.xlogy(share_V, share_V).sum()
+
+
 def perplexity(counts_V: Tensor) -> Tensor:
     """exp of the entropy of the tokens' shares: the number of tokens that would be used if all were used evenly."""
     share_V = counts_V.double() / counts_V.sum()
-    return torch.special.entr(share_V).sum().exp()
+    return len(share_V) * (-divergence_from_uniform(share_V)).exp()
 
 
 class CodebookUsage:

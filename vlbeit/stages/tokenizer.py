@@ -36,6 +36,9 @@ class TokenizerSettings(Settings):
     loss: str = key("logit_laplace", "reconstruction: logit_laplace | l1 | l2")
     kl_weight: float = key(6.6, "gumbel: weight of the KL to uniform tokens in the evidence lower bound")
     kl_steps: float = key(5000, "gumbel: steps over which kl_weight rises from 0; below 1: a share of all steps")
+    diversity_weight: float = key(
+        0.0, "gumbel: weight of a loss that keeps all tokens in use; differs from DALL-E above 0"
+    )
     temperature_start: float = key(1.0, "gumbel: temperature of the relaxation at the first step")
     temperature_end: float = key(1 / 16, "gumbel: temperature after temperature_steps")
     temperature_steps: float = key(150_000, "gumbel: steps of its half cosine; below 1: a share of all steps")
@@ -52,7 +55,7 @@ class TokenizerSettings(Settings):
         require(self.hidden > 0 and self.hidden % 4 == 0, f"stage.hidden={self.hidden} must be a multiple of 4")
         for name in ("num_groups", "blocks_per_group", "decoder_input"):
             require(getattr(self, name) > 0, f"stage.{name}={getattr(self, name)} must be positive")
-        for name in ("kl_weight", "kl_steps", "temperature_steps"):
+        for name in ("kl_weight", "kl_steps", "diversity_weight", "temperature_steps"):
             require(getattr(self, name) >= 0, f"stage.{name}={getattr(self, name)} must not be negative")
         for name in ("temperature_start", "temperature_end"):
             require(getattr(self, name) > 0, f"stage.{name}={getattr(self, name)} must be positive")
@@ -114,7 +117,7 @@ class Tokenizer(Stage):
     def objective(self, meta: Meta) -> TokenizerObjective:
         config = self.config
         steps = config.steps or int((config.epochs or 0) * meta["train_records"] / config.global_batch_size)
-        return TokenizerObjective(DVAE(self.spec), self.settings.annealing(steps))
+        return TokenizerObjective(DVAE(self.spec), self.settings.annealing(steps), self.settings.diversity_weight)
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         size, settings = self.config.data.size, self.settings
