@@ -20,7 +20,7 @@ ROWS = (
     ("objectives", "engine"),
     ("task",),
     ("stages", "tasks"),
-    ("launch", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing"),
+    ("launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing"),
     ("cli",),
     ("__main__",),
 )

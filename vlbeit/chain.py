@@ -12,6 +12,7 @@ from vlbeit import compose, registry
 from vlbeit.config import RunConfig
 from vlbeit.engine.folder import RunFolder
 from vlbeit.errors import UsageError
+from vlbeit.models.checkpoint import read_head
 from vlbeit.task import Recipe, Stage
 
 BUILT_IN = "scenes"
@@ -38,31 +39,39 @@ def init_of(config: RunConfig) -> str | None:
 
 
 def missing_runs(config: RunConfig) -> list[RunConfig]:
-    """Configs of the runs that must be trained first, in order.
+    """Configs of all runs that must be trained first, in order: those that this run starts from, and theirs.
 
-    Raises UsageError, naming the command, where one is missing on the user's own data, or a named `init` is not there.
+    Raises UsageError, naming the command, where one is missing on the user's own data, or one that is named by the
+    user is not there.
     """
     wanted = dict(recipe_of(config).needed_runs())
     init = init_of(config)
     if init is not None and config.init == "auto":
         wanted[init] = Path(init).name
-    elif init is not None and not _has_checkpoint(init):
+    elif init is not None and not has_checkpoint(init):
         raise UsageError(
             f"init={init}: no run or checkpoint there; `vlbeit runs` lists the runs, init=none starts anew"
         )
-    missing = []
+    missing: dict[str, RunConfig] = {}
     for path, stage in wanted.items():
         if _is_ready(path):
+            _check_stage(path, stage)
             continue
-        if config.data.name != BUILT_IN:
+        if config.data.name != BUILT_IN or path != f"runs/{stage}":  # nobody asks for a run by name to have it made
             raise UsageError(_remedy(config, path, stage))
-        missing.append(_config_before(config, path, stage))
-    return missing
+        before = _config_before(config, path, stage)
+        missing |= {each.run: each for each in [*missing_runs(before), before]}
+    return list(missing.values())
+
+
+def data_is_missing(config: RunConfig) -> bool:
+    """Whether the run is on the built-in data, and it must be made first."""
+    return config.data.name == BUILT_IN and not (Path(config.data.root) / "scenes.json").exists()
 
 
 def ensure_data(config: RunConfig) -> None:
     """Make the built-in data where it is missing."""
-    if config.data.name == BUILT_IN and not (Path(config.data.root) / "scenes.json").exists():
+    if data_is_missing(config):
         print(f"{config.data.root} is missing: preparing the built-in data", flush=True)
         registry.get("prepare", BUILT_IN)(Path(config.data.root), report=lambda line: print(line, flush=True))
 
@@ -72,7 +81,8 @@ def planned_steps(folder: RunFolder) -> int | None:
     return (folder.stored_config() or {}).get("steps")
 
 
-def _has_checkpoint(path: str) -> bool:
+def has_checkpoint(path: str) -> bool:
+    """Whether a run or a checkpoint folder lies there that can be loaded."""
     return any((Path(path) / part / "config.json").is_file() for part in ("checkpoint", "."))
 
 
@@ -80,7 +90,16 @@ def _is_ready(path: str) -> bool:
     """A checkpoint is there, and no training of it was cut short."""
     folder = RunFolder(path)
     steps = planned_steps(folder)
-    return _has_checkpoint(path) and (steps is None or folder.is_finished(steps))
+    return has_checkpoint(path) and (steps is None or folder.is_finished(steps))
+
+
+def _check_stage(path: str, stage: str) -> None:
+    """UsageError unless the run at `path` is one of the stage. A checkpoint from elsewhere may not say."""
+    head = read_head(path)["config"]
+    made_by, task = ((head.get(group) or {}).get("name") for group in ("stage", "task"))
+    if (made_by, task) not in ((stage, None), (None, None)):
+        found = f"stage={made_by}" + (f" task={task}" if task else "")
+        raise UsageError(f"{path} is a run of {found}; a run of stage={stage} is needed: name another one")
 
 
 def _config_before(config: RunConfig, path: str, stage: str) -> RunConfig:

@@ -16,7 +16,7 @@ import typer
 
 import vlbeit
 from vlbeit import registry, table
-from vlbeit.errors import UserError
+from vlbeit.errors import Interrupted, UserError
 
 app = typer.Typer(
     name="vlbeit",
@@ -27,6 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _FREE = {"ignore_unknown_options": True}  # `--lr 1e-3` reaches the words, which name the right key
+_OF_THE_PLACE = (  # what a disk, its permissions and names may refuse: no fault of ours
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENOMEM,
+)  # fmt: skip
 Words = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", show_default=False)]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)]
 
@@ -37,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = app(arguments or ["--help"], prog_name="vlbeit", standalone_mode=False)
         return result if isinstance(result, int) else 0
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -47,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in _OF_THE_PLACE:
             raise
         return _fail(f"{error.filename or 'file'}: {error.strerror}; nothing that was there before is lost", 1)
 
@@ -74,7 +81,7 @@ def train(
         table.show(("key", "default", "meaning"), compose.describe_keys(words))
         return 0
     runs = compose.compose_many(words) if multirun else [compose.compose(words)]
-    for config, notes in runs:
+    for config, notes, command in runs:
         if os.environ.get("RANK", "0") == "0":
             print(*notes, sep="\n", end="\n" if notes else "", flush=True)
         if dry_run:
@@ -82,7 +89,7 @@ def train(
             continue
         from vlbeit import launch
 
-        if code := launch.train(config):
+        if code := launch.train(config, command):
             return code
     return 0
 
@@ -186,5 +193,5 @@ def checks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     return code

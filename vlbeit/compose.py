@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from importlib.util import find_spec
@@ -43,10 +44,11 @@ _TYPE_NAMES: dict[type[Node], str] = {
 
 
 class Composed(NamedTuple):
-    """A resolved config and what was chosen for the user, to be printed."""
+    """A resolved config, what was chosen for the user, to be printed, and the command that goes on with the run."""
 
     config: RunConfig
     notes: list[str]
+    command: str
 
 
 class KeyInfo(NamedTuple):
@@ -70,6 +72,7 @@ def compose(arguments: Iterable[str], *, suffix: str = "") -> Composed:
 
     Raises `UsageError` for unknown names and keys, wrong types and values that contradict each other.
     """
+    arguments = list(arguments)
     parsed = words.parse(arguments)
     choice = _choose(parsed)
     tree = _tree(choice)
@@ -79,7 +82,7 @@ def compose(arguments: Iterable[str], *, suffix: str = "") -> Composed:
     config = _to_config(tree)
     if not config.run:
         config.run = f"runs/{config.title}{suffix}"
-    return Composed(config, choice.notes)
+    return Composed(config, choice.notes, _command(arguments, config))
 
 
 def compose_many(arguments: Sequence[str]) -> list[Composed]:
@@ -167,6 +170,13 @@ def differing_keys(stored: RunConfig, new: RunConfig, ignore: Sequence[str] = MA
     old, now = (dict(_flatten("", OmegaConf.to_container(OmegaConf.structured(c)))) for c in (stored, new))
     keys = [*old, *(key for key in now if key not in old)]
     return [(k, old.get(k), now.get(k)) for k in keys if k not in ignore and old.get(k) != now.get(k)]
+
+
+def _command(arguments: Sequence[str], config: RunConfig) -> str:
+    """What to type to go on: the same words, but for those that would start anew."""
+    kept = [word for word in arguments if not word.startswith(("overwrite=", "run="))]
+    run = [] if config.run == f"runs/{config.title}" else [f"run={config.run}"]
+    return shlex.join(["vlbeit", "train", *kept, *run])
 
 
 def _choose(parsed: Sequence[words.Word]) -> _Choice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,22 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
-from vlbeit import chain, compose, dist, files
+from vlbeit import chain, compose, dist, files, preflight
 from vlbeit.config import RunConfig
 from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.sources import open_records
 from vlbeit.engine.callbacks import Callbacks
 from vlbeit.engine.device import make_accelerator, probe_micro_batch
 from vlbeit.engine.evaluate import run_evaluators
-from vlbeit.engine.folder import RunFolder
+from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.loop import Engine, FitPlan
 from vlbeit.engine.optim import build_optimizer
 from vlbeit.engine.randomness import seed_generators
-from vlbeit.errors import UsageError
-from vlbeit.models.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from vlbeit.models.checkpoint import Checkpoint, read_checkpoint, read_meta, save_checkpoint
 from vlbeit.models.transfer import check_fits, transfer
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe
-from vlbeit.types import DataSpec, Meta, Records
+from vlbeit.types import Batch, DataSpec, Meta, Records
 
 NEXT = {
     "tokenizer": "vlbeit train stage=mim",
@@ -36,56 +36,49 @@ NEXT = {
 }
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, command: str = "") -> int:
     """Train a run from where it stands; what must come before it is trained first. Returns the exit status.
 
-    Start-up order: this run's own state > `resume=` > `init=` > scratch.
+    Start-up order: this run's own state > `resume=` > `init=` > scratch. `command` is what to type to go on.
 
     Raises:
         UserError: anything that the user can mend, before any work where it can be known by then.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, force=True)
-    accelerator = make_accelerator(config.device, config.precision, config.engine.trackers, config.run)
-    folder = RunFolder(config.run)
-    _check_folder(folder, config)
+    accelerator = _accelerator(config)  # makes the process group
     before = chain.missing_runs(config)
+    for number, each in enumerate([*before, config]):
+        preflight.check(each, [run.run for run in before[:number]])
     _on_main_first(lambda: chain.ensure_data(config))
+    command = command or f"run the same command again (run={config.run})"
     for earlier in before:
         say(f"{earlier.run} is missing: training stage={earlier.tower} first")
-        train(earlier)
-    if before:  # the accelerator of an earlier run took the place of ours
-        accelerator = make_accelerator(config.device, config.precision, config.engine.trackers, config.run)
-    return _run(config, chain.recipe_of(config), folder, accelerator)
+        _run(earlier, _accelerator(earlier), command)
+    # the accelerator of an earlier run took the place of ours
+    return _run(config, _accelerator(config) if before else accelerator, command)
 
 
-def _run(config: RunConfig, recipe: Recipe, folder: RunFolder, accelerator: Accelerator) -> int:
-    """Records, objective, engine; `train` has checked what can be checked without them."""
+def _run(config: RunConfig, accelerator: Accelerator, command: str) -> int:
+    """Records, objective, engine; what can be checked without them is checked. The folder is written last."""
+    recipe, folder, origin = chain.recipe_of(config), RunFolder(config.run), preflight.state_origin(config)
+    start = chain.init_of(config) if origin is None else None
+    checkpoint = None if start is None else read_checkpoint(start)
     records = open_records(config.data, recipe.kind, config.data.train_split)
     held_out = open_records(config.data, recipe.kind, config.data.val_split)
-    start = None if folder.last_step() is not None else chain.init_of(config)
-    checkpoint = None if start is None else read_checkpoint(start)
-    meta = _meta(recipe, records, checkpoint, folder)
+    meta = _meta(recipe, records, checkpoint, origin)
     spec = recipe.data(records, meta, train=True)
     steps, steps_per_epoch = count_steps(config, len(spec.records))
-    if folder.is_finished(steps):
-        say(
-            f"{folder.path} is finished: {folder.last_step()} steps. "
-            "Larger steps= or epochs= goes on, overwrite=true starts anew"
-        )
+    if origin is not None and origin.path == folder.path and origin.is_finished(steps):
+        say(f"{folder.path} is finished: {origin.last_step()} steps. More steps= go on, overwrite=true starts anew")
         return 0
     seed_generators(config.seed, "init")
     objective = recipe.objective(meta)
-    if folder.last_step() is None:
+    if origin is None:
         _start(recipe, objective, checkpoint)
     else:
-        say(f"going on from step {folder.last_step()} of {folder.path}")
-    _write_start(folder, replace(config, steps=steps), meta)
+        say(f"going on from step {origin.last_step()} of {origin.path}")
     plan = FitPlan.from_config(
-        config,
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
-        metric=recipe.metric,
-        resume_command=f"run the same command again (run={config.run})",
+        config, steps=steps, steps_per_epoch=steps_per_epoch, metric=recipe.metric, resume_command=command
     )
     optimizer = build_optimizer(recipe.param_groups(objective, config.optim), config.optim)
     stream = train_loader(config, spec, objective, accelerator)
@@ -93,11 +86,21 @@ def _run(config: RunConfig, recipe: Recipe, folder: RunFolder, accelerator: Acce
         evaluate=lambda model: evaluate_model(model, recipe, config, held_out, meta, accelerator),
         export=lambda state, path: save_checkpoint(path, state, objective.describe(), container(config), meta),
     )
-    say(f"training {config.title} in {folder.path}: {steps} steps of {config.global_batch_size} samples")
-    Engine(objective, optimizer, stream, plan, accelerator, folder, callbacks).fit()
+    engine = Engine(objective, optimizer, stream, plan, accelerator, folder, callbacks)
+    source = origin if origin is not None and origin.path != folder.path else None  # of a state that comes over
+    if source is not None and (state := source.last_state()) is not None:
+        engine.load_state(state)  # proves that it fits, before anything is written
+    with folder.locked() if dist.is_main() else nullcontext():
+        _on_main_first(lambda: _open_folder(folder, replace(config, steps=steps), meta, source))
+        say(f"training {config.title} in {folder.path}: {steps} steps of {config.global_batch_size} samples")
+        engine.fit()
     say(f"wrote {folder.path}: checkpoint/, metrics.jsonl, evaluation.json")
     say(f"next: {_next_command(config)}")
     return 0
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    return make_accelerator(config.device, config.precision, config.engine.trackers, config.run)
 
 
 def say(line: str) -> None:
@@ -111,8 +114,7 @@ def count_steps(config: RunConfig, samples: int) -> tuple[int, float]:
     per_epoch = samples / config.global_batch_size
     if config.steps is not None:
         return config.steps, per_epoch
-    if config.epochs is None:
-        raise UsageError("how long? give steps= or epochs=")
+    assert config.epochs is not None, "preflight refuses it"
     return max(1, int(config.epochs * per_epoch)), per_epoch
 
 
@@ -122,16 +124,20 @@ def train_loader(config: RunConfig, spec: DataSpec, objective: Objective, accele
     if micro == "auto":
         per_process = max(1, config.global_batch_size // dist.world_size())
 
-        def make_batch(size: int) -> dict[str, Any]:
-            return spec.collate([spec.transform(spec.records[i % len(spec.records)]) for i in range(size)])
+        def make_batch(size: int) -> Batch:
+            return next(_stream(config, spec, size * dist.world_size(), size, workers=0).steps(0, 1))[0]
 
         micro = probe_micro_batch(objective, make_batch, per_process, accelerator)
+    return _stream(config, spec, config.global_batch_size, micro, config.data.workers)
+
+
+def _stream(config: RunConfig, spec: DataSpec, batch_size: int, micro: int, workers: int) -> TrainLoader:
     return TrainLoader(
         spec,
         seed=config.seed,
-        global_batch_size=config.global_batch_size,
+        global_batch_size=batch_size,
         micro_batch_size=micro,
-        workers=config.data.workers,
+        workers=workers,
         max_bad_fraction=config.data.max_bad_fraction,
     )
 
@@ -159,28 +165,10 @@ def container(config: RunConfig) -> dict[str, Any]:
     return yaml.safe_load(compose.to_yaml(config))
 
 
-def _check_folder(folder: RunFolder, config: RunConfig) -> None:
-    """Refuse a folder of another config; empty it with `overwrite`, fill a new one with `resume`."""
-    if config.overwrite and dist.is_main():
-        folder.clear()
-    dist.barrier()
-    if folder.config_file.exists():
-        differing = compose.differing_keys(compose.from_yaml(folder.config_file), config)
-        if differing:
-            keys = ", ".join(f"{key} {old} there, {new} here" for key, old, new in differing)
-            raise UsageError(
-                f"{folder.path} belongs to another config ({keys}): give the same keys, another run=, "
-                f"run=NEW resume={folder.path}, or overwrite=true"
-            )
-    elif config.resume is not None:
-        _on_main_first(lambda: folder.fill_from(RunFolder(str(config.resume))))
-
-
-def _meta(recipe: Recipe, records: Records, checkpoint: Checkpoint | None, folder: RunFolder) -> Meta:
-    """The meta that this run was started with, else a new one, made on the main process."""
-    stored = {path.stem: path for path in sorted(folder.checkpoint.glob("*.json")) if path.stem != "config"}
-    if folder.last_step() is not None and stored:
-        return {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in stored.items()}
+def _meta(recipe: Recipe, records: Records, checkpoint: Checkpoint | None, origin: RunFolder | None) -> Meta:
+    """The meta of the run that is gone on with, else a new one, made on the main process."""
+    if origin is not None:
+        return read_meta(origin.checkpoint)
     inherited = {} if checkpoint is None else checkpoint.meta
     return dist.broadcast_object(recipe.meta(records, inherited) if dist.is_main() else {})
 
@@ -191,22 +179,26 @@ def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None) 
     if checkpoint is None:
         say("starting from scratch")
         return
-    source = checkpoint.encoder_spec
-    if source is None:
-        raise UsageError(f"init={checkpoint.path}: a tokenizer has no encoder to start from; see stage.tokenizer=")
-    target = objective.encoder.spec  # type: ignore[union-attr]
+    source, target = checkpoint.encoder_spec, objective.encoder.spec  # type: ignore[union-attr]
+    assert source is not None, "preflight refuses a tokenizer"
     check_fits(source, target, str(checkpoint.path))
     report = transfer(objective, checkpoint.state, source, target)
     say(f"starting from {checkpoint.path}: {report.line()}")
 
 
-def _write_start(folder: RunFolder, config: RunConfig, meta: Meta) -> None:
-    """What a run must remember before its first checkpoint: config and meta."""
-    if dist.is_main():
-        folder.write_config(container(config))
-        for name, value in meta.items():
+def _open_folder(folder: RunFolder, config: RunConfig, meta: Meta, source: RunFolder | None) -> None:
+    """The first thing that is written: an old run goes if it must, a state comes over, then config and meta.
+
+    In this order, so that a run killed in between begins in the same way again.
+    """
+    if config.overwrite:
+        folder.clear()
+    if source is not None:
+        folder.fill_from(source)
+    folder.write_config(container(config))
+    for name, value in meta.items():
+        with write_errors(folder.checkpoint):
             files.write_json(folder.checkpoint / f"{name}.json", value)
-    dist.barrier()
 
 
 def _on_main_first(work: Any) -> None:

@@ -12,16 +12,20 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from safetensors import SafetensorError
 
 from vlbeit.errors import DataError
 from vlbeit.files import write_json, write_text
+
+if sys.platform != "win32":
+    import fcntl
 
 KEPT_STATES = 2
 TEMPORARY = ".tmp-"  # prefix of what is being written or removed; also that of vlbeit.files
@@ -39,6 +43,7 @@ class RunFolder:
         self.last_file = self.path / "last.json"
         self.checkpoint = self.path / "checkpoint"
         self.states = self.path / "state"
+        self.lock_file = self.path / ".lock"
 
     def exists(self) -> bool:
         """Whether a run was ever started here."""
@@ -49,11 +54,13 @@ class RunFolder:
         if not self.config_file.exists():
             return None
         try:
-            config = yaml.safe_load(self.config_file.read_text())
-        except yaml.YAMLError as error:
+            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError) as error:
             raise DataError(
                 f"{self.config_file} is not YAML ({_first_line(error)}): restore it, or overwrite=true"
             ) from error
+        if not isinstance(config, dict):
+            raise DataError(f"{self.config_file} holds no config: restore it, or overwrite=true")
         return config
 
     def write_config(self, config: dict[str, Any]) -> None:
@@ -89,6 +96,27 @@ class RunFolder:
 
     def state_of(self, step: int) -> Path:
         return self.states / f"step-{step:06d}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; DataError, at once, where another one has it.
+
+        The lock ends with its process, however that ends, and is not inherited by the loader's workers.
+        """
+        with write_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.lock_file, "a+")  # noqa: SIM115
+        with file:
+            if not _lock(file):
+                file.seek(0)
+                raise DataError(
+                    f"{self.path} is in use: process {file.read().strip() or '?'} trains there; "
+                    f"wait for it, or choose another run="
+                )
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
 
     def save_state(self, step: int, write: Callable[[Path], None]) -> None:
         """Let `write` fill a new state folder, put it in place whole, then name it in `last.json`.
@@ -190,6 +218,17 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _lock(file: TextIO) -> bool:
+    """Whether this process has the file now; True where the file system, or Windows, knows no locks."""
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: flock would go on in forked workers
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def _flush_tree(folder: Path) -> None:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -136,14 +137,19 @@ class Engine:
         if self.folder is None:
             return
         if dist.is_main():
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            self.folder.clean()
+            with write_errors(self.folder.path):
+                self.folder.path.mkdir(parents=True, exist_ok=True)
+                self.folder.clean()
         dist.barrier()
         saved = self.folder.last_state()
         if saved is not None:
-            self.state = read_state(saved, self._trained())
+            self.load_state(saved)
         if dist.is_main():
             self.folder.cut_metrics(self.state.step)
+
+    def load_state(self, saved: Path) -> None:
+        """Take up a saved state; DataError where it is damaged or of another model."""
+        self.state = read_state(saved, self._trained())
 
     def _counts(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """Terms per loss of the whole step over all processes, divided by the number of processes."""

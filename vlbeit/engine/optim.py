@@ -27,20 +27,31 @@ def build_optimizer(groups: Iterable[dict[str, Any]], config: OptimConfig) -> to
         {"weight_decay": config.weight_decay, "lr_scale": 1.0, **group, "params": list(group["params"])}
         for group in groups
     ]
-    own = [group for group in own if group["params"]]
+    return _create([group for group in own if group["params"]], config)
+
+
+def check_settings(config: OptimConfig) -> None:
+    """Raise UsageError for an optimizer that timm has not, or numbers that it refuses."""
+    _create([{"params": [nn.Parameter(torch.zeros(1))]}], config)
+
+
+def _create(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     known = [str(name) for name in list_optimizers()]
     if config.name not in known:
         near = difflib.get_close_matches(config.name, known, n=3)
         raise UsageError(f"optim.name={config.name} is no optimizer of timm; nearest: {', '.join(near) or 'adamw'}")
-    return create_optimizer_v2(
-        own,
-        config.name,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        filter_bias_and_bn=False,
-        betas=tuple(config.betas),
-        eps=config.eps,
-    )
+    try:
+        return create_optimizer_v2(
+            groups,
+            config.name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            filter_bias_and_bn=False,
+            betas=tuple(config.betas),
+            eps=config.eps,
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"optim.name={config.name} refuses the settings of optim: {error}") from error
 
 
 def check_coverage(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:

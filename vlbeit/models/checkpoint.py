@@ -8,6 +8,7 @@ answers.json, classes.json, tokenizer.json      one file per key of the meta
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vlbeit import __version__, files
-from vlbeit.errors import DataError
+from vlbeit.errors import DataError, UsageError
 from vlbeit.models.dvae import DVAE
 from vlbeit.models.encoder import MoMEEncoder, join
 from vlbeit.models.heads import KINDS, Heads
@@ -41,8 +42,7 @@ class Checkpoint:
     @property
     def encoder_spec(self) -> EncoderSpec | None:
         """The encoder's spec; None for a tokenizer."""
-        spec = self.description.get("encoder")
-        return None if spec is None else EncoderSpec.from_dict(spec)
+        return spec_of(self.description, self.path)
 
 
 @dataclass
@@ -121,26 +121,54 @@ def checkpoint_folder(path: str | Path) -> Path:
     raise DataError(f"{path}: holds no checkpoint/config.json; has the run finished its first evaluation?")
 
 
+def read_head(path: str | Path) -> dict[str, Any]:
+    """`config.json` of a run or checkpoint folder, no weights. Raises DataError naming the file."""
+    file = checkpoint_folder(path) / "config.json"
+    try:
+        head = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error}): copy the folder again, or train the run anew") from error
+    kinds = {"format": int, "description": dict, "config": dict, "meta": list, "sha256": str}
+    wrong = [key for key, kind in kinds.items() if not isinstance(head, dict) or not isinstance(head.get(key), kind)]
+    if wrong:
+        raise DataError(f"{file} is no checkpoint of vlbeit: it lacks {', '.join(wrong)}; name another folder")
+    if head["format"] > FORMAT:
+        raise DataError(f"{file}: format {head['format']} is newer than this vlbeit reads ({FORMAT}): update vlbeit")
+    return head
+
+
+def spec_of(description: dict[str, Any], origin: str | Path) -> EncoderSpec | None:
+    """The encoder's spec of a checkpoint's description; None for a tokenizer. DataError where it is damaged."""
+    values = description.get("encoder")
+    try:
+        return None if values is None else EncoderSpec.from_dict(values)
+    except (TypeError, ValueError, AttributeError, UsageError) as error:
+        raise DataError(f"{origin}/config.json: the encoder is not described rightly ({error})") from error
+
+
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a run or checkpoint folder; the weights' hash is compared. Raises DataError naming the file."""
-    folder = checkpoint_folder(path)
-    try:
-        head = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        meta = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in head["meta"]}
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder}: cannot read the checkpoint: {error}") from error
-    if head.get("format", 0) > FORMAT:
-        raise DataError(
-            f"{folder}/config.json: format {head['format']} is newer than this vlbeit reads ({FORMAT}): update"
-        )
+    folder, head = checkpoint_folder(path), read_head(path)
+    meta = read_meta(folder, head["meta"])
     weights = folder / "model.safetensors"
     if not weights.is_file():
-        raise DataError(f"{weights}: missing")
+        raise DataError(f"{weights} is missing: copy the folder again")
     if files.sha256(weights) != head["sha256"]:
-        raise DataError(
-            f"{weights}: differs from the hash in config.json: damaged or half copied; copy the folder again"
-        )
+        raise DataError(f"{weights} differs from the hash in config.json: damaged, or half copied; copy it again")
     return Checkpoint(folder, head["description"], head["config"], meta, load_file(weights), head.get("metrics", {}))
+
+
+def read_meta(folder: Path, names: Iterable[str] | None = None) -> Meta:
+    """The meta in a `checkpoint/` folder, also before its first weights: the named files, else all there are."""
+    if names is None:
+        names = sorted(path.stem for path in folder.glob("*.json") if path.name != "config.json")
+    meta = {}
+    for file in (folder / f"{name}.json" for name in names):
+        try:
+            meta[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} cannot be read ({error}): copy the folder again") from error
+    return meta
 
 
 def load(path: str | Path) -> Model:

@@ -15,19 +15,25 @@ def open_source(config: DataConfig) -> DataSource:
     return registry.get("data", config.name)(config)
 
 
+def check_kind(config: DataConfig, kind: str) -> None:
+    """Raise `UsageError`, naming the sources that fit, unless `data=NAME` gives records of this kind."""
+    kinds = registry.get("data", config.name).kinds
+    if kind not in kinds:
+        fitting = [name for name in registry.names("data") if kind in _kinds(name)]
+        raise UsageError(
+            f"data={config.name} gives {', '.join(kinds)}, not {kind}; {kind} records come from "
+            + (", ".join(f"data={name}" for name in fitting) or "no source that is installed")
+        )
+
+
 def open_records(config: DataConfig, kind: str, split: str) -> Records:
     """The records of one kind and split, cut to `data.limit`.
 
     Raises `UsageError` where the source has no such kind, `DataError` where files are missing, damaged or empty.
     """
     assert kind in KINDS, kind
+    check_kind(config, kind)
     source = open_source(config)
-    if kind not in source.kinds:
-        fitting = [name for name in registry.names("data") if kind in _kinds(name)]
-        raise UsageError(
-            f"data={config.name} gives {', '.join(source.kinds)}, not {kind}; {kind} records come from "
-            + (", ".join(f"data={name}" for name in fitting) or "no source that is installed")
-        )
     source.check()
     records = source.records(kind, split)
     if not len(records):

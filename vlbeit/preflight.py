@@ -1,0 +1,103 @@
+"""What can be known before any work is done: every mistake that is found here costs nothing and changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import replace
+
+from vlbeit import chain, compose, dist
+from vlbeit.config import RunConfig
+from vlbeit.data.sources import check_kind, open_source
+from vlbeit.engine.folder import RunFolder
+from vlbeit.engine.optim import check_settings
+from vlbeit.errors import DataError, UsageError
+from vlbeit.models.checkpoint import read_head, spec_of
+from vlbeit.models.transfer import check_fits
+
+
+def check(config: RunConfig, made_before: Collection[str] = ()) -> None:
+    """Raise UserError for whatever stands in the way of a run; `made_before`: runs that are trained before it.
+
+    Reads small files only, and writes nothing.
+    """
+    if config.steps is None and config.epochs is None:
+        raise UsageError("how long? give steps= or epochs=")
+    _check_batches(config)
+    check_settings(config.optim)
+    recipe = chain.recipe_of(config)
+    check_kind(config.data, recipe.kind)
+    if not chain.data_is_missing(config):
+        open_source(config.data).check()
+    folder = RunFolder(config.run)
+    _check_place(folder)
+    if not config.overwrite:
+        _check_run(folder, config)
+    origin = state_origin(config)
+    if origin is not None and origin.last_state() is None:
+        raise DataError(f"resume={origin.path}: no saved state there; name a run folder that has last.json")
+    if config.resume is not None and config.overwrite and origin.path.absolute() == folder.path.absolute():
+        raise UsageError("overwrite=true would remove the run that resume= names: choose another run=")
+    init = chain.init_of(config)
+    if origin is None and init is not None and init not in made_before:
+        _check_init(config, init)
+
+
+def state_origin(config: RunConfig) -> RunFolder | None:
+    """The run whose saved state this one goes on from: its own, else that of `resume=`; None: it begins."""
+    folder = RunFolder(config.run)
+    if not config.overwrite and folder.last_step() is not None:
+        return folder
+    return None if config.resume is None else RunFolder(config.resume)
+
+
+def _check_batches(config: RunConfig) -> None:
+    world, micro = dist.world_size(), config.micro_batch_size
+    if config.global_batch_size % (world * (1 if micro == "auto" else micro)):
+        own = f"global_batch_size={config.global_batch_size} over {world} process{'es' * (world > 1)}"
+        by = f"micro_batch_size={micro}" if world == 1 else f"{world} times micro_batch_size={micro}"
+        raise UsageError(f"{own} is not a multiple of {by}; change one of them")
+
+
+def _check_place(folder: RunFolder) -> None:
+    """The run folder can be made or written: the nearest place on its path that exists is a folder of ours."""
+    path = folder.path.absolute()
+    nearest = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise UsageError(f"run={folder.path}: {nearest} is a file, not a folder; choose another run=")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise DataError(f"run={folder.path}: {nearest} is not writable; change its permissions or choose another run=")
+
+
+def _check_run(folder: RunFolder, config: RunConfig) -> None:
+    """A run that is there already was made with the same config, and its last state is there."""
+    if folder.config_file.exists():
+        folder.stored_config()  # whether it is YAML at all, and what to do if not
+        differing = compose.differing_keys(compose.from_yaml(folder.config_file), config)
+        if differing:
+            keys = ", ".join(f"{key} {old} there, {new} here" for key, old, new in differing)
+            raise UsageError(
+                f"{folder.path} belongs to another config ({keys}): give the same keys, another run=, "
+                f"run=NEW resume={folder.path}, or overwrite=true"
+            )
+    folder.last_state()
+
+
+def _check_init(config: RunConfig, init: str) -> None:
+    """The encoder that the weights come from has this run's sizes. The vocabulary is compared when it is known."""
+    source = spec_of(read_head(init)["description"], init)
+    if source is None:
+        raise UsageError(f"init={init}: a tokenizer has no encoder to start from; see stage.tokenizer=")
+    model = config.model
+    target = replace(
+        source,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        patch_size=model.patch_size,
+        image_size=None,
+        mlp_ratio=model.mlp_ratio,
+        positions="absolute" if model.positions == "absolute" else "per_layer",
+        text_positions=config.text.positions,
+    )
+    check_fits(source, target, init)
