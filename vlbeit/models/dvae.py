@@ -127,7 +127,7 @@ def _channels_last(x_BCHW: Tensor) -> Tensor:
 def _in_full_precision(module: nn.Sequential, x: Tensor) -> Tensor:
     """The output convolution outside autocast, as published: logits of 8 bits would tie, and ties move tokens."""
     with torch.autocast(x.device.type, enabled=False):
-        return module(x.to(module[-1].weight.dtype))
+        return module(x.to(next(module.parameters()).dtype))
 
 
 class DVAEEncoder(nn.Module):
@@ -169,7 +169,8 @@ def _initialise(module: nn.Module) -> None:
     """DALL-E's: weights normal with variance 1 / inputs, biases 0."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class DVAEOutput(NamedTuple):

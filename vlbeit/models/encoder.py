@@ -136,7 +136,8 @@ class MoMEEncoder(nn.Module):
         return chosen.attn.probabilities(chosen.norm1(below), self._biases(tokens)(block))
 
     def _path(self, tokens: Tokens, index: int, fused: bool | None) -> Route:
-        return route(tokens.spans, self.blocks[index].names, fused)
+        names: Any = self.blocks[index].names
+        return route(tokens.spans, names, fused)
 
     def _run(self, index: int, x_BLD: Tensor, bias: Tensor | None, path: Route) -> Tensor:
         if self.spec.grad_checkpointing and self.training and torch.is_grad_enabled():

@@ -65,7 +65,8 @@ class EncoderSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EncoderSpec:
         """The inverse of `to_dict`, lists made tuples again."""
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**tuples)
 
 
 def encoder_spec(

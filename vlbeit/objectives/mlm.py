@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlbeit.models.encoder import MoMEEncoder
-from vlbeit.models.heads import Heads, MLMHead
+from vlbeit.models.heads import Heads
 from vlbeit.objectives.base import Objective
 from vlbeit.types import Batch, StepOutput
 
 IGNORED = -100
 
 
-def masked_word_terms(head: MLMHead, x_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+def masked_word_terms(head: nn.Module, x_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy and hit of every word that is to be predicted, [M] each; the head sees those tokens alone."""
     chosen = labels_BT != IGNORED
     logits_MV = head(x_BTD[chosen])

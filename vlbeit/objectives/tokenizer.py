@@ -146,7 +146,7 @@ class CodebookUsage:
 
     def compute(self) -> dict[str, float]:
         """The four numbers, over all processes."""
-        counts_V = sum(dist.gather_objects(self.counts_V))
+        counts_V = torch.stack(dist.gather_objects(self.counts_V)).sum(0)
         absolute, squared, values = sum(dist.gather_objects(self.sums)).tolist()
         return {
             "usage": (counts_V > 0).double().mean().item(),

@@ -42,7 +42,8 @@ class VariationalTerms:
     @torch.no_grad()
     def update(self, objective: nn.Module, batch: Batch) -> None:
         """Add a batch with `pixels`, `mask`, `sample_id` and what the encoder needs."""
-        dvae, pixels_BCHW = objective.target.dvae, batch["pixels"]
+        dvae: Any = objective.target.dvae
+        pixels_BCHW = batch["pixels"]
         self.likelihood = dvae.spec.likelihood
         logits_MV, mask_BN = objective.masked_logits(batch)
         log_q_BVYX = dvae.posterior(pixels_BCHW)
