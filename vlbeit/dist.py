@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Value = TypeVar("Value")
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def rank() -> int:
@@ -95,8 +99,20 @@ def broadcast_object(value: Value) -> Value:
     return box[0]
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Act as the only process for the length of a `with`: for work that differs in amount from process to process."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def _group() -> Any:
-    """`torch.distributed` if a process group exists, else None."""
+    """`torch.distributed` if a process group exists and is not left aside, else None."""
+    if _alone.get():
+        return None
     distributed = sys.modules.get("torch.distributed")  # absent: torch was never imported, so there is no group
     return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
 

@@ -25,8 +25,10 @@ class MeanLogs:
 
     @torch.no_grad()
     def update(self, objective: nn.Module, batch: Batch) -> None:
-        """Run the objective on one batch and add its logs."""
-        for name, (total, count) in objective(batch, objective.counts(batch)).logs.items():
+        """Run the objective on one batch and add its logs. Nothing is gathered: processes may have unequal batches."""
+        with dist.alone():
+            logs = objective(batch, objective.counts(batch)).logs
+        for name, (total, count) in logs.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(total)
             self.counts[name] = self.counts.get(name, 0.0) + float(count)
 

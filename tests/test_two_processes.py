@@ -1,0 +1,53 @@
+"""The command line on two gloo processes gives the weights of one: contrast, matching and masked words gathered."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vlbeit.cli import main
+
+WORDS = ("train", "stage=vl", "init=none", "stage.negatives=hardest", "precision=fp64", "data.max_bad_fraction=0")
+
+
+def test_vl_on_two_processes(scenes: Path, again: dict, tmp_path: Path) -> None:
+    small = [word for word in again["vl"] if not word.startswith(("stage=", "steps=", "micro_batch_size="))]
+    words = [*WORDS, *small, "steps=3"]
+    with chdir(tmp_path):
+        assert main([*words, "micro_batch_size=8", "run=one"]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "vlbeit", *words, "micro_batch_size=4", "run=two"],
+            cwd=tmp_path,
+            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "training vl in two" in said[0] and "training" not in said[1], "only the main process talks"
+    one, two = (load_file(tmp_path / run / "state/step-000003/model.safetensors") for run in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-10, msg=name)
+    one, two = (json.loads((tmp_path / run / "evaluation.json").read_text()) for run in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-6)
