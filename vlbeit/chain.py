@@ -38,12 +38,23 @@ def init_of(config: RunConfig) -> str | None:
     return None if stage.previous is None else f"runs/{stage.previous}"
 
 
+def state_origin(config: RunConfig) -> RunFolder | None:
+    """The run whose saved state this one goes on from: its own, else that of `resume=`; None: it begins."""
+    folder = RunFolder(config.run)
+    if not config.overwrite and folder.last_step() is not None:
+        return folder
+    return None if config.resume is None else RunFolder(config.resume)
+
+
 def missing_runs(config: RunConfig) -> list[RunConfig]:
     """Configs of all runs that must be trained first, in order: those that this run starts from, and theirs.
 
+    A run that goes on from a saved state needs none.
     Raises UsageError, naming the command, where one is missing on the user's own data, or one that is named by the
     user is not there.
     """
+    if state_origin(config) is not None:
+        return []
     wanted = dict(recipe_of(config).needed_runs())
     init = init_of(config)
     if init is not None and config.init == "auto":

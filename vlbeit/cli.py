@@ -114,7 +114,7 @@ def predict(
     """Print the most probable answers for one image."""
     from vlbeit import inference
 
-    answers = inference.pipeline(run)(image, question, top=top)
+    answers = inference.predict(run, image, question, top=top)
     if as_json:
         print(json.dumps([{"answer": answer, "probability": score} for answer, score in answers], ensure_ascii=False))
     else:

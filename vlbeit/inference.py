@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlbeit import chain, compose, files
 from vlbeit.config import RunConfig
+from vlbeit.data.records import open_image
 from vlbeit.data.sources import open_records
 from vlbeit.engine.device import make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.errors import DataError, UsageError
 from vlbeit.launch import eval_loader, say
-from vlbeit.models.checkpoint import Checkpoint, read_checkpoint
+from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe, Task
 from vlbeit.types import Predictor
@@ -25,11 +27,13 @@ class Trained:
 
     def __init__(self, path: str | Path, words: Iterable[str] = ()) -> None:
         """`words` change keys of the run's config, such as `data.root=DIR`. Raises UserError, naming the file."""
+        words = list(words)
         self.checkpoint: Checkpoint = read_checkpoint(path)
         self.config: RunConfig = compose.override(_config(self.checkpoint), words)
         self.recipe: Recipe = chain.recipe_of(self.config)
-        self.objective: Objective = self.recipe.objective(self.checkpoint.meta)
-        _load_all(self.objective, self.checkpoint)
+        with meta_errors(self.checkpoint.path):
+            self.objective: Objective = self.recipe.objective(self.checkpoint.meta)
+        _load_all(self.objective, self.checkpoint, words)
         self.objective.eval()
 
 
@@ -62,10 +66,17 @@ def pipeline(path: str | Path) -> Predictor:
     return _task(run, path).predictor(run.objective, run.checkpoint.meta)
 
 
+def predict(path: str, image: Path, question: str | None = None, *, top: int = 5) -> list[tuple[str, float]]:
+    """The likeliest answers for one picture. Raises ImageError, before the run is read, for one that cannot be read."""
+    picture = open_image(image)
+    return pipeline(path)(picture, question, top=top)
+
+
 def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
     """Answer every question of a file and write the leaderboard's answer file, checked."""
     from vlbeit.data.sources.vqa_v2 import vqa_table
 
+    _check_out(out)
     run = Trained(path)
     task = _task(run, path)
     if not hasattr(task, "submission"):
@@ -91,9 +102,21 @@ def _task(run: Trained, path: Any) -> Task:
     return run.recipe
 
 
-def _load_all(objective: Objective, checkpoint: Checkpoint) -> None:
+def _load_all(objective: Objective, checkpoint: Checkpoint, words: Sequence[str]) -> None:
     own, given = objective.state_dict(), checkpoint.state
     wrong = sorted(own.keys() ^ given.keys()) or [n for n, v in own.items() if v.shape != given[n].shape]
+    if wrong and words:
+        raise UsageError(f"{checkpoint.path}: its weights do not fit a model with {' '.join(words)}; leave that out")
     if wrong:
         raise DataError(f"{checkpoint.path}/model.safetensors does not fit its config.json: {wrong[0]} ({len(wrong)})")
     objective.load_state_dict(given)
+
+
+def _check_out(out: Path) -> None:
+    """The answer file can be written: better known before the work than after it."""
+    folder = next(place for place in out.absolute().parents if place.exists())
+    if out.is_dir() or not folder.is_dir():
+        wrong = f"{out} is a folder" if out.is_dir() else f"{folder} is a file"
+        raise UsageError(f"--out {out}: {wrong}; name another file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"--out {out}: {folder} is not writable; name another file")

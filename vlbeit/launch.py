@@ -22,7 +22,7 @@ from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.loop import Engine, FitPlan
 from vlbeit.engine.optim import build_optimizer
 from vlbeit.engine.randomness import seed_generators
-from vlbeit.models.checkpoint import Checkpoint, read_checkpoint, read_meta, save_checkpoint
+from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint, read_meta, save_checkpoint
 from vlbeit.models.transfer import check_fits, transfer
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe
@@ -60,19 +60,21 @@ def train(config: RunConfig, command: str = "") -> int:
 
 def _run(config: RunConfig, accelerator: Accelerator, command: str) -> int:
     """Records, objective, engine; what can be checked without them is checked. The folder is written last."""
-    recipe, folder, origin = chain.recipe_of(config), RunFolder(config.run), preflight.state_origin(config)
+    recipe, folder, origin = chain.recipe_of(config), RunFolder(config.run), chain.state_origin(config)
     start = chain.init_of(config) if origin is None else None
     checkpoint = None if start is None else read_checkpoint(start)
     records = open_records(config.data, recipe.kind, config.data.train_split)
     held_out = open_records(config.data, recipe.kind, config.data.val_split)
     meta = _meta(recipe, records, checkpoint, origin)
-    spec = recipe.data(records, meta, train=True)
+    with meta_errors((origin or folder).checkpoint):
+        spec = recipe.data(records, meta, train=True)
     steps, steps_per_epoch = count_steps(config, len(spec.records))
     if origin is not None and origin.path == folder.path and origin.is_finished(steps):
         say(f"{folder.path} is finished: {origin.last_step()} steps. More steps= go on, overwrite=true starts anew")
         return 0
     seed_generators(config.seed, "init")
-    objective = recipe.objective(meta)
+    with meta_errors((origin or folder).checkpoint):
+        objective = recipe.objective(meta)
     if origin is None:
         _start(recipe, objective, checkpoint)
     else:

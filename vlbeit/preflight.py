@@ -33,7 +33,7 @@ def check(config: RunConfig, made_before: Collection[str] = ()) -> None:
     _check_place(folder)
     if not config.overwrite:
         _check_run(folder, config)
-    origin = state_origin(config)
+    origin = chain.state_origin(config)
     if origin is not None and origin.last_state() is None:
         raise DataError(f"resume={origin.path}: no saved state there; name a run folder that has last.json")
     if config.resume is not None and config.overwrite and origin.path.absolute() == folder.path.absolute():
@@ -41,14 +41,6 @@ def check(config: RunConfig, made_before: Collection[str] = ()) -> None:
     init = chain.init_of(config)
     if origin is None and init is not None and init not in made_before:
         _check_init(config, init)
-
-
-def state_origin(config: RunConfig) -> RunFolder | None:
-    """The run whose saved state this one goes on from: its own, else that of `resume=`; None: it begins."""
-    folder = RunFolder(config.run)
-    if not config.overwrite and folder.last_step() is not None:
-        return folder
-    return None if config.resume is None else RunFolder(config.resume)
 
 
 def _check_batches(config: RunConfig) -> None:

@@ -8,7 +8,8 @@ answers.json, classes.json, tokenizer.json      one file per key of the meta
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def read_head(path: str | Path) -> dict[str, Any]:
     try:
         head = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read ({error}): copy the folder again, or train the run anew") from error
+        raise DataError(f"{file}: cannot read the checkpoint ({error}); copy the folder again") from error
     kinds = {"format": int, "description": dict, "config": dict, "meta": list, "sha256": str}
     wrong = [key for key, kind in kinds.items() if not isinstance(head, dict) or not isinstance(head.get(key), kind)]
     if wrong:
@@ -169,6 +170,18 @@ def read_meta(folder: Path, names: Iterable[str] | None = None) -> Meta:
         except (OSError, ValueError) as error:
             raise DataError(f"{file} cannot be read ({error}): copy the folder again") from error
     return meta
+
+
+@contextmanager
+def meta_errors(folder: Path) -> Iterator[None]:
+    """Name the file of a key of the meta that is asked for and is not in the folder."""
+    try:
+        yield
+    except KeyError as error:
+        file = folder / f"{error.args[0]}.json"
+        if file.exists():
+            raise
+        raise DataError(f"{file} is missing, and the run needs it: restore it from a copy of the run") from error
 
 
 def load(path: str | Path) -> Model:

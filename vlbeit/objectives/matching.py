@@ -37,7 +37,8 @@ def negatives(logits_BG: Tensor, draw: Draw) -> Tensor:
     """
     if logits_BG.shape[1] < 2:
         raise ValueError("matching needs at least two pairs a micro-batch: raise micro_batch_size or global_batch_size")
-    weights_BG = logits_BG.float().softmax(1)
+    # NaN of weights that have run away shows in the loss, where the engine names the samples
+    weights_BG = logits_BG.float().softmax(1).nan_to_num(0)
     rows = torch.arange(len(weights_BG), device=weights_BG.device)
     own = rows + dist.rank() * len(weights_BG)
     # a softmax that is all on the pair itself leaves zeros: a floor keeps every other pair drawable
