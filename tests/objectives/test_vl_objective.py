@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from vlbeit.errors import UsageError
 from vlbeit.models.convert.unilm import from_unilm
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.spec import EncoderSpec
@@ -135,7 +136,7 @@ def test_negatives_are_never_the_pair_itself() -> None:
     for draw in (sampled, hardest):
         for _ in range(20):
             assert (negatives(logits, draw) != torch.arange(5)).all()
-    with pytest.raises(ValueError, match="at least two pairs"):
+    with pytest.raises(UsageError, match="at least two pairs"):
         negatives(torch.zeros(1, 1), sampled)
 
 

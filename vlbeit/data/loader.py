@@ -95,6 +95,7 @@ class TrainLoader:
 class EvalLoader:
     """The samples of a split in order, each once over all processes: batch i goes to process i % world size.
 
+    A batch of one is made of a split of one only: losses between samples, such as contrast, mean nothing on it.
     An unreadable image is taken for a mid-grey one, named in `batch["bad"]` and in the log.
     """
 
@@ -113,20 +114,20 @@ class EvalLoader:
 
     def __len__(self) -> int:
         """Number of batches of this process."""
-        return len(self._starts())
+        return len(self._ranges())
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches; whatever a transform draws is the same at every evaluation."""
-        count = len(self.spec.records)
-        places = (
-            [(0, index) for index in range(start, min(start + self.batch_size, count))] for start in self._starts()
-        )
+        places = ([(0, index) for index in indices] for indices in self._ranges())
         samples = _Samples(self.spec, seed=0, replace=False)
         yield from _batches(samples, places, min(self._workers, len(self)), self._bad, self._pin_memory)
 
-    def _starts(self) -> range:
-        own, stride = dist.rank() * self.batch_size, dist.world_size() * self.batch_size
-        return range(own, len(self.spec.records), stride)
+    def _ranges(self) -> list[range]:
+        """The batches of this process. A single sample that would be left over joins the batch before it."""
+        count, size = len(self.spec.records), self.batch_size
+        starts = [start for start in range(0, count, size) if start == 0 or size == 1 or count - start > 1]
+        stops = [*starts[1:], count]
+        return [range(*ends) for ends in zip(starts, stops, strict=True)][dist.rank() :: dist.world_size()]
 
 
 class _Samples(Dataset):  # type: ignore[type-arg]

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image
 
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
@@ -35,6 +36,13 @@ KINDS: dict[str, tuple[str, ...]] = {
 `mask` path · `boxes` list of [x, y, width, height] in pixels · `labels` list[int]."""
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What brings a picture upright, by its EXIF orientation."""
+
 _UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 # what Pillow's decoders raise over damaged files
 
@@ -44,22 +52,44 @@ class ImageError(DataError):
 
 
 def open_image(value: str | Path | bytes | Image.Image) -> Image.Image:
-    """The whole decoded image as RGB, from a path, encoded bytes or a PIL image.
+    """The whole decoded image as RGB, upright, from a path, encoded bytes or a PIL image; of several frames the first.
 
-    Raises `ImageError` naming the file.
+    Transparency is left out, as in timm and torchvision. Raises `ImageError` naming the file.
     """
     if isinstance(value, Image.Image):
-        return value.convert("RGB")
+        return _rgb(value)
     name = f"an image of {len(value)} bytes" if isinstance(value, bytes) else str(value)
     try:
         with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
-            return image.convert("RGB")  # loads every row, so that a truncated file is found out here
+            return _rgb(image)  # loads every row, so that a truncated file is found out here
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image in a known format") from error
     except _UNREADABLE as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would cut it off at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 bits")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns about the direct way
+    return _upright(image).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says: as people saw it who wrote captions, questions and answers.
+
+    differs from timm and torchvision, which leave such a picture (from a phone, say) lying on its side.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF data that is damaged, in whatever way, is no reason to refuse the picture
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 class ListRecords:

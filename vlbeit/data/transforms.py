@@ -6,14 +6,14 @@ All are plain picklable classes that draw from the global states of torch, numpy
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from PIL import Image
 from timm.data import create_transform
-from timm.data.auto_augment import RandAugment, rand_augment_ops
+from timm.data.auto_augment import AugmentOp, RandAugment, posterize, rand_augment_ops
 from torch import Tensor
-from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
+from torchvision.transforms import ColorJitter, Compose, InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 Size = tuple[int, int]
@@ -140,6 +140,9 @@ class ClassificationTrain:
             re_prob=erasing,
             re_mode="pixel",
         )
+        for operation in _operations(self._transform):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self._transform(image)
@@ -157,6 +160,7 @@ class ClassificationEval:
         self.cover = (math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct))
 
     def __call__(self, image: Image.Image) -> Tensor:
+        image = _middle(image)
         (rows, columns), (width, height) = self.cover, image.size
         if rows * width <= columns * height:  # the width is what limits
             resized = [columns * height // width, columns]
@@ -166,12 +170,34 @@ class ClassificationEval:
         return normalize(pixels(image), self.mean, self.std)
 
 
+def _operations(transform: Compose) -> Iterator[AugmentOp]:
+    """The operations of timm's augmentation policies in a transform."""
+    for part in transform.transforms:
+        yield from getattr(part, "ops", ())  # RandAugment, AugMix
+        for step in getattr(part, "policy", ()):  # AutoAugment
+            yield from step
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """differs from timm, which asks for 0 bits at full strength: Pillow 13 refuses that, it was a black picture."""
+    return posterize(image, max(bits, 1))
+
+
+def _middle(image: Image.Image, most: int = 32) -> Image.Image:
+    """The middle of a picture that is more than `most` times as long as it is wide, which would resize to gigabytes."""
+    width, height = image.size
+    length = [min(height, most * width), min(width, most * height)]
+    return image if length == [height, width] else F.center_crop(image, length)
+
+
 def _flip(image: Image.Image, probability: float) -> Image.Image:
     return F.horizontal_flip(image) if torch.rand(()) < probability else image
 
 
 def _random_box(image: Image.Image, size: Size, scale: tuple[float, float]) -> Box:
     """A box as RandomResizedCrop draws it, its aspect about that of `size`."""
+    if scale[0] >= 1:  # no box but the whole can have all of the area
+        return 0, 0, image.height, image.width
     aspect = size[1] / size[0]
     top, left, height, width = RandomResizedCrop.get_params(
         image, list(scale), [_RATIO[0] * aspect, _RATIO[1] * aspect]

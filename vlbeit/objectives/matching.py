@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlbeit import dist
+from vlbeit.errors import UsageError
 
 Draw = Callable[[Tensor], Tensor]
 """Probabilities [B, G], 0 on the pair itself -> the chosen column of every row, [B]."""
@@ -33,10 +34,10 @@ DRAWS: dict[str, Draw] = {"sampled": sampled, "hardest": hardest}
 def negatives(logits_BG: Tensor, draw: Draw) -> Tensor:
     """For every local row a column of the global batch that is not its own pair, [B].
 
-    Raises ValueError where the global batch holds a single pair: there is no negative.
+    Raises UsageError where the global batch holds a single pair: there is no negative.
     """
     if logits_BG.shape[1] < 2:
-        raise ValueError("matching needs at least two pairs a micro-batch: raise micro_batch_size or global_batch_size")
+        raise UsageError("matching needs at least two pairs a micro-batch: raise micro_batch_size or global_batch_size")
     # NaN of weights that have run away shows in the loss, where the engine names the samples
     weights_BG = logits_BG.float().softmax(1).nan_to_num(0)
     rows = torch.arange(len(weights_BG), device=weights_BG.device)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
 from vlbeit.data.masked_text import MaskedText
@@ -53,8 +54,10 @@ class VL(Stage):
         super().__init__(config)
         self.settings: VLSettings = config.stage
         require(config.model.fused_layers > 0, "stage=vl needs model.fused_layers of at least 1")
+        own = config.global_batch_size if config.micro_batch_size == "auto" else config.micro_batch_size
         require(
-            config.global_batch_size > 1, "stage=vl needs global_batch_size of at least 2: matching wants negatives"
+            own * dist.world_size() > 1,
+            "stage=vl needs a global_batch_size and a micro_batch_size of at least 2: matching wants negatives",
         )
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
