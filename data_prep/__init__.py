@@ -1,0 +1,1 @@
+"""Preparation of data sets: each module writes one in its official file layout, without torch."""
