@@ -238,6 +238,11 @@ def _batches(
             batch, found = item
             bad.add(found)
             yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"a loader process died, for lack of memory perhaps: fewer data.workers= ({reason})") from error
     finally:
         del batches  # the workers end with it
 
