@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -285,6 +286,9 @@ def _assign(tree: DictConfig, word: words.Word, names: Mapping[str, str]) -> Non
     node = leaves[key]
     if isinstance(node, StringNode) and value is not None and not isinstance(value, str):
         value = text  # `run=007` is a name, not a number
+    numbers = value if isinstance(value, list) else [value]
+    if any(isinstance(number, float) and not isfinite(number) for number in numbers):
+        raise UsageError(f"{key}={text} is not a finite number")
     try:
         OmegaConf.update(tree, key, value, merge=False)
     except OmegaConfBaseException as error:

@@ -6,7 +6,6 @@ The settings of one stage or task live beside its class as a dataclass derived f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any
 
 from vlbeit.errors import UsageError
@@ -58,8 +57,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("patch_size", "embed_dim", "depth", "num_heads"):
             require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} must be positive")
-        require(0 < self.mlp_ratio < inf, f"model.mlp_ratio={self.mlp_ratio} must be positive")
-        require(0 <= self.layer_scale < inf, f"model.layer_scale={self.layer_scale} must not be negative")
+        require(self.mlp_ratio > 0, f"model.mlp_ratio={self.mlp_ratio} must be positive")
+        require(self.layer_scale >= 0, f"model.layer_scale={self.layer_scale} must not be negative")
         require(
             self.embed_dim % self.num_heads == 0,
             f"model.embed_dim={self.embed_dim} is not a multiple of model.num_heads={self.num_heads}",
@@ -140,14 +139,14 @@ class OptimConfig:
     head_lr_scale: float = key(1.0, "learning rate of the task's new head over optim.lr")
 
     def __post_init__(self) -> None:
-        require(0 < self.lr < inf, f"optim.lr={self.lr} must be positive")
+        require(self.lr > 0, f"optim.lr={self.lr} must be positive")
         require(0 <= self.min_lr <= self.lr, f"optim.min_lr={self.min_lr} must lie in 0..optim.lr={self.lr}")
-        require(0 <= self.warmup_steps < inf, f"optim.warmup_steps={self.warmup_steps} must not be negative")
-        require(0 <= self.weight_decay < inf, f"optim.weight_decay={self.weight_decay} must not be negative")
-        require(0 <= self.eps < inf, f"optim.eps={self.eps} must not be negative")
-        require(0 < self.head_lr_scale < inf, f"optim.head_lr_scale={self.head_lr_scale} must be positive")
-        betas = self.betas
-        require(len(betas) >= 2 and all(0 <= b < 1 for b in betas), f"optim.betas={betas} must be two numbers in [0, 1)")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must not be negative")
+        require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must not be negative")
+        require(self.eps >= 0, f"optim.eps={self.eps} must not be negative")
+        require(self.head_lr_scale > 0, f"optim.head_lr_scale={self.head_lr_scale} must be positive")
+        right = len(self.betas) >= 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(right, f"optim.betas={self.betas} must be two numbers in [0, 1)")
         require(0 < self.layer_decay <= 1, f"optim.layer_decay={self.layer_decay} must lie in (0, 1]")
         require(
             self.clip_grad is None or self.clip_grad > 0,
@@ -214,7 +213,7 @@ class RunConfig:
                 f"try {max(1, side // patch) * patch} or {(side // patch + 1) * patch}",
             )
         require(self.steps is None or self.steps > 0, f"steps={self.steps} must be positive")
-        require(self.epochs is None or 0 < self.epochs < inf, f"epochs={self.epochs} must be positive")
+        require(self.epochs is None or self.epochs > 0, f"epochs={self.epochs} must be positive")
 
     @property
     def tower(self) -> str:

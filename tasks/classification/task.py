@@ -15,6 +15,7 @@ from vlbeit.data.collate import collate
 from vlbeit.data.records import open_image
 from vlbeit.data.sources import open_source
 from vlbeit.data.transforms import ClassificationEval, ClassificationTrain
+from vlbeit.errors import DataError, UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import beit_decays, param_groups
 from vlbeit.models.heads import Heads
@@ -49,6 +50,7 @@ class ClassificationSettings(Settings):
         require(self.smoothing < 1, f"task.smoothing={self.smoothing} must be below 1")
         require(self.mixup >= 0, f"task.mixup={self.mixup} must not be negative")
         require(self.cutmix >= 0, f"task.cutmix={self.cutmix} must not be negative")
+        require(self.color_jitter >= 0, f"task.color_jitter={self.color_jitter} must not be negative")
         require(0 < self.min_scale <= 1, f"task.min_scale={self.min_scale} must lie in (0, 1]")
         require(
             self.crop_pct is None or 0 < self.crop_pct <= 1,
@@ -95,7 +97,8 @@ class Classification(Task):
         return ClassificationObjective(MoMEEncoder(spec), Heads({"classification": head}), settings.smoothing, mixup)
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
-        """Samples with `image` and `label`."""
+        """Samples with `image` and `label`. Raises DataError where the data has other classes than the run."""
+        self._check_classes(meta["classes"])
         return DataSpec(records, ClassificationTransform(self._image_transform(train)), collate)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
@@ -110,19 +113,35 @@ class Classification(Task):
         """Image in, classes with their probabilities out."""
         return ClassificationPredictor(objective, self._image_transform(False), meta["classes"])
 
+    def _check_classes(self, known: list[str]) -> None:
+        found = list(open_source(self.config.data).classes())
+        if found != known:
+            differing = sorted({*found} ^ {*known})
+            what = f"such as {differing[0]!r}" if differing else "in another order"
+            raise DataError(
+                f"data.root={self.config.data.root} has {len(found)} classes, the run was trained on {len(known)}, and "
+                f"they differ ({what}): give it the classes of its training split"
+            )
+
     def _image_transform(self, train: bool) -> Callable[[Any], Tensor]:
         (mean, std), size, settings = self.config.normalization, self.config.data.size, self.settings
         if not train:
             return ClassificationEval(size, mean, std, crop_pct=settings.crop_pct)
-        return ClassificationTrain(
-            size,
-            mean,
-            std,
-            randaugment=settings.randaugment,
-            erasing=settings.erasing,
-            color_jitter=settings.color_jitter,
-            min_scale=settings.min_scale,
-        )
+        try:
+            return ClassificationTrain(
+                size,
+                mean,
+                std,
+                randaugment=settings.randaugment,
+                erasing=settings.erasing,
+                color_jitter=settings.color_jitter,
+                min_scale=settings.min_scale,
+            )
+        except (AssertionError, ValueError, KeyError) as error:
+            raise UsageError(
+                f"task.randaugment={settings.randaugment} is no policy of timm.data.auto_augment ({error}): "
+                f"such as {ClassificationSettings.randaugment}"
+            ) from error
 
 
 class ClassificationTransform:

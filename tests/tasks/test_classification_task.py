@@ -29,6 +29,20 @@ CLASSES = ["red", "green", "blue"]
 COLOURS = [(220, 30, 30), (30, 200, 30), (30, 30, 220)]
 
 
+class Colours:
+    """A data source with these classes."""
+
+    def classes(self):
+        return CLASSES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def source():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlbeit.tasks.classification.task.open_source", lambda data: Colours())
+        yield
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     folder, rows = tmp_path_factory.mktemp("pictures"), []
@@ -70,6 +84,13 @@ def test_samples(records):
         assert batch["image"].shape == (3, 3, 32, 32) and batch["label"].tolist() == [0, 1, 2]
         assert batch["sample_id"] == ["0", "1", "2"]
         pickle.dumps(recipe.data(records, meta, train=train).transform)
+
+
+@pytest.mark.parametrize("classes", [["red", "green"], ["green", "red", "blue"], [*CLASSES, "pink"]])
+def test_data_with_other_classes_is_refused(records, classes):
+    recipe, _, _ = built()
+    with pytest.raises(DataError, match=r"has 3 classes, the run was trained on \d"):
+        recipe.data(records, {"classes": classes}, train=False)
 
 
 def test_meta_takes_the_classes_of_the_source(records, monkeypatch):

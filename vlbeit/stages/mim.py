@@ -46,6 +46,8 @@ class MIMSettings(Settings):
         require(0 < self.mask_ratio < 1, f"stage.mask_ratio={self.mask_ratio} must lie between 0 and 1")
         require(0 < self.min_block < 1, f"stage.min_block={self.min_block} must lie between 0 and 1")
         require(0 < self.min_scale <= 1, f"stage.min_scale={self.min_scale} must lie in (0, 1]")
+        require(self.color_jitter >= 0, f"stage.color_jitter={self.color_jitter} must not be negative")
+        require(0 <= self.hflip <= 1, f"stage.hflip={self.hflip} must lie in [0, 1]")
 
 
 class MIM(Stage):

@@ -40,6 +40,7 @@ class VLSettings(Settings):
         require(self.mlm_weight >= 0, f"stage.mlm_weight={self.mlm_weight} must not be negative")
         require(0 < self.mlm_probability < 1, f"stage.mlm_probability={self.mlm_probability} must lie in (0, 1)")
         require(0 < self.min_scale <= 1, f"stage.min_scale={self.min_scale} must lie in (0, 1]")
+        require(0 <= self.hflip <= 1, f"stage.hflip={self.hflip} must lie in [0, 1]")
 
 
 class VL(Stage):
