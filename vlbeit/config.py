@@ -5,8 +5,8 @@ The settings of one stage or task live beside its class as a dataclass derived f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from vlbeit.errors import UsageError
 
@@ -27,6 +27,32 @@ def require(condition: bool, message: str) -> None:
 def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise `UsageError` naming the choices unless the value is among them."""
     require(value in choices, f"{name}={value} is not one of {', '.join(map(str, choices))}")
+
+
+LIBRARIES = {"image": ("timm", "open_clip"), "text": ("transformers", "open_clip")}
+"""Where foreign towers come from, by modality."""
+
+
+class TowerName(NamedTuple):
+    """A foreign tower as the user names it: LIBRARY:NAME[@WEIGHTS]."""
+
+    library: str
+    name: str
+    weights: str  # empty: the library's own; none: random; else a tag or a file
+
+    @property
+    def network(self) -> str:
+        """The name without the weights: what the architecture depends on."""
+        return f"{self.library}:{self.name}"
+
+
+def foreign_tower(value: str) -> TowerName | None:
+    """`model.image_tower` or `model.text_tower` taken apart; None for `own`."""
+    if value == "own":
+        return None
+    library, _, rest = value.partition(":")
+    name, _, weights = rest.partition("@")
+    return TowerName(library, name, weights)
 
 
 @dataclass
@@ -50,8 +76,15 @@ class ModelConfig:
     drop_path: float = key(0.1, "stochastic depth of the last block, linear from 0 at the first")
     positions: str = key("relative", "relative | absolute")
     fused_layers: int = key(2, "top blocks that own a fused (vision-language) expert")
-    image_tower: str = key("own", "own | timm:NAME | open_clip:NAME")
-    text_tower: str = key("own", "own | transformers:NAME | open_clip:NAME")
+    image_tower: str = key(
+        "own",
+        "own | timm:NAME | open_clip:NAME@TAG: a pre-trained network before the blocks; "
+        "@FILE takes its weights from a file, @none leaves them random",
+    )
+    text_tower: str = key(
+        "own",
+        "own | transformers:NAME (of the hub, or a folder) | open_clip:NAME@TAG, as above; text.tokenizer follows it",
+    )
     grad_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")
 
     def __post_init__(self) -> None:
@@ -69,6 +102,13 @@ class ModelConfig:
             f"model.fused_layers={self.fused_layers} must lie in 0..model.depth={self.depth}",
         )
         one_of("model.positions", self.positions, ("relative", "absolute"))
+        for modality, libraries in LIBRARIES.items():
+            value = getattr(self, f"{modality}_tower")
+            tower = foreign_tower(value)
+            require(
+                tower is None or (tower.library in libraries and tower.name != ""),
+                f"model.{modality}_tower={value} is not own or {' or '.join(f'{each}:NAME' for each in libraries)}",
+            )
 
 
 @dataclass
@@ -205,15 +245,34 @@ class RunConfig:
             micro == "auto" or (type(micro) is int and micro > 0),
             f"micro_batch_size={micro} must be a positive number or auto",
         )
-        for side in self.data.size:
-            patch = self.model.patch_size
+        self._check_patches()
+        self._check_tokenizer()
+        require(self.steps is None or self.steps > 0, f"steps={self.steps} must be positive")
+        require(self.epochs is None or self.epochs > 0, f"epochs={self.epochs} must be positive")
+
+    def _check_patches(self) -> None:
+        """Our own patches fill the picture; another tower says itself which sizes it takes."""
+        patch = self.model.patch_size
+        for side in self.data.size if self.model.image_tower == "own" else ():
             require(
                 side % patch == 0,
                 f"data.image_size={self.data.image_size} is not a multiple of model.patch_size={patch}: "
                 f"try {max(1, side // patch) * patch} or {(side // patch + 1) * patch}",
             )
-        require(self.steps is None or self.steps > 0, f"steps={self.steps} must be positive")
-        require(self.epochs is None or self.epochs > 0, f"epochs={self.epochs} must be positive")
+
+    def _check_tokenizer(self) -> None:
+        """A foreign text tower reads the words of its own tokenizer: it takes the place of the default."""
+        tower = foreign_tower(self.model.text_tower)
+        if tower is None:
+            return
+        wanted = "clip" if tower.library == "open_clip" else tower.name
+        if self.text.tokenizer == TextConfig.tokenizer:
+            self.text = replace(self.text, tokenizer=wanted)
+        require(
+            self.text.tokenizer == wanted,
+            f"model.text_tower={self.model.text_tower} needs its own tokenizer: set text.tokenizer={wanted}, "
+            f"not {self.text.tokenizer}",
+        )
 
     @property
     def tower(self) -> str:

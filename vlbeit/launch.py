@@ -23,6 +23,8 @@ from vlbeit.engine.loop import Engine, FitPlan
 from vlbeit.engine.optim import build_optimizer
 from vlbeit.engine.randomness import seed_generators
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint, read_meta, save_checkpoint
+from vlbeit.models.encoder import MoMEEncoder
+from vlbeit.models.towers import load_pretrained, tower_meta
 from vlbeit.models.transfer import check_fits, transfer
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe
@@ -172,19 +174,24 @@ def _meta(recipe: Recipe, records: Records, checkpoint: Checkpoint | None, origi
     if origin is not None:
         return read_meta(origin.checkpoint)
     inherited = {} if checkpoint is None else checkpoint.meta
-    return dist.broadcast_object(recipe.meta(records, inherited) if dist.is_main() else {})
+    made = {**recipe.meta(records, inherited), **tower_meta(recipe.config, inherited)} if dist.is_main() else {}
+    return dist.broadcast_object(made)
 
 
 def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None) -> None:
     """Weights of a run that begins."""
     recipe.start(objective)
+    encoder: Any = getattr(objective, "encoder", None)
+    source = None if checkpoint is None else checkpoint.encoder_spec
+    if isinstance(encoder, MoMEEncoder):
+        for tower in load_pretrained(encoder, recipe.config.model, source):
+            say(f"{tower}: pre-trained weights loaded")
     if checkpoint is None:
         say("starting from scratch")
         return
-    source, target = checkpoint.encoder_spec, objective.encoder.spec  # type: ignore[union-attr]
     assert source is not None, "preflight refuses a tokenizer"
-    check_fits(source, target, str(checkpoint.path))
-    report = transfer(objective, checkpoint.state, source, target)
+    check_fits(source, encoder.spec, str(checkpoint.path))
+    report = transfer(objective, checkpoint.state, source, encoder.spec)
     say(f"starting from {checkpoint.path}: {report.line()}")
 
 
@@ -221,4 +228,6 @@ def _next_command(config: RunConfig) -> str:
         words += [f"model={config.model.name}", f"data={config.data.name}", f"data.root={config.data.root}"]
     elif Path(config.data.root) != Path("data/scenes"):
         words.append(f"data.root={config.data.root}")
+    towers = {name: getattr(config.model, name) for name in ("image_tower", "text_tower")}
+    words += [f"model.{name}={value}" for name, value in towers.items() if value != "own"]
     return " ".join([NEXT[config.tower], *words])

@@ -91,5 +91,7 @@ def _check_init(config: RunConfig, init: str) -> None:
         mlp_ratio=model.mlp_ratio,
         positions="absolute" if model.positions == "absolute" else "per_layer",
         text_positions=config.text.positions,
+        mask_token=False,
+        image_tower=model.image_tower.partition("@")[0],
     )
     check_fits(source, target, init)

@@ -77,7 +77,7 @@ class Classification(Task):
     def objective(self, meta: Meta) -> ClassificationObjective:
         """Encoder with the image expert alone, and a new classifier."""
         settings, classes = self.settings, len(meta["classes"])
-        spec = encoder_spec(self.config, final_norm=False)
+        spec = encoder_spec(self.config, final_norm=False, meta=meta)
         head = {
             "kind": "classification",
             "dim": spec.embed_dim,

@@ -83,7 +83,11 @@ class VQA(Task):
     def objective(self, meta: Meta) -> VQAObjective:
         """Encoder with image, text and fused experts, pooler and answer head, all new."""
         spec = encoder_spec(
-            self.config, experts=("image", "text"), fused=True, vocab_size=self._tokenizer(meta).vocab_size
+            self.config,
+            experts=("image", "text"),
+            fused=True,
+            vocab_size=self._tokenizer(meta).vocab_size,
+            meta=meta,
         )
         return VQAObjective(MoMEEncoder(spec), Heads(answer_heads(spec.embed_dim, len(meta["answers"]))))
 

@@ -56,6 +56,12 @@ def test_another_image_size() -> None:
     take(target, source)
     expected = resize_rel_pos_bias_table(source.encoder.rel_pos[1].image.detach(), (6, 8), (11 * 15 + 3, 2))
     torch.testing.assert_close(target.encoder.rel_pos[1].image.detach(), expected)
+    wide, square = Tower(image_size=(16, 40)), Tower(image_size=(32, 32))
+    take(square, wide)
+    expected = resize_rel_pos_bias_table(
+        wide.encoder.rel_pos[1].image.detach(), (4, 4), (52, 2), old_window_size=(2, 5)
+    )
+    torch.testing.assert_close(square.encoder.rel_pos[1].image.detach(), expected)
     source, target = Tower(positions="absolute"), Tower(positions="absolute", image_size=(64, 64))
     take(target, source)
     assert torch.equal(target.encoder.pos_embed[:, :1], source.encoder.pos_embed[:, :1])

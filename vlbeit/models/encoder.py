@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlbeit.models.spec import EncoderSpec
+from vlbeit.models.towers import TowerPatches, TowerWords
 from vlbeit.nn.block import Block, Route, route
 from vlbeit.nn.embed import PatchEmbed, TextEmbed
 from vlbeit.nn.relpos import RelativePositionBias
@@ -27,20 +28,30 @@ class MoMEEncoder(nn.Module):
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
-        self.spec = spec
         dim, has_text = spec.embed_dim, spec.vocab_size is not None
         if spec.image_size is not None:
-            self.patch_embed = PatchEmbed(spec.patch_size, dim)
+            self.patch_embed: PatchEmbed | TowerPatches
+            if spec.image_tower == "own":
+                self.patch_embed = PatchEmbed(spec.patch_size, dim)
+            else:
+                self.patch_embed = TowerPatches(spec)
+                spec = spec.with_tower("image", self.patch_embed.facts)
             self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if spec.mask_token else None
         absolute = spec.positions == "absolute"
         grid = spec.grid
         self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1] + 1, dim)) if absolute and grid else None
-        self.text_embed = None
+        self.text_embed: TextEmbed | TowerWords | None = None
         self.type_embed = None
         if spec.vocab_size is not None:
-            self.text_embed = TextEmbed(spec.vocab_size, dim, spec.text_positions if absolute else None, spec.drop_path)
+            if spec.text_tower == "own":
+                positions = spec.text_positions if absolute else None
+                self.text_embed = TextEmbed(spec.vocab_size, dim, positions, spec.drop_path)
+            else:
+                self.text_embed = TowerWords(spec)
+                spec = spec.with_tower("text", self.text_embed.facts)
             self.type_embed = nn.Embedding(2, dim)
+        self.spec = spec
         tables = {"per_layer": spec.depth, "shared": 1, "absolute": 0}[spec.positions]
         length = spec.text_positions if has_text else None
         self.rel_pos = nn.ModuleList(RelativePositionBias(spec.num_heads, grid, length) for _ in range(tables))
@@ -58,7 +69,9 @@ class MoMEEncoder(nn.Module):
     @torch.no_grad()
     def _initialise(self) -> None:
         """BEiT's pre-training initialisation: normal 0.02 cut at one deviation, residual outputs scaled by depth."""
-        for module in self.modules():
+        for name, module in self.named_modules():
+            if ".tower." in name:
+                continue  # a foreign network has its own
             if isinstance(module, nn.Linear | nn.Conv2d):
                 _truncated(module.weight)
                 if module.bias is not None:
@@ -100,8 +113,8 @@ class MoMEEncoder(nn.Module):
         """Token ids [B, T] to text tokens; False in `keep_BT` marks padding. Raises ValueError without a text part."""
         if self.text_embed is None or self.type_embed is None:
             raise ValueError("this encoder has no text part: it was built for images alone")
-        x_BTD = self.text_embed(ids_BT) + self.type_embed.weight[0]
         keep_BT = None if keep_BT is None else keep_BT.bool()
+        x_BTD = self.text_embed(ids_BT, keep_BT) + self.type_embed.weight[0]
         return Tokens(x_BTD, keep_BT, (Span("text", 0, ids_BT.shape[1]),))
 
     def forward(

@@ -26,6 +26,8 @@ def vlmo_decays(name: str, parameter: Tensor) -> bool:
     The norms of the experts and of the VQA head, the layer scales and the temperatures do.
     """
     *path, last = name.split(".")
+    if "tower" in path:
+        return beit_decays(name, parameter)  # a foreign network has norms by any name
     if last in ("bias", "q_bias", "v_bias") or "rel_pos" in path:
         return False
     is_norm = last == "weight" and path[-1] in ("norm", "norm1")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from vlbeit.config import RunConfig
+from vlbeit.config import RunConfig, foreign_tower
 from vlbeit.errors import UsageError
+from vlbeit.types import Meta
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class EncoderSpec:
 
     `experts` are the modalities with an expert in every block; the top `fused_layers` blocks own a fused one too.
     `positions`: "per_layer" or "shared" relative tables, or "absolute" embeddings. `vocab_size` None: no text.
+    `image_tower`, `text_tower`: own, or LIBRARY:NAME of the network that stands before the blocks; `towers` has, by
+    modality, what `vlbeit.models.towers` builds them of, so that a checkpoint needs no other file.
     """
 
     embed_dim: int
@@ -33,9 +36,17 @@ class EncoderSpec:
     mask_token: bool = False
     final_norm: bool = True
     grad_checkpointing: bool = False
+    image_tower: str = "own"
+    text_tower: str = "own"
+    towers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for side in self.image_size or ():
+        if self.mask_token and self.image_tower != "own":
+            raise UsageError(
+                f"stage=mim masks patches of its own: set model.image_tower=own for it, not {self.image_tower}; "
+                f"a stage or task with that tower begins with init=none, or init= of another run"
+            )
+        for side in (self.image_size or ()) if self.image_tower == "own" else ():
             if side % self.patch_size:
                 height, width = self.image_size  # type: ignore[misc]
                 below = side // self.patch_size * self.patch_size
@@ -48,15 +59,22 @@ class EncoderSpec:
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of patches; None without images."""
+        """Rows and columns of patches; None without images. A foreign tower's is known once the encoder is built."""
         if self.image_size is None:
             return None
+        if self.image_tower != "own":
+            rows, columns = self.towers["image"]["grid"]
+            return (rows, columns)
         return (self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size)
 
     @property
     def rates(self) -> list[float]:
         """Drop-path rate of every block: linear from 0 to `drop_path`."""
         return [self.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
+
+    def with_tower(self, modality: str, facts: dict[str, Any]) -> EncoderSpec:
+        """The spec with what its foreign tower turned out to be, so that it can be built again from this alone."""
+        return replace(self, towers={**self.towers, modality: facts})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `EncoderSpec.from_dict` takes them back."""
@@ -78,9 +96,11 @@ def encoder_spec(
     shared_positions: bool = False,
     mask_token: bool = False,
     final_norm: bool = True,
+    meta: Meta | None = None,
 ) -> EncoderSpec:
     """The encoder of a run: sizes from `model`, `data` and `text`, parts as the stage or task asks.
 
+    `meta` of a run describes its foreign towers; without it their libraries are asked.
     Raises UsageError where the image size is not a multiple of the patch size.
     """
     model = config.model
@@ -102,4 +122,23 @@ def encoder_spec(
         mask_token=mask_token,
         final_norm=final_norm,
         grad_checkpointing=model.grad_checkpointing,
+        **_towers(config, "image" in experts, vocab_size is not None, meta or {}),
     )
+
+
+def _towers(config: RunConfig, has_image: bool, has_text: bool, meta: Meta) -> dict[str, Any]:
+    """`image_tower`, `text_tower` and `towers` of the spec."""
+    known = meta.get("towers", {})
+    image = foreign_tower(config.model.image_tower) if has_image else None
+    text = foreign_tower(config.model.text_tower) if has_text else None
+    towers = {}
+    if image is not None:
+        mean, std = config.normalization
+        towers["image"] = {**known.get("image", {}), "input_mean": list(mean), "input_std": list(std)}
+    if text is not None:
+        towers["text"] = known.get("text", {})
+    return {
+        "image_tower": "own" if image is None else image.network,
+        "text_tower": "own" if text is None else text.network,
+        "towers": towers,
+    }

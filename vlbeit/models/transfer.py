@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlbeit.errors import UsageError
 from vlbeit.models.spec import EncoderSpec
+from vlbeit.models.towers import IMAGE_TOWER, resized
 from vlbeit.nn.relpos import image_rows
 
 State = dict[str, Tensor]
@@ -48,8 +49,13 @@ def _families(names: list[str]) -> list[str]:
 
 
 def check_fits(source: EncoderSpec, target: EncoderSpec, origin: str) -> None:
-    """Raise UsageError naming the numbers unless the two encoders have the same width, depth, heads and patches."""
-    for name in ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio"):
+    """Raise UsageError naming the numbers unless the two encoders have the same width, depth, heads and patches.
+
+    The image tower may be replaced by a foreign one, which brings weights of its own; by ours it may not. A text tower
+    goes with its tokenizer.
+    """
+    patches = ("patch_size",) if source.image_tower == target.image_tower == "own" else ()
+    for name in ("embed_dim", "depth", "num_heads", "mlp_ratio", *patches):
         ours, theirs = getattr(target, name), getattr(source, name)
         if ours != theirs:
             raise UsageError(
@@ -60,7 +66,17 @@ def check_fits(source: EncoderSpec, target: EncoderSpec, origin: str) -> None:
         raise UsageError(
             f"init={origin} has positions={source.positions}, this run {target.positions}: choose the same model="
         )
+    if "image" in target.experts and target.image_tower == "own" != source.image_tower:
+        raise UsageError(
+            f"init={origin} has model.image_tower={source.image_tower}, this run own: "
+            f"set model.image_tower={source.image_tower}, or init=none"
+        )
     both_text = source.vocab_size is not None and target.vocab_size is not None
+    if both_text and source.text_tower != target.text_tower:
+        raise UsageError(
+            f"init={origin} has model.text_tower={source.text_tower} and its tokenizer, this run {target.text_tower}: "
+            f"set model.text_tower={source.text_tower}, start from a run without text, or init=none"
+        )
     if both_text and source.vocab_size != target.vocab_size:
         raise UsageError(
             f"init={origin} has a vocabulary of {source.vocab_size}, this run {target.vocab_size}: use its tokenizer"
@@ -82,6 +98,7 @@ def transfer(objective: nn.Module, state: State, source: EncoderSpec, target: En
     """
     report = TransferReport()
     state = _adapt_positions(dict(state), source, target, report)
+    left = _drop_other_towers(state, source, target)
     if target.vocab_size is None:
         _fold_type(state, report)
     own = objective.state_dict()
@@ -94,7 +111,10 @@ def transfer(objective: nn.Module, state: State, source: EncoderSpec, target: En
         if name not in report.adapted:
             report.loaded.append(name)
     report.adapted = [name for name in report.adapted if name in own]
-    report.left = sorted(state)
+    lost = [name for name in report.new if f".{IMAGE_TOWER}." in name]
+    if lost and source.image_tower == target.image_tower:
+        raise UsageError(f"model.image_tower={target.image_tower} cannot follow data.image_size={target.image_size}")
+    report.left = sorted([*state, *left])
     if not report.loaded:
         raise UsageError("no weight of init fits this run: is it a run of another kind?")
     return report
@@ -107,15 +127,33 @@ def _adapt_positions(state: State, source: EncoderSpec, target: EncoderSpec, rep
             for layer in range(target.depth if table is not None else 0):
                 state[f"encoder.rel_pos.{layer}.{part}"] = table.clone()  # type: ignore[union-attr]
                 report.adapted.append(f"encoder.rel_pos.{layer}.{part}")
+    same_tower = target.image_tower == source.image_tower != "own"
+    if same_tower and target.image_size is not None and target.image_size != source.image_size:
+        for name, value in resized(state, source, target.image_size).items():
+            if name not in state or value.shape != state[name].shape:
+                report.adapted.append(name)
+            state[name] = value
     if source.grid and target.grid and source.grid != target.grid:
         for name, value in state.items():
             if name.startswith("encoder.rel_pos.") and name.endswith(".image"):
-                state[name] = resize_rel_pos_bias_table(value, target.grid, (image_rows(target.grid), value.shape[1]))
+                shape = (image_rows(target.grid), value.shape[1])
+                state[name] = resize_rel_pos_bias_table(value, target.grid, shape, old_window_size=source.grid)
                 report.adapted.append(name)
             elif name == "encoder.pos_embed":
                 state[name] = resample_abs_pos_embed(value, list(target.grid), list(source.grid), num_prefix_tokens=1)
                 report.adapted.append(name)
     return state
+
+
+def _drop_other_towers(state: State, source: EncoderSpec, target: EncoderSpec) -> list[str]:
+    """Remove the embeddings whose place another tower takes in `target`; returns their names."""
+    replaced = []
+    for modality, part in (("image", "patch_embed"), ("text", "text_embed")):
+        if getattr(source, f"{modality}_tower") != getattr(target, f"{modality}_tower"):
+            replaced += [name for name in state if name.startswith(f"encoder.{part}.")]
+    for name in replaced:
+        del state[name]
+    return replaced
 
 
 def _fold_type(state: State, report: TransferReport) -> None:

@@ -44,8 +44,8 @@ class TextEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        """[B, T] -> [B, T, D]."""
+    def forward(self, ids_BT: Tensor, keep_BT: Tensor | None = None) -> Tensor:
+        """[B, T] -> [B, T, D]. No word sees another here, so that `keep_BT` changes nothing."""
         x_BTD = self.word_embeddings(ids_BT) + self.token_type_embeddings(torch.zeros_like(ids_BT))
         if self.position_embeddings is not None:
             length = ids_BT.shape[1]

@@ -57,7 +57,7 @@ class MLM(Stage):
     def objective(self, meta: Meta) -> MLMObjective:
         vocab_size = Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length).vocab_size
         experts = ("image", "text") if self.on_tower else ("text",)
-        spec = encoder_spec(self.config, experts=experts, vocab_size=vocab_size)
+        spec = encoder_spec(self.config, experts=experts, vocab_size=vocab_size, meta=meta)
         heads = Heads({"mlm": {"kind": "mlm", "dim": spec.embed_dim, "vocab_size": vocab_size}})
         objective = MLMObjective(MoMEEncoder(spec), heads)
         if self.on_tower:

@@ -68,7 +68,7 @@ class VL(Stage):
 
     def objective(self, meta: Meta) -> VLObjective:
         vocab_size = Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length).vocab_size
-        spec = encoder_spec(self.config, experts=("image", "text"), fused=True, vocab_size=vocab_size)
+        spec = encoder_spec(self.config, experts=("image", "text"), fused=True, vocab_size=vocab_size, meta=meta)
         draw = DRAWS[self.settings.negatives]
         return VLObjective(MoMEEncoder(spec), vl_heads(spec.embed_dim, vocab_size), self.settings.mlm_weight, draw)
 
