@@ -89,7 +89,8 @@ def ensure_data(config: RunConfig) -> None:
 
 def planned_steps(folder: RunFolder) -> int | None:
     """Steps that a run was to make, as its config.yaml says."""
-    return (folder.stored_config() or {}).get("steps")
+    steps = (folder.stored_config() or {}).get("steps")
+    return steps if isinstance(steps, int) else None
 
 
 def has_checkpoint(path: str) -> bool:
@@ -106,8 +107,8 @@ def _is_ready(path: str) -> bool:
 
 def _check_stage(path: str, stage: str) -> None:
     """UsageError unless the run at `path` is one of the stage. A checkpoint from elsewhere may not say."""
-    head = read_head(path)["config"]
-    made_by, task = ((head.get(group) or {}).get("name") for group in ("stage", "task"))
+    config = read_head(path)["config"]
+    made_by, task = compose.group_names(config, f"{path}: the config of its checkpoint") if config else (None, None)
     if (made_by, task) not in ((stage, None), (None, None)):
         found = f"stage={made_by}" + (f" task={task}" if task else "")
         raise UsageError(f"{path} is a run of {found}; a run of stage={stage} is needed: name another one")

@@ -154,16 +154,23 @@ def from_yaml(path: str | Path) -> RunConfig:
 
 def from_values(values: Any, origin: str) -> RunConfig:
     """A config from its plain values, as a checkpoint's config.json carries them; `DataError` names the `origin`."""
-    if not isinstance(values, dict):
-        raise DataError(f"{origin} does not hold a config")
-    stage, task = ((values.get(group) or {}).get("name") for group in ("stage", "task"))
-    if stage is None:
-        raise DataError(f"{origin} does not name a stage")
+    stage, task = group_names(values, origin)
     try:
         schema = OmegaConf.structured(RunConfig(**_settings(stage, task)))
         return _to_config(OmegaConf.merge(schema, OmegaConf.create(values)))
     except (OmegaConfBaseException, ValueError) as error:
         raise DataError(f"{origin}: {_first_line(error)}") from error
+
+
+def group_names(values: Any, origin: str) -> tuple[str, str | None]:
+    """Names of the stage and the task of a config's plain values; `DataError` names the `origin`."""
+    if not isinstance(values, dict):
+        raise DataError(f"{origin} does not hold a config")
+    groups = [values.get(group) or {} for group in ("stage", "task")]
+    stage, task = (group.get("name") if isinstance(group, dict) else None for group in groups)
+    if not isinstance(stage, str) or not (task is None or isinstance(task, str)):
+        raise DataError(f"{origin} does not name a stage")
+    return stage, task
 
 
 def differing_keys(stored: RunConfig, new: RunConfig, ignore: Sequence[str] = MAY_DIFFER) -> list[tuple[str, Any, Any]]:

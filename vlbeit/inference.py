@@ -10,7 +10,7 @@ from typing import Any
 
 from vlbeit import chain, compose, files
 from vlbeit.config import RunConfig
-from vlbeit.data.records import open_image
+from vlbeit.data.records import ImageError, open_image
 from vlbeit.data.sources import open_records
 from vlbeit.engine.device import make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
@@ -67,8 +67,11 @@ def pipeline(path: str | Path) -> Predictor:
 
 
 def predict(path: str, image: Path, question: str | None = None, *, top: int = 5) -> list[tuple[str, float]]:
-    """The likeliest answers for one picture. Raises ImageError, before the run is read, for one that cannot be read."""
-    picture = open_image(image)
+    """The likeliest answers for one picture. Raises DataError, before the run is read, for one that cannot be read."""
+    try:
+        picture = open_image(image)
+    except ImageError as error:
+        raise DataError(f"{error}; give the path of a picture") from error
     return pipeline(path)(picture, question, top=top)
 
 
@@ -108,7 +111,8 @@ def _load_all(objective: Objective, checkpoint: Checkpoint, words: Sequence[str]
     if wrong and words:
         raise UsageError(f"{checkpoint.path}: its weights do not fit a model with {' '.join(words)}; leave that out")
     if wrong:
-        raise DataError(f"{checkpoint.path}/model.safetensors does not fit its config.json: {wrong[0]} ({len(wrong)})")
+        file = checkpoint.path / "model.safetensors"
+        raise DataError(f"{file} does not fit its config.json: {wrong[0]}; copy the folder again")
     objective.load_state_dict(given)
 
 

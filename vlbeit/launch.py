@@ -48,9 +48,13 @@ def train(config: RunConfig, command: str = "") -> int:
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, force=True)
     accelerator = _accelerator(config)  # makes the process group
+    preflight.check(config)
     before = chain.missing_runs(config)
-    for number, each in enumerate([*before, config]):
-        preflight.check(each, [run.run for run in before[:number]])
+    for each in before:
+        preflight.check(each)
+    for each in [*before, config]:
+        if chain.init_of(each) not in [run.run for run in before]:
+            preflight.check_init(each)
     _on_main_first(lambda: chain.ensure_data(config))
     command = command or f"run the same command again (run={config.run})"
     for earlier in before:

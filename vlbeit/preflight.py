@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import replace
 
 from vlbeit import chain, compose, dist
@@ -16,8 +15,8 @@ from vlbeit.models.checkpoint import read_head, spec_of
 from vlbeit.models.transfer import check_fits
 
 
-def check(config: RunConfig, made_before: Collection[str] = ()) -> None:
-    """Raise UserError for whatever stands in the way of a run; `made_before`: runs that are trained before it.
+def check(config: RunConfig) -> None:
+    """Raise UserError for whatever stands in the way of a run, but for the runs before it (`check_init`).
 
     Reads small files only, and writes nothing.
     """
@@ -25,22 +24,40 @@ def check(config: RunConfig, made_before: Collection[str] = ()) -> None:
         raise UsageError("how long? give steps= or epochs=")
     _check_batches(config)
     check_settings(config.optim)
-    recipe = chain.recipe_of(config)
-    check_kind(config.data, recipe.kind)
+    check_kind(config.data, chain.recipe_of(config).kind)
     if not chain.data_is_missing(config):
         open_source(config.data).check()
     folder = RunFolder(config.run)
     _check_place(folder)
     if not config.overwrite:
         _check_run(folder, config)
-    origin = chain.state_origin(config)
-    if origin is not None and origin.last_state() is None:
-        raise DataError(f"resume={origin.path}: no saved state there; name a run folder that has last.json")
-    if config.resume is not None and config.overwrite and origin.path.absolute() == folder.path.absolute():
-        raise UsageError("overwrite=true would remove the run that resume= names: choose another run=")
+    if config.resume is not None:
+        _check_resume(folder, config)
+
+
+def check_init(config: RunConfig) -> None:
+    """The encoder that the weights come from has this run's sizes. The vocabulary is compared when it is known."""
     init = chain.init_of(config)
-    if origin is None and init is not None and init not in made_before:
-        _check_init(config, init)
+    if init is None or chain.state_origin(config) is not None:
+        return
+    source = spec_of(read_head(init)["description"], init)
+    if source is None:
+        raise UsageError(f"init={init}: a tokenizer has no encoder to start from; see stage.tokenizer=")
+    model = config.model
+    target = replace(
+        source,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        patch_size=model.patch_size,
+        image_size=None,
+        mlp_ratio=model.mlp_ratio,
+        positions="absolute" if model.positions == "absolute" else "per_layer",
+        text_positions=config.text.positions,
+        mask_token=False,
+        image_tower=model.image_tower.partition("@")[0],
+    )
+    check_fits(source, target, init)
 
 
 def _check_batches(config: RunConfig) -> None:
@@ -65,7 +82,11 @@ def _check_run(folder: RunFolder, config: RunConfig) -> None:
     """A run that is there already was made with the same config, and its last state is there."""
     if folder.config_file.exists():
         folder.stored_config()  # whether it is YAML at all, and what to do if not
-        differing = compose.differing_keys(compose.from_yaml(folder.config_file), config)
+        try:
+            stored = compose.from_yaml(folder.config_file)
+        except DataError as error:
+            raise DataError(f"{error}: restore the file, or overwrite=true") from error
+        differing = compose.differing_keys(stored, config)
         if differing:
             keys = ", ".join(f"{key} {old} there, {new} here" for key, old, new in differing)
             raise UsageError(
@@ -75,23 +96,17 @@ def _check_run(folder: RunFolder, config: RunConfig) -> None:
     folder.last_state()
 
 
-def _check_init(config: RunConfig, init: str) -> None:
-    """The encoder that the weights come from has this run's sizes. The vocabulary is compared when it is known."""
-    source = spec_of(read_head(init)["description"], init)
-    if source is None:
-        raise UsageError(f"init={init}: a tokenizer has no encoder to start from; see stage.tokenizer=")
-    model = config.model
-    target = replace(
-        source,
-        embed_dim=model.embed_dim,
-        depth=model.depth,
-        num_heads=model.num_heads,
-        patch_size=model.patch_size,
-        image_size=None,
-        mlp_ratio=model.mlp_ratio,
-        positions="absolute" if model.positions == "absolute" else "per_layer",
-        text_positions=config.text.positions,
-        mask_token=False,
-        image_tower=model.image_tower.partition("@")[0],
-    )
-    check_fits(source, target, init)
+def _check_resume(folder: RunFolder, config: RunConfig) -> None:
+    """The run that the state comes from has one, and is of the same kind; whether it fits, its weights will tell."""
+    origin = RunFolder(str(config.resume))
+    if config.overwrite and origin.path.absolute() == folder.path.absolute():
+        raise UsageError("overwrite=true would remove the run that resume= names: choose another run=")
+    stored = origin.stored_config()
+    if stored is None or origin.last_state() is None:
+        raise DataError(f"resume={origin.path}: no saved state there; name a run folder that has last.json")
+    stage, task = compose.group_names(stored, str(origin.config_file))
+    if (stage, task) != (config.tower, config.task and config.task.name):
+        raise UsageError(
+            f"resume={origin.path} is a run of stage={stage}{f' task={task}' if task else ''}, this is {config.title}: "
+            f"init={origin.path} takes its weights alone"
+        )

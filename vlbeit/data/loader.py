@@ -239,8 +239,8 @@ def _batches(
             bad.add(found)
             yield batch
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise  # from inside a transform
         reason = str(error).partition("\n")[0]
         raise DataError(f"a loader process died, for lack of memory perhaps: fewer data.workers= ({reason})") from error
     finally:

@@ -24,8 +24,10 @@ def saved_table(root: Path, split: str, files: Sequence[Path], cache: str | Path
     Images are left encoded. Raises `DataError` for a folder or file that is no table or has not the split.
     """
     from datasets import Dataset, DatasetDict, Image, concatenate_datasets, disable_progress_bars, load_from_disk
+    from datasets.utils.logging import CRITICAL, set_verbosity
 
     disable_progress_bars()
+    set_verbosity(CRITICAL)  # what it would log is raised as well
     try:
         if files:
             parquet = [str(file) for file in files if file.suffix == ".parquet"]

@@ -59,7 +59,7 @@ class RunFolder:
             raise DataError(
                 f"{self.config_file} is not YAML ({_first_line(error)}): restore it, or overwrite=true"
             ) from error
-        if not isinstance(config, dict):
+        if not isinstance(config, dict) or not all(isinstance(config.get(g) or {}, dict) for g in ("stage", "task")):
             raise DataError(f"{self.config_file} holds no config: restore it, or overwrite=true")
         return config
 
