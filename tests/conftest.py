@@ -27,7 +27,7 @@ SMALL = (
     "data.limit=24",
 )
 CHAIN = (
-    ("stage=tokenizer", "stage.vocab_size=32", "stage.hidden=8"),
+    ("stage=tokenizer", "stage.vocab_size=32", "stage.hidden=16"),
     ("stage=mim",),
     ("stage=mlm",),
     ("stage=vl",),

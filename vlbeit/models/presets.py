@@ -10,7 +10,7 @@ from vlbeit.config import ModelConfig
 PRESETS: dict[str, ModelConfig] = {
     preset.name: preset
     for preset in (
-        ModelConfig(name="tiny", patch_size=8, embed_dim=128, depth=6, num_heads=4, fused_layers=2, drop_path=0.0),
+        ModelConfig(name="tiny", embed_dim=64, depth=4, num_heads=4, fused_layers=2, layer_scale=0.0, drop_path=0.0),
         ModelConfig(name="base", embed_dim=768, depth=12, num_heads=12, fused_layers=2, layer_scale=0.1),
         ModelConfig(
             name="base_plus",
