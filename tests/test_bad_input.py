@@ -165,6 +165,34 @@ def test_overwrite_destroys_nothing_before_all_is_checked(refused: Callable[...,
     assert "cannot go on from" in refused(1, "train", *over, "resume=runs/other", "model.depth=2", "run=runs/pixels")
 
 
+def test_hub_out_of_reach(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No minute of attempts, no lines of libraries."""
+    monkeypatch.setattr("vlbeit.hub._answers", lambda endpoint: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for word, said in (
+        ("text.tokenizer=no-such/tokenizer", "text.tokenizer=no-such/tokenizer cannot be loaded: "),
+        ("model.image_tower=timm:vit_tiny_patch16_224", "no weights: "),
+        ("model.image_tower=timm:vit_tinny_patch16_224", "nearest: vit_tiny_patch16_224"),
+        ("model.text_tower=transformers:no-such/model", "no-such/model"),
+        ("model.image_tower=tim:vit", "model.image_tower=tim:vit is not own or timm:NAME or open_clip:NAME"),
+    ):
+        words = last_of_each(*SMALL, "stage=vl", "init=none", "run=runs/new", word, "data.image_size=224")
+        assert said in refused(2, "train", *words)
+
+
+def test_words_that_are_not_utf8(refused: Callable[..., str]) -> None:
+    assert "is not UTF-8" in refused(2, "train", *SMALL, *PIXELS, os.fsdecode(b"data.root=caf\xe9"))
+
+
+def test_any_tokenizer_fits_any_grid(place: Path) -> None:
+    """The tokenizer's view of a picture is made of the size that gives a token per patch."""
+    for groups in (2, 4):
+        words = ("stage=tokenizer", "stage.vocab_size=32", "stage.hidden=8", f"stage.num_groups={groups}")
+        assert main(["train", *SMALL, *words, f"run=runs/tokenizer{groups}"]) == 0
+        words = ("stage=mim", f"stage.tokenizer=runs/tokenizer{groups}", f"run=runs/mim{groups}")
+        assert main(["train", *SMALL, *words]) == 0
+
+
 def test_missing_predecessor_on_own_data(refused: Callable[..., str], place: Path) -> None:
     """The command that makes it, and how to do without."""
     folder = ("data=imagefolder", "data.root=data/scenes/imagefolder", *SMALL)
@@ -507,7 +535,9 @@ def test_every_kind_of_picture_trains(place: Path, own_pictures: list[Path]) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             words = last_of_each(*FOLDER[:-4], *task, f"run=runs/{task[0]}", "steps=6", "data.max_bad_fraction=0")
+            before = contents(place / "own")
             assert main(["train", *words]) == 0
+            assert contents(place / "own") == before  # data.root is only read
 
 
 def test_pictures_are_upright_and_of_the_right_depth() -> None:

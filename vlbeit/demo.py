@@ -40,7 +40,7 @@ def run() -> int:
         config = compose.compose(step.words).config
         say(f"\n$ vlbeit train {' '.join(step.words)}")
         started = time.perf_counter()
-        if code := launch.train(config):
+        if code := launch.train(config, "vlbeit demo"):
             return code
         seconds = time.perf_counter() - started
         numbers = json.loads((Path(config.run) / "evaluation.json").read_text())

@@ -46,7 +46,9 @@ def train(config: RunConfig, command: str = "") -> int:
     Raises:
         UserError: anything that the user can mend, before any work where it can be known by then.
     """
-    logging.basicConfig(format="%(message)s", level=logging.INFO, force=True)
+    log = logging.getLogger("vlbeit")  # ours alone: what libraries report is not for the user
+    log.setLevel(logging.INFO)
+    log.handlers = [logging.StreamHandler()]
     accelerator = _accelerator(config)  # makes the process group
     preflight.check(config)
     before = chain.missing_runs(config)

@@ -111,6 +111,8 @@ def unknown_key(key: str, keys: Iterable[str], hint: str) -> UsageError:
 
 def _split(word: str) -> tuple[str, str]:
     """Key and value of a word, both as typed."""
+    if any("\ud800" <= letter <= "\udfff" for letter in word):  # bytes that Python could not decode
+        raise UsageError(f"{word!r} is not UTF-8: rename the file or folder")
     if word.startswith("-"):
         if close := difflib.get_close_matches(word, ("--dry-run", "--multirun", "--help"), 1, 0.8):
             raise UsageError(f"{word} is not an option: did you mean {close[0]}?")

@@ -14,6 +14,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from vlbeit import hub
 from vlbeit.config import TextConfig
 from vlbeit.errors import DataError, UsageError
 
@@ -232,7 +233,8 @@ def load_tokenizer(name: str, max_length: int) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(str(Path(name).expanduser()))
+        with hub.asked():
+            loaded = AutoTokenizer.from_pretrained(str(Path(name).expanduser()))
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"text.tokenizer={name} cannot be loaded: {reason}; {remedy}") from error

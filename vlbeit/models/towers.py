@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlbeit import hub
 from vlbeit.config import LIBRARIES, ModelConfig, RunConfig, foreign_tower, require
 from vlbeit.errors import UsageError
 from vlbeit.models.spec import EncoderSpec
@@ -152,7 +153,8 @@ def _completed(modality: str, value: str, facts: Facts) -> Facts:
 def _named(modality: str, value: str, part: str = "", remedy: str = "") -> Iterator[None]:
     """Whatever a library raises, and there is much that it may, becomes one line that names the key."""
     try:
-        yield
+        with hub.asked():
+            yield
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         line = ": ".join(filter(None, (f"model.{modality}_tower={value}", part, reason)))
