@@ -158,7 +158,7 @@ def from_values(values: Any, origin: str) -> RunConfig:
     try:
         schema = OmegaConf.structured(RunConfig(**_settings(stage, task)))
         return _to_config(OmegaConf.merge(schema, OmegaConf.create(values)))
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, UsageError) as error:
         raise DataError(f"{origin}: {_first_line(error)}") from error
 
 

@@ -1,9 +1,10 @@
 """The run folder: where everything of a run lies, and how it stays whole whatever happens while it is written.
 
-    RUN/  config.yaml  environment.json  metrics.jsonl  evaluation.json  last.json  checkpoint/  state/step-000120/  .lock
+    RUN/  config.yaml  environment.json  metrics.jsonl  evaluation.json  last.json  checkpoint/  state/step-000120/
 
 A state folder is written under a temporary name, flushed to disk and renamed; only then does `last.json` name it.
-So `last.json` always names a whole state, and what it does not name counts for nothing.
+So `last.json` always names a whole state, and what it does not name counts for nothing. `.lock` is held while a
+process trains there.
 """
 
 from __future__ import annotations
