@@ -161,7 +161,7 @@ def test_killed_at_any_file_operation(folder: Path) -> None:
 
     Two states are saved, the weights for users are written twice.
     """
-    words = command("mim", "run", "steps=3", "engine.evaluate_every=2")
+    words = command("mim", "run", "steps=3", "engine.evaluate_every=2", "data.limit=8", "model.depth=1")
     copies = snapshots(Path("run"), lambda: main(words))
     whole = results("run")
     assert len(copies) > 30 and [line["step"] for line in whole["metrics"] if "evaluation" in line] == [2, 3]
@@ -232,7 +232,8 @@ def without(values: dict[str, object], names: set[str]) -> dict[str, object]:
 def test_real_processes(folder: Path, unbroken: dict) -> None:
     """Ctrl-C in a terminal reaches the loader's workers too; kill -9 does not reach them. Neither leaves one behind."""
     words = {
-        sign: command("mim, 2 workers", f"real/{sign.name}", "steps=50") for sign in (signal.SIGINT, signal.SIGKILL)
+        sign: command("mim, 2 workers", f"real/{sign.name}", "steps=50", "engine.evaluate_every=1000")
+        for sign in (signal.SIGINT, signal.SIGKILL)
     }
     assert main([*words[signal.SIGINT][:-1], "run=real/whole"]) == 0
     runs = {
