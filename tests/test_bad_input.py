@@ -140,6 +140,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (("stage=vl", "init=runs/mlm", "text.positions=50"), "set text.positions="),
         (("stage=mim", "stage.tokenizer=runs/mlm"), "is a run of stage=mlm; a run of stage=tokenizer is needed"),
         (("stage=mim", "stage.tokenizer=runs/none"), "runs/none is missing"),
+        ((*PIXELS, "data.root=${nowhere}"), "data.root: Interpolation key 'nowhere' not found"),
         (("stage=mlm", "run=new", "init=none", "text.tokenizer=./none"), "text.tokenizer=./none is not a folder"),
         (("stage=mlm", "run=new", "init=none", "text.vocab_size=5"), "raise it"),
         ((*PIXELS, "run=data/scenes/scenes.json"), "scenes.json is a file, not a folder; choose another run="),
@@ -162,7 +163,9 @@ def test_overwrite_destroys_nothing_before_all_is_checked(refused: Callable[...,
     assert "no saved state there" in refused(1, "train", *over, "resume=runs/none")
     (place / "runs/pixels").rename(place / "runs/other")
     shutil.copytree(place / "runs/vqa", place / "runs/pixels")
-    assert "cannot go on from" in refused(1, "train", *over, "resume=runs/other", "model.depth=2", "run=runs/pixels")
+    said = refused(1, "train", *last_of_each(*over, "resume=runs/other", "model.depth=2"))
+    assert "does not fit this run (model.depth 3 there, 2 here); give the keys as they are there" in said
+    assert "was trained with optim.name=adamw" in refused(2, "train", *over, "resume=runs/other", "optim.name=sgd")
 
 
 def test_hub_out_of_reach(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +252,11 @@ def test_questions(refused: Callable[..., str], place: Path, break_it: Callable[
     break_it(root)
     words = ("task=vqa", "data=vqa_v2", "data.root=vqa", "init=none", "task.min_count=1", "run=runs/new")
     assert said in refused(1, "train", *words, *SMALL, *OWN)
+
+
+def test_validation_questions_without_answers(refused: Callable[..., str]) -> None:
+    words = last_of_each(*SMALL, *FINISHED["vqa"], "data.val_split=test", "run=runs/new")
+    assert "the split 'test' have no human answers to score against" in refused(1, "train", *words)
 
 
 EMPTY = list(zip(OFFICIAL, ("questions", "annotations"), strict=True))

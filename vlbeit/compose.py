@@ -351,7 +351,8 @@ def _shown(value: Any) -> str:
 
 def _first_line(error: BaseException) -> str:
     """What an exception says, in one line, with the reason under it where Hydra wraps one."""
-    lines = [str(error).strip().partition("\n")[0]]
+    key = getattr(error, "full_key", None)
+    lines = [f"{key}: " * bool(key) + str(error).strip().partition("\n")[0]]
     if error.__cause__ is not None:
         lines.append(str(error.__cause__).strip().partition("\n")[0])
     return ": ".join(dict.fromkeys(line for line in lines if line))

@@ -22,6 +22,7 @@ from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.loop import Engine, FitPlan
 from vlbeit.engine.optim import build_optimizer
 from vlbeit.engine.randomness import seed_generators
+from vlbeit.errors import DataError
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint, read_meta, save_checkpoint
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.towers import load_pretrained, tower_meta
@@ -98,8 +99,9 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> int:
     )
     engine = Engine(objective, optimizer, stream, plan, accelerator, folder, callbacks)
     source = origin if origin is not None and origin.path != folder.path else None  # of a state that comes over
-    if source is not None and (state := source.last_state()) is not None:
-        engine.load_state(state)  # proves that it fits, before anything is written
+    if source is not None:
+        _prove(engine, source, config)
+    recipe.evaluators(held_out, meta)  # what they refuse is better known now than after an epoch
     with folder.locked() if dist.is_main() else nullcontext():
         _on_main_first(lambda: _open_folder(folder, replace(config, steps=steps), meta, source))
         say(f"training {config.title} in {folder.path}: {steps} steps of {config.global_batch_size} samples")
@@ -199,6 +201,20 @@ def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None) 
     check_fits(source, encoder.spec, str(checkpoint.path))
     report = transfer(objective, checkpoint.state, source, encoder.spec)
     say(f"starting from {checkpoint.path}: {report.line()}")
+
+
+def _prove(engine: Engine, source: RunFolder, config: RunConfig) -> None:
+    """Load the state that is to come over: before anything is written, it must be known to fit."""
+    state = source.last_state()
+    assert state is not None, "preflight has found it"
+    try:
+        engine.load_state(state)
+    except DataError as error:
+        differing = compose.differing_keys(compose.from_yaml(source.config_file), config)
+        keys = ", ".join(f"{key} {old} there, {new} here" for key, old, new in differing[:8])
+        raise DataError(
+            f"resume={source.path}: {state} does not fit this run ({keys or error}); give the keys as they are there"
+        ) from error
 
 
 def _open_folder(folder: RunFolder, config: RunConfig, meta: Meta, source: RunFolder | None) -> None:

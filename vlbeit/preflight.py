@@ -105,6 +105,12 @@ def _check_resume(folder: RunFolder, config: RunConfig) -> None:
     if stored is None or origin.last_state() is None:
         raise DataError(f"resume={origin.path}: no saved state there; name a run folder that has last.json")
     stage, task = compose.group_names(stored, str(origin.config_file))
+    optimizer = (stored.get("optim") or {}).get("name")
+    if optimizer != config.optim.name:
+        raise UsageError(
+            f"resume={origin.path} was trained with optim.name={optimizer}, this run has {config.optim.name}: "
+            f"keep it, or init={origin.path} takes the weights alone"
+        )
     if (stage, task) != (config.tower, config.task and config.task.name):
         raise UsageError(
             f"resume={origin.path} is a run of stage={stage}{f' task={task}' if task else ''}, this is {config.title}: "

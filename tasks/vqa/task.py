@@ -104,7 +104,15 @@ class VQA(Task):
         return DataSpec(records, transform, collate)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
-        """Official accuracy with the blind baseline of the training split beside it."""
+        """Official accuracy with the blind baseline of the training split beside it.
+
+        Raises DataError where no question has human answers.
+        """
+        if not any(records.column("answers")):
+            raise DataError(
+                f"the questions of the split {self.config.data.val_split!r} have no human answers to score against: "
+                f"vlbeit submit answers them"
+            )
         return {"vqa": VQAEvaluator(records, meta["answers"], lambda: self._blind_guess)}
 
     def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
