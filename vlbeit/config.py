@@ -257,7 +257,7 @@ class RunConfig:
             require(
                 side % patch == 0,
                 f"data.image_size={self.data.image_size} is not a multiple of model.patch_size={patch}: "
-                f"try {max(1, side // patch) * patch} or {(side // patch + 1) * patch}",
+                f"try {f'{below} or ' if (below := side // patch * patch) else ''}{(side // patch + 1) * patch}",
             )
 
     def _check_tokenizer(self) -> None:
