@@ -73,6 +73,7 @@ class ModelConfig:
     num_heads: int = key(12, "attention heads H; must divide embed_dim")
     mlp_ratio: float = key(4.0, "hidden width of a feed-forward expert over D")
     layer_scale: float = key(0.1, "initial value of gamma_1 and gamma_2; 0 builds none")
+    init_std: float = key(0.02, "standard deviation of the initial weights, cut at one deviation")
     drop_path: float = key(0.1, "stochastic depth of the last block, linear from 0 at the first")
     positions: str = key("relative", "relative | absolute")
     fused_layers: int = key(2, "top blocks that own a fused (vision-language) expert")
@@ -96,6 +97,7 @@ class ModelConfig:
             self.embed_dim % self.num_heads == 0,
             f"model.embed_dim={self.embed_dim} is not a multiple of model.num_heads={self.num_heads}",
         )
+        require(self.init_std > 0, f"model.init_std={self.init_std} must be positive")
         require(0 <= self.drop_path < 1, f"model.drop_path={self.drop_path} must lie in [0, 1)")
         require(
             0 <= self.fused_layers <= self.depth,

@@ -137,6 +137,8 @@ def test_sizes_that_do_not_fit() -> None:
         build().embed_image(torch.randn(1, 3, 32, 32), torch.zeros(1, 16, dtype=torch.bool))
     with pytest.raises(ValueError, match="no text part"):
         build().embed_text(torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="no position table for 'audio'"):
+        build().rel_pos[0]((Span("audio", 0, 4),))
     with pytest.raises(ValueError, match="longer than the position table"):
         encoder = build(**{k: v for k, v in JOINT.items() if k not in SMALL})
         encoder(encoder.embed_text(torch.zeros(1, 13, dtype=torch.long)))

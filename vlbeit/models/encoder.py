@@ -73,14 +73,14 @@ class MoMEEncoder(nn.Module):
             if ".tower." in name:
                 continue  # a foreign network has its own
             if isinstance(module, nn.Linear | nn.Conv2d):
-                _truncated(module.weight)
+                _truncated(module.weight, self.spec.init_std)
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
         for token in (getattr(self, "cls_token", None), self.mask_token, self.pos_embed):
             if token is not None:
-                _truncated(token)
+                _truncated(token, self.spec.init_std)
         if self.type_embed is not None:
             # differs from VLMo (normal 0.02): zero keeps the image pass of a tower that gains text unchanged
             self.type_embed.weight.zero_()
@@ -207,5 +207,5 @@ def split(tokens: Tokens) -> list[Tokens]:
     return out
 
 
-def _truncated(weight: Tensor) -> None:
-    nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
+def _truncated(weight: Tensor, std: float) -> None:
+    nn.init.trunc_normal_(weight, std=std, a=-std, b=std)

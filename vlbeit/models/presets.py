@@ -10,7 +10,17 @@ from vlbeit.config import ModelConfig
 PRESETS: dict[str, ModelConfig] = {
     preset.name: preset
     for preset in (
-        ModelConfig(name="tiny", embed_dim=64, depth=4, num_heads=4, fused_layers=2, layer_scale=0.0, drop_path=0.0),
+        # narrow and trained for minutes: fan-in sized initial weights and no layer scale, or it learns little by then
+        ModelConfig(
+            name="tiny",
+            embed_dim=64,
+            depth=3,
+            num_heads=4,
+            fused_layers=2,
+            layer_scale=0.0,
+            init_std=0.25,
+            drop_path=0.0,
+        ),
         ModelConfig(name="base", embed_dim=768, depth=12, num_heads=12, fused_layers=2, layer_scale=0.1),
         ModelConfig(
             name="base_plus",

@@ -27,6 +27,7 @@ class EncoderSpec:
     image_size: tuple[int, int] | None = (224, 224)  # height, width
     mlp_ratio: float = 4.0
     layer_scale: float = 0.1
+    init_std: float = 0.02
     drop_path: float = 0.0
     experts: tuple[str, ...] = ("image",)
     fused_layers: int = 0
@@ -113,6 +114,7 @@ def encoder_spec(
         image_size=config.data.size if "image" in experts else None,
         mlp_ratio=model.mlp_ratio,
         layer_scale=model.layer_scale,
+        init_std=model.init_std,
         drop_path=model.drop_path,
         experts=experts,
         fused_layers=model.fused_layers if fused else 0,

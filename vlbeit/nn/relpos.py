@@ -81,6 +81,8 @@ class RelativePositionBias(nn.Module):
     def _index(self, spans: tuple[Span, ...], device: torch.device) -> Tensor:
         layout = tuple((span.modality, span.stop - span.start, span.grid) for span in spans)
         for modality, length, grid in layout:
+            if modality not in ("image", "text"):
+                raise ValueError(f"no position table for {modality!r}: add one here, or use absolute positions")
             if modality == "text" and (self.text_length is None or length > self.text_length):
                 raise ValueError(f"a text of {length} tokens is longer than the position table ({self.text_length})")
             if modality == "image" and grid != self.grid:
