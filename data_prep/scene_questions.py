@@ -56,7 +56,7 @@ def ask(scene: Scene, rng: Random) -> list[Question]:
 def _others(rng: Random) -> list[tuple[Kind, ...]]:
     kinds = [color, shape, size, place, neighbour]
     first, second, third = rng.sample(kinds, 3, counts=(4, 4, 2, 2, 3))
-    plan = [(first, color, shape), (second, shape, color)]
+    plan: list[tuple[Kind, ...]] = [(first, color, shape), (second, shape, color)]
     return [*plan, (third, size, place)] if rng.random() < 0.4 else plan
 
 
@@ -66,10 +66,9 @@ def existence(scene: Scene, rng: Random) -> Question:
     yes = rng.random() < 0.5
     there = {tuple(getattr(t, a) for a in attributes) for t in scene.things}
     values = {"color": COLORS, "shape": SHAPES}
+    options: list[tuple[str, ...]] = [(c, s) for c in COLORS for s in SHAPES]
     if len(attributes) == 1:
         options = [(v,) for v in values[attributes[0]]]
-    else:
-        options = [(c, s) for c in COLORS for s in SHAPES]
     options = [o for o in options if (o in there) == yes]
     if not options:  # every shape is there
         return existence(scene, rng)
@@ -77,7 +76,8 @@ def existence(scene: Scene, rng: Random) -> Question:
         seen = [{getattr(t, a) for t in scene.things} for a in attributes]
         options = [o for o in options if all(v in s for v, s in zip(o, seen, strict=True))] or options
     words = dict(zip(attributes, rng.choice(options), strict=True))
-    one, many = article(noun(**words)), noun(**words, plural=True)
+    shape, color = words.get("shape", "object"), words.get("color", "")
+    one, many = article(noun(shape, color)), noun(shape, color, plural=True)
     texts = f"is there {one}?", f"is there {one} in the picture?", f"are there any {many}?", f"do you see {one}?"
     return Question(rng.choice(texts), "yes" if yes else "no", "yes/no")
 
