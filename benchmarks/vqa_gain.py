@@ -47,8 +47,9 @@ def one_seed(seed: int, folder: Path, words: list[str]) -> list[object]:
     chain = train([*vqa, f"run={folder}/vqa", f"init={folder}/vl"])
     step = flops_of_step(chain)
     equal = chain.steps + round(flops / step)
-    train([*vqa, f"run={folder}/scratch", "init=none"])
-    train([*vqa, f"run={folder}/scratch-equal", "init=none", f"steps={equal}"])
+    scratch = [*vqa, "init=none", f"text.tokenizer={folder}/mlm"]
+    train([*scratch, f"run={folder}/scratch"])
+    train([*scratch, f"run={folder}/scratch-equal", f"steps={equal}"])
     scores = {name: score(folder / name) for name in ("vqa", "scratch", "scratch-equal")}
     numbers = json.loads((folder / "vqa" / "evaluation.json").read_text())
     row: list[object] = [seed, float(numbers["blind"]), mean(scores["vqa"])]

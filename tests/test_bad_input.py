@@ -320,7 +320,7 @@ def test_places_that_cannot_be_used(refused: Callable[..., str], place: Path, mo
         1, "train", *SMALL, *PIXELS, "data=imagefolder", "data.root=data/scenes/imagefolder", "run=runs/new",
         "data.cache=data/scenes/scenes.json",
     )  # fmt: skip
-    assert "holds no finished scenes" in refused(2, "train", *SMALL, *PIXELS, "data.root=runs", "run=runs/new")
+    assert "holds no scenes" in refused(2, "train", *SMALL, *PIXELS, "data.root=runs", "run=runs/new")
 
 
 @pytest.mark.parametrize(

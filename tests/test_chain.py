@@ -76,7 +76,7 @@ def test_image_pass_of_vl_at_step_0_is_the_mim_run(in_chain: Path) -> None:
     recipe = chaining.recipe_of(config)
     objective = recipe.objective(read_checkpoint("runs/vl").meta).eval()
     _start(recipe, objective, read_checkpoint("runs/mim"))
-    image = torch.randn(2, 3, 64, 64)
+    image = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
         vl = objective.encoder(objective.encoder.embed_image(image))
     assert torch.equal(vl.x_BLD, mim.encode(image=image).x_BLD)
@@ -101,7 +101,7 @@ def test_tokenizer_travels(in_chain: Path) -> None:
 
 def test_load_and_encode(in_chain: Path) -> None:
     model = vlbeit.load("runs/vl-vqa")
-    image, ids = torch.randn(2, 3, 64, 64), torch.randint(5, 20, (2, 6))
+    image, ids = torch.randn(2, 3, 48, 48), torch.randint(5, 20, (2, 6))
     assert [len(model.encode(**given).spans) for given in ({"image": image}, {"text_ids": ids})] == [1, 1]
     both = model.encode(image=image, text_ids=ids, text_keep=torch.ones(2, 6))
     assert [span.modality for span in both.spans] == ["text", "image"]

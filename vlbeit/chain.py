@@ -67,6 +67,7 @@ def missing_runs(config: RunConfig) -> list[RunConfig]:
     for path, stage in wanted.items():
         if _is_ready(path):
             _check_stage(path, stage)
+            _check_not_a_toy(config, path, stage)
             continue
         if config.data.name != BUILT_IN or path != f"runs/{stage}":  # nobody asks for a run by name to have it made
             raise UsageError(_remedy(config, path, stage))
@@ -78,6 +79,17 @@ def missing_runs(config: RunConfig) -> list[RunConfig]:
 def data_is_missing(config: RunConfig) -> bool:
     """Whether the run is on the built-in data, and it must be made first."""
     return config.data.name == BUILT_IN and not (Path(config.data.root) / "scenes.json").exists()
+
+
+def check_built_in(config: RunConfig) -> None:
+    """UsageError where the built-in data would be made in a folder that is not empty: somebody's own data, likely."""
+    root = Path(config.data.root)
+    if data_is_missing(config) and root.is_dir() and any(root.iterdir()):
+        sources = ", ".join(f"data={name}" for name in registry.names("data") if name != BUILT_IN)
+        raise UsageError(
+            f"data.root={root} holds no scenes, and data={BUILT_IN} is the default: is it for {sources}? "
+            f"`vlbeit prepare {BUILT_IN} --out DIR` makes the scenes elsewhere"
+        )
 
 
 def ensure_data(config: RunConfig) -> None:
@@ -112,6 +124,17 @@ def _check_stage(path: str, stage: str) -> None:
     if (made_by, task) not in ((stage, None), (None, None)):
         found = f"stage={made_by}" + (f" task={task}" if task else "")
         raise UsageError(f"{path} is a run of {found}; a run of stage={stage} is needed: name another one")
+
+
+def _check_not_a_toy(config: RunConfig, path: str, stage: str) -> None:
+    """UsageError where a run on the user's own data would start from one on drawn shapes without being told to."""
+    made_on = ((read_head(path)["config"] or {}).get("data") or {}).get("name")
+    if path == f"runs/{stage}" and made_on == BUILT_IN != config.data.name:
+        key = "stage.tokenizer" if stage == "tokenizer" else "init"
+        raise UsageError(
+            f"{path} was trained on the built-in data, this run is on data={config.data.name}: train stage={stage} on "
+            f"your own data with another run=, and name it with {key}=" + ("" if key != "init" else " (or init=none)")
+        )
 
 
 def _config_before(config: RunConfig, path: str, stage: str) -> RunConfig:

@@ -151,7 +151,9 @@ class DataConfig:
 class TextConfig:
     """The tokenizer."""
 
-    tokenizer: str = key("wordpiece", "wordpiece: trained on the given text | clip | a local folder | a hub name")
+    tokenizer: str = key(
+        "wordpiece", "wordpiece: trained on the given text | clip | a run | a local folder | a hub name"
+    )
     vocab_size: int = key(30522, "largest vocabulary that training a tokenizer may make")
     max_length: int = key(40, "longest text in tokens, [CLS] and [SEP] included")
     positions: int = key(196, "longest text that the position table is built for; the same in every stage")
@@ -226,7 +228,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     run: str = key("", "folder of the run; empty: runs/STAGE or runs/STAGE-TASK")
-    init: str = key("auto", "weights to start from: auto (the run before) | none | a run, checkpoint or name")
+    init: str = key("auto", "weights to start from: auto (the run before) | none | a run or checkpoint folder")
     resume: str | None = key(None, "start a new folder from the full state of another run")
     overwrite: bool = key(False, "start anew even if the run folder holds a run")
     seed: int = key(0, "the one seed of data order, augmentation, masks, drop path and initial weights")

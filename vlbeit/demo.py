@@ -28,7 +28,7 @@ CHAIN = (
     Step(("stage=mlm",), ("accuracy",)),
     Step(("stage=vl",), ("itc_accuracy", "itm_accuracy", "mlm_accuracy")),
     Step(("stage=vl", "task=vqa"), ("overall", "yes/no", "number", "other", "blind")),
-    Step(("stage=vl", "task=vqa", "init=none", f"run={SCRATCH}", "task.answers=own"), ("overall",)),
+    Step(("stage=vl", "task=vqa", "init=none", "text.tokenizer=runs/mlm", f"run={SCRATCH}"), ("overall",)),
     Step(("stage=mim", "task=classification"), ("top1",)),
 )
 

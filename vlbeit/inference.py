@@ -14,6 +14,7 @@ from vlbeit.data.records import ImageError, open_image
 from vlbeit.data.sources import open_records
 from vlbeit.engine.device import make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
+from vlbeit.engine.sinks import finite
 from vlbeit.errors import DataError, UsageError
 from vlbeit.launch import eval_loader, say
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint
@@ -48,12 +49,14 @@ def evaluate(path: str, words: Iterable[str] = ()) -> dict[str, float]:
     loader = eval_loader(config, run.recipe.data(records, run.checkpoint.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
     folder = run.checkpoint.path.parent if run.checkpoint.path.name == "checkpoint" else run.checkpoint.path
+    same = config.data == _config(run.checkpoint).data  # else it is not the number that the run is known by
+    target = folder / ("evaluation.json" if same else f"evaluation-{config.data.name}-{config.data.val_split}.json")
     if accelerator.is_main_process:
-        files.write_json(folder / "evaluation.json", {**numbers, "split": config.data.val_split}, indent=2)
+        files.write_json(target, {**finite(numbers), "split": config.data.val_split}, indent=2)
         for name, evaluator in evaluators.items():
             if hasattr(evaluator, "details"):
                 files.write_json(folder / f"{name}_details.json", evaluator.details())
-    say(f"wrote {folder / 'evaluation.json'}")
+    say(f"wrote {target}")
     return numbers
 
 

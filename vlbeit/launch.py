@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 
@@ -78,6 +79,11 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> int:
     with meta_errors((origin or folder).checkpoint):
         spec = recipe.data(records, meta, train=True)
     steps, steps_per_epoch = count_steps(config, len(spec.records))
+    if steps <= config.optim.warmup_steps:
+        say(
+            f"note: all {steps} steps are warmup (optim.warmup_steps={config.optim.warmup_steps:g}): optim.lr is never "
+            "reached; a share such as optim.warmup_steps=0.1 follows the length of the run"
+        )
     if origin is not None and origin.path == folder.path and origin.is_finished(steps):
         say(f"{folder.path} is finished: {origin.last_step()} steps. More steps= go on, overwrite=true starts anew")
         return 0
@@ -150,6 +156,7 @@ def _stream(config: RunConfig, spec: DataSpec, batch_size: int, micro: int, work
         global_batch_size=batch_size,
         micro_batch_size=micro,
         workers=workers,
+        pin_memory=torch.cuda.is_available() and config.device in ("auto", "cuda"),
         max_bad_fraction=config.data.max_bad_fraction,
     )
 

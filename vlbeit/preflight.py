@@ -25,10 +25,12 @@ def check(config: RunConfig) -> None:
     _check_batches(config)
     check_settings(config.optim)
     check_kind(config.data, chain.recipe_of(config).kind)
+    chain.check_built_in(config)
     if not chain.data_is_missing(config):
         open_source(config.data).check()
     folder = RunFolder(config.run)
     _check_place(folder)
+    _check_owner(folder)
     if not config.overwrite:
         _check_run(folder, config)
     if config.resume is not None:
@@ -52,6 +54,7 @@ def check_init(config: RunConfig) -> None:
         patch_size=model.patch_size,
         image_size=None,
         mlp_ratio=model.mlp_ratio,
+        layer_scale=model.layer_scale,
         positions="absolute" if model.positions == "absolute" else "per_layer",
         text_positions=config.text.positions,
         mask_token=False,
@@ -76,6 +79,15 @@ def _check_place(folder: RunFolder) -> None:
         raise UsageError(f"run={folder.path}: {nearest} is a file, not a folder; choose another run=")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise DataError(f"run={folder.path}: {nearest} is not writable; change its permissions or choose another run=")
+
+
+def _check_owner(folder: RunFolder) -> None:
+    """A folder with files where ours would go, and no run: nothing in it is ours to replace or remove."""
+    ours = (folder.states, folder.checkpoint, folder.metrics_file, folder.evaluation_file)
+    in_the_way = [path for path in ours if path.exists()]
+    started = folder.exists() or folder.lock_file.exists()
+    if in_the_way and not started:
+        raise UsageError(f"run={folder.path} is no run, but holds {in_the_way[0].name}: choose another run=")
 
 
 def _check_run(folder: RunFolder, config: RunConfig) -> None:

@@ -221,7 +221,7 @@ def _chunks(texts: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
 
 
 def load_tokenizer(name: str, max_length: int) -> Tokenizer:
-    """The tokenizer of a local folder or hub name, through transformers; a missing [MASK] is appended.
+    """The tokenizer of a run, or of a local folder or hub name through transformers; a missing [MASK] is appended.
 
     Raises `UsageError` where it is neither in the folder, nor in the local hub cache, nor to be had.
     """
@@ -230,6 +230,9 @@ def load_tokenizer(name: str, max_length: int) -> Tokenizer:
     )
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise UsageError(f"text.tokenizer={name} is not a folder; {remedy}")
+    of_run = _tokenizer_of_run(Path(name))
+    if of_run is not None:
+        return Tokenizer.from_json(of_run, max_length)
     from transformers import AutoTokenizer
 
     try:
@@ -254,6 +257,15 @@ def load_tokenizer(name: str, max_length: int) -> Tokenizer:
         "vocab_size": size + (mask is None),
     }
     return SubwordTokenizer(value, max_length)
+
+
+def _tokenizer_of_run(folder: Path) -> dict[str, Any] | None:
+    """What `to_json` left in a run or checkpoint folder; None where the folder is of another kind."""
+    for file in (folder / "checkpoint" / "tokenizer.json", folder / "tokenizer.json"):
+        if file.is_file():
+            value = json.loads(file.read_text(encoding="utf-8"))
+            return value if isinstance(value, dict) and "kind" in value else None
+    return None
 
 
 def _either(first: int | None, second: int | None) -> int | None:

@@ -150,7 +150,7 @@ class RunFolder:
             for leftover in folder.glob(f"{TEMPORARY}*"):
                 _remove(leftover)
         for folder in self._state_folders():
-            if last is None or folder.name > self.state_of(last).name:
+            if last is None or _step_of(folder) > last:
                 _discard(folder)
 
     def cut_metrics(self, step: int) -> None:
@@ -172,6 +172,7 @@ class RunFolder:
         state, step = other.last_state(), other.last_step()
         if state is None or step is None:
             raise DataError(f"resume={other.path}: no saved state there; name a run folder that has last.json")
+        self.clean()  # of an earlier try that was killed
         with write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for name in (self.metrics_file.name, self.evaluation_file.name):
@@ -192,7 +193,11 @@ class RunFolder:
     def _state_folders(self) -> list[Path]:
         """All whole states, oldest first."""
         folders = [f for f in self.states.glob("step-*") if f.name.removeprefix("step-").isdecimal()]
-        return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
+        return sorted(folders, key=_step_of)
+
+
+def _step_of(state: Path) -> int:
+    return int(state.name.removeprefix("step-"))
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 A loss of the objective is weight * sum of terms / counts[name]. The engine adds the counts of all micro-batches and
 processes of a step and divides by the number of processes, because DistributedDataParallel averages gradients: so a
-step is the same at any micro-batch size and on any number of processes.
+step is the same at any micro-batch size and on any number of processes. What looks across samples (contrast and
+matching, mixup, batch statistics) sees one micro-batch of every process.
 """
 
 from __future__ import annotations

@@ -62,6 +62,11 @@ def check_fits(source: EncoderSpec, target: EncoderSpec, origin: str) -> None:
                 f"init={origin} has model.{name}={theirs}, this run has {ours}: "
                 f"set model.{name}={theirs}, choose the same model=, or init=none"
             )
+    if bool(source.layer_scale) != bool(target.layer_scale):
+        raise UsageError(
+            f"init={origin} has model.layer_scale={source.layer_scale}, this run {target.layer_scale}: "
+            "one has the scales and the other has none; choose the same model="
+        )
     if ("absolute" in (source.positions, target.positions)) and source.positions != target.positions:
         raise UsageError(
             f"init={origin} has positions={source.positions}, this run {target.positions}: choose the same model="
