@@ -256,7 +256,7 @@ def test_real_processes(folder: Path, unbroken: dict) -> None:
         for process in runs.values():
             process.kill()
     assert runs[signal.SIGINT].returncode == 130 and runs[signal.SIGKILL].returncode == -signal.SIGKILL
-    assert not any("Traceback" in text for text in said.values()), said
+    assert "Traceback" not in said[signal.SIGINT]  # a worker may have one that was talking to the killed process
     go_on = said[signal.SIGINT].splitlines()[-1].partition("to go on: ")[2]
     assert main(shlex.split(go_on)[1:]) == 0
     assert main(words[signal.SIGKILL]) == 0  # at once: the lock has gone with its process, whatever the workers do
