@@ -21,6 +21,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
 
+from vlbeit import chain as chaining
+from vlbeit import compose
 from vlbeit.cli import main
 from vlbeit.data.records import ImageError, open_image
 
@@ -649,3 +651,10 @@ def test_other_classes(refused: Callable[..., str], place: Path, own_pictures: l
     (place / "own/val").mkdir()
     shutil.copytree(place / "own/train/other", place / "own/val/other")
     assert "and they differ (such as" in refused(1, "evaluate", "runs/classes")
+
+
+def test_words_for_another_kind_of_record() -> None:
+    """The command that is suggested must be one that runs: vqa_v2 has no captions, so stage=vl cannot take it."""
+    config = compose.compose(["task=vqa", "data=vqa_v2", "data.root=/vqa"]).config
+    assert chaining.data_words(config, "vqa") == "data=vqa_v2 data.root=/vqa"
+    assert chaining.data_words(config, "pairs") == "data=pairs data.root=DIR"

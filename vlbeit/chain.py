@@ -154,9 +154,17 @@ def _config_before(config: RunConfig, path: str, stage: str) -> RunConfig:
     )
 
 
+def data_words(config: RunConfig, kind: str) -> str:
+    """Words for records of a kind: this run's source where it gives them, else the sources to choose from."""
+    if kind in registry.get("data", config.data.name).kinds:
+        return f"data={config.data.name} data.root={config.data.root}"
+    others = [name for name in registry.names("data") if name != BUILT_IN]
+    return f"data={'|'.join(n for n in others if kind in registry.get('data', n).kinds)} data.root=DIR"
+
+
 def _remedy(config: RunConfig, path: str, stage: str) -> str:
-    data = config.data
-    command = f"vlbeit train stage={stage} model={config.model.name} data={data.name} data.root={data.root}"
+    words = data_words(config, registry.get("stage", stage).kind)
+    command = f"vlbeit train stage={stage} model={config.model.name} {words}"
     unfinished = " is unfinished" if RunFolder(path).exists() else " is missing"
     scratch = "; or init=none to start from scratch" if stage != "tokenizer" else ", or name one with stage.tokenizer="
     return f"{path}{unfinished}, and this run starts from it: first `{command}`{scratch}"

@@ -12,7 +12,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from vlbeit import chain, compose, dist, files, preflight
+from vlbeit import chain, compose, dist, files, preflight, registry
 from vlbeit.config import RunConfig
 from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.sources import open_records
@@ -254,7 +254,8 @@ def _next_command(config: RunConfig) -> str:
     if config.tower == "tokenizer" and words:
         words = [f"stage.tokenizer={config.run}"]
     if config.data.name != chain.BUILT_IN:
-        words += [f"model={config.model.name}", f"data={config.data.name}", f"data.root={config.data.root}"]
+        group, _, name = NEXT[config.tower].split()[-1].partition("=")
+        words += [f"model={config.model.name}", chain.data_words(config, registry.get(group, name).kind)]
     elif Path(config.data.root) != Path("data/scenes"):
         words.append(f"data.root={config.data.root}")
     towers = {name: getattr(config.model, name) for name in ("image_tower", "text_tower")}
