@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ast
 import difflib
+import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -83,6 +85,12 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 def _find(group: str) -> dict[str, list[_Found]]:
     """Everything registered, by name; more than one entry under a name is a conflict."""
+    return _found_on(tuple(sys.path), group)
+
+
+@cache
+def _found_on(path: tuple[str, ...], group: str) -> dict[str, list[_Found]]:
+    """Read once for a search path: a command asks a dozen times."""
     if group not in _GROUPS:
         raise ValueError(f"registry group {group!r} is not one of {', '.join(_GROUPS)}")
     own = _GROUPS[group]
