@@ -89,8 +89,8 @@ def _find(group: str) -> dict[str, list[_Found]]:
 
 
 @cache
-def _found_on(path: tuple[str, ...], group: str) -> dict[str, list[_Found]]:
-    """Read once for a search path: a command asks a dozen times."""
+def _found_on(search_path: tuple[str, ...], group: str) -> dict[str, list[_Found]]:
+    """Read once for a search path, which is the cache's key: a command asks a dozen times."""
     if group not in _GROUPS:
         raise ValueError(f"registry group {group!r} is not one of {', '.join(_GROUPS)}")
     own = _GROUPS[group]
