@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import vlbeit
 from vlbeit import chain as chaining
-from vlbeit import compose
+from vlbeit import compose, launch
 from vlbeit.cli import main
 from vlbeit.data.loader import TrainLoader
 from vlbeit.data.sources import open_records
@@ -119,6 +119,16 @@ def test_evaluate(in_chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"{name} " in printed for name in ("overall", "blind"))
 
 
+def test_evaluate_of_other_data_makes_none(in_chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path("runs/vl-vqa/evaluation.json").read_bytes()
+    assert main(["evaluate", "runs/vl-vqa", f"data.root={tmp_path / 'typo'}"]) == 1
+    assert f"data.root={tmp_path / 'typo'}" in capsys.readouterr().err and not (tmp_path / "typo").exists()
+    assert main(["evaluate", "runs/vl-vqa", "data.val_split=train"]) == 0
+    assert "wrote runs/vl-vqa/evaluation-scenes-train.json" in capsys.readouterr().out
+    assert Path("runs/vl-vqa/evaluation.json").read_bytes() == before
+    Path("runs/vl-vqa/evaluation-scenes-train.json").unlink()
+
+
 def test_mim_reports_the_variational_terms(in_chain: Path) -> None:
     numbers = json.loads(Path("runs/mim/evaluation.json").read_text())
     assert {"mim", "accuracy", "elbo_reconstruction", "elbo_kl"} <= numbers.keys()
@@ -151,6 +161,39 @@ def test_submit(in_chain: Path, scenes: Path, tmp_path: Path, capsys: pytest.Cap
     assert main([*words[:-1], str(tmp_path), "--out", str(tmp_path / "none.json")]) == 1
     assert not (tmp_path / "none.json").exists()
     assert main(["submit", "runs/mim-classification", *words[2:]]) == 2
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["stage=mim"], ["tokenizer", "mim"]),
+        (["stage=vl", "task=vqa"], ["tokenizer", "mim", "mlm", "vl", "vl-vqa"]),
+        (["stage=mim", "task=vqa"], ["tokenizer", "mim", "mim-vqa"]),
+        (["stage=vl", "task=classification"], ["tokenizer", "mim", "mlm", "vl", "vl-classification"]),
+    ],
+    ids=" ".join,
+)
+def test_a_command_alone_makes_what_is_missing(
+    words: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the shipped recipes: data first, then every run in order, each with a config of its own."""
+    monkeypatch.chdir(tmp_path)
+    done: list[str] = []
+    monkeypatch.setattr(launch, "_run", lambda config, *_: done.append(config.title))
+    monkeypatch.setattr(chaining, "ensure_data", lambda config: done.append("data"))
+    assert main(["train", *words]) == 0
+    assert done == ["data", *expected]
+
+
+def test_auto_micro_batch_is_settled_once(in_chain: Path, again: dict, tmp_path: Path) -> None:
+    """Contrast sees a micro-batch: `auto` keeps the size that the run was started with."""
+    words = [word for word in again["tokenizer"] if not word.startswith("micro_batch_size")]
+    stored = tmp_path / "run" / "config.yaml"
+    assert main(["train", *words, "micro_batch_size=auto", f"run={tmp_path / 'run'}"]) == 0
+    assert "micro_batch_size: 8" in stored.read_text()
+    stored.write_text(stored.read_text().replace("micro_batch_size: 8", "micro_batch_size: 2"))
+    assert main(["train", *words, "micro_batch_size=auto", f"run={tmp_path / 'run'}", "steps=3"]) == 0
+    assert "micro_batch_size: 2" in stored.read_text()
 
 
 def test_finished_run_says_so(in_chain: Path, again: dict, capsys: pytest.CaptureFixture[str]) -> None:

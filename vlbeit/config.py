@@ -122,7 +122,9 @@ class DataConfig:
     image_size: Any = key(224, "side in pixels, or [height, width]; a multiple of the patch size")
     normalize: str = key("half", "half: mean and std 0.5 (BEiT v1 22k, VLMo) | imagenet: the ImageNet statistics")
     workers: int = key(2, "loader processes; 0 loads in the main process")
-    max_bad_fraction: float = key(0.001, "share of unreadable samples that is survived (named, counted, replaced)")
+    max_bad_fraction: float = key(
+        0.001, "share of unreadable samples that a process survives (named, counted, replaced)"
+    )
     cache: str = key("", "folder of indexes; empty: ~/.cache/vlbeit")
     train_split: str = key("train", "split that is trained on")
     val_split: str = key("val", "split that is evaluated")

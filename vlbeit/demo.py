@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shlex
 import time
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
 from vlbeit import compose, inference, launch, table
+from vlbeit.data.sources import open_records
 from vlbeit.launch import say
 
+CHAINED = "runs/vl-vqa"
 SCRATCH = "runs/vl-vqa-scratch"
 
 
@@ -33,20 +37,19 @@ CHAIN = (
 )
 
 
-def run() -> int:
+def run() -> None:
     """Train the chain, evaluate both VQA runs question by question, print the table. A finished run is not repeated."""
     rows = []
     for step in CHAIN:
         config = compose.compose(step.words).config
         say(f"\n$ vlbeit train {' '.join(step.words)}")
         started = time.perf_counter()
-        if code := launch.train(config, "vlbeit demo"):
-            return code
+        launch.train(config, "vlbeit demo")
         seconds = time.perf_counter() - started
         numbers = json.loads((Path(config.run) / "evaluation.json").read_text())
         shown = ", ".join(f"{name} {numbers[name]:.4g}" for name in step.shown if name in numbers)
         rows.append((config.run, f"{seconds:.0f} s", shown))
-    chained, scratch = _scores("runs/vl-vqa"), _scores(SCRATCH)
+    chained, scratch = _scores(CHAINED), _scores(SCRATCH)
     say("")
     table.show(("run", "time", "on the validation split"), rows)
     mean, half = paired_difference(chained, scratch)
@@ -54,7 +57,14 @@ def run() -> int:
         f"VQA through mim, mlm and vl less VQA from scratch: {mean:+.2f} points "
         f"(95 % interval over questions: +-{half:.2f})"
     )
-    return 0
+    say(f"next: vlbeit predict {CHAINED} {_example()}")
+
+
+def _example() -> str:
+    """A picture and a question of the validation split, as words of the command line."""
+    data = compose.compose(["task=vqa"]).config.data
+    record = open_records(data, "vqa", data.val_split)[0]
+    return shlex.join([os.path.relpath(record["image"]), record["question"]])
 
 
 def _scores(path: str) -> dict[int, float]:

@@ -6,13 +6,13 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlbeit import chain, compose, files
 from vlbeit.config import RunConfig
 from vlbeit.data.records import ImageError, open_image
-from vlbeit.data.sources import open_records
-from vlbeit.engine.device import make_accelerator
+from vlbeit.data.sources import open_records, open_source
+from vlbeit.engine.device import choose_device, make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.sinks import finite
 from vlbeit.errors import DataError, UsageError
@@ -38,35 +38,50 @@ class Trained:
         self.objective.eval()
 
 
-def evaluate(path: str, words: Iterable[str] = ()) -> dict[str, float]:
-    """The numbers of a run over its validation split; writes evaluation.json, and details where there are any."""
+class Evaluation(NamedTuple):
+    """What `evaluate` found, and where it wrote it."""
+
+    numbers: dict[str, float]
+    file: Path
+    config: RunConfig
+
+
+def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
+    """Numbers of a run over its validation split; writes evaluation.json, and details where there are any.
+
+    With `words` that name other data it writes evaluation-DATA-SPLIT.json instead.
+    """
     run = Trained(path, words)
     config = run.config
+    same = config.data == _config(run.checkpoint).data  # else it is not the number that the run is known by
+    if same:
+        chain.ensure_data(config)
+    else:
+        open_source(config.data).check()
     accelerator = make_accelerator(config.device, config.precision)
-    chain.ensure_data(config)
     records = open_records(config.data, run.recipe.kind, config.data.val_split)
     evaluators = run.recipe.evaluators(records, run.checkpoint.meta)
     loader = eval_loader(config, run.recipe.data(records, run.checkpoint.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
     folder = run.checkpoint.path.parent if run.checkpoint.path.name == "checkpoint" else run.checkpoint.path
-    same = config.data == _config(run.checkpoint).data  # else it is not the number that the run is known by
     target = folder / ("evaluation.json" if same else f"evaluation-{config.data.name}-{config.data.val_split}.json")
     if accelerator.is_main_process:
         files.write_json(target, {**finite(numbers), "split": config.data.val_split}, indent=2)
         for name, evaluator in evaluators.items():
             if hasattr(evaluator, "details"):
                 files.write_json(folder / f"{name}_details.json", evaluator.details())
-    say(f"wrote {target}")
-    return numbers
+    return Evaluation(numbers, target, config)
 
 
-def pipeline(path: str | Path) -> Predictor:
+def pipeline(path: str | Path, device: str = "auto") -> Predictor:
     """A function of an image (and a question) from a task's run: `pipeline("runs/vl-vqa")(image, "how many dogs?")`.
 
-    Raises UsageError for a run of a stage: it has nothing to answer with.
+    device: auto | cpu | cuda | mps. Raises UsageError for a run of a stage, which has nothing to answer with, and for
+    a device that is not there.
     """
     run = Trained(path)
-    return _task(run, path).predictor(run.objective, run.checkpoint.meta)
+    task = _task(run, path)
+    return task.predictor(run.objective.to(choose_device(device)), run.checkpoint.meta)
 
 
 def predict(path: str, image: Path, question: str | None = None, *, top: int = 5) -> list[tuple[str, float]]:

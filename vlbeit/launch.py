@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
 
-from vlbeit import chain, compose, dist, files, preflight, registry
+from vlbeit import chain, compose, dist, files, preflight, suggest
 from vlbeit.config import RunConfig
 from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.sources import open_records
@@ -32,16 +31,9 @@ from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe
 from vlbeit.types import Batch, DataSpec, Meta, Records
 
-NEXT = {
-    "tokenizer": "vlbeit train stage=mim",
-    "mim": "vlbeit train stage=mlm",
-    "mlm": "vlbeit train stage=vl",
-    "vl": "vlbeit train stage=vl task=vqa",
-}
 
-
-def train(config: RunConfig, command: str = "") -> int:
-    """Train a run from where it stands; what must come before it is trained first. Returns the exit status.
+def train(config: RunConfig, command: str = "") -> None:
+    """Train a run from where it stands; what must come before it is trained first.
 
     Start-up order: this run's own state > `resume=` > `init=` > scratch. `command` is what to type to go on.
 
@@ -65,10 +57,11 @@ def train(config: RunConfig, command: str = "") -> int:
         say(f"{earlier.run} is missing: training stage={earlier.tower} first")
         _run(earlier, _accelerator(earlier), command)
     # the accelerator of an earlier run took the place of ours
-    return _run(config, _accelerator(config) if before else accelerator, command)
+    _run(config, _accelerator(config) if before else accelerator, command)
+    say(f"next: {suggest.after_training(config)}")
 
 
-def _run(config: RunConfig, accelerator: Accelerator, command: str) -> int:
+def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
     """Records, objective, engine; what can be checked without them is checked. The folder is written last."""
     recipe, folder, origin = chain.recipe_of(config), RunFolder(config.run), chain.state_origin(config)
     start = chain.init_of(config) if origin is None else None
@@ -86,7 +79,7 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> int:
         )
     if origin is not None and origin.path == folder.path and origin.is_finished(steps):
         say(f"{folder.path} is finished: {origin.last_step()} steps. More steps= go on, overwrite=true starts anew")
-        return 0
+        return
     seed_generators(config.seed, "init")
     with meta_errors((origin or folder).checkpoint):
         objective = recipe.objective(meta)
@@ -98,7 +91,9 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> int:
         config, steps=steps, steps_per_epoch=steps_per_epoch, metric=recipe.metric, resume_command=command
     )
     optimizer = build_optimizer(recipe.param_groups(objective, config.optim), config.optim)
-    stream = train_loader(config, spec, objective, accelerator)
+    micro = _settle_micro_batch(config, folder, spec, objective, accelerator)
+    config = replace(config, steps=steps, micro_batch_size=micro)
+    stream = _stream(config, spec, config.global_batch_size, micro, config.data.workers)
     callbacks = Callbacks(
         evaluate=lambda model: evaluate_model(model, recipe, config, held_out, meta, accelerator),
         export=lambda state, path: save_checkpoint(path, state, objective.describe(), container(config), meta),
@@ -109,12 +104,11 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> int:
         _prove(engine, source, config)
     recipe.evaluators(held_out, meta)  # what they refuse is better known now than after an epoch
     with folder.locked() if dist.is_main() else nullcontext():
-        _on_main_first(lambda: _open_folder(folder, replace(config, steps=steps), meta, source))
-        say(f"training {config.title} in {folder.path}: {steps} steps of {config.global_batch_size} samples")
+        _on_main_first(lambda: _open_folder(folder, config, meta, source))
+        batch = f"{config.global_batch_size} samples, {micro} at a time"
+        say(f"training {config.title} in {folder.path}: {steps} steps of {batch}")
         engine.fit()
     say(f"wrote {folder.path}: checkpoint/, metrics.jsonl, evaluation.json")
-    say(f"next: {_next_command(config)}")
-    return 0
 
 
 def _accelerator(config: RunConfig) -> Accelerator:
@@ -136,17 +130,24 @@ def count_steps(config: RunConfig, samples: int) -> tuple[int, float]:
     return max(1, int(config.epochs * per_epoch)), per_epoch
 
 
-def train_loader(config: RunConfig, spec: DataSpec, objective: Objective, accelerator: Accelerator) -> TrainLoader:
-    """The training stream; `micro_batch_size=auto` is settled here."""
-    micro = config.micro_batch_size
-    if micro == "auto":
-        per_process = max(1, config.global_batch_size // dist.world_size())
+def _settle_micro_batch(
+    config: RunConfig, folder: RunFolder, spec: DataSpec, objective: Objective, accelerator: Accelerator
+) -> int:
+    """`micro_batch_size`; for auto the one that the run was started with, where it divides the batch, else the probed.
 
-        def make_batch(size: int) -> Batch:
-            return next(_stream(config, spec, size * dist.world_size(), size, workers=0).steps(0, 1))[0]
+    Contrast and matching draw their candidates from a micro-batch: a run that goes on keeps its size.
+    """
+    if config.micro_batch_size != "auto":
+        return int(config.micro_batch_size)
+    world = dist.world_size()
+    stored = (folder.stored_config() or {}).get("micro_batch_size")
+    if not config.overwrite and isinstance(stored, int) and config.global_batch_size % (world * stored) == 0:
+        return stored
 
-        micro = probe_micro_batch(objective, make_batch, per_process, accelerator)
-    return _stream(config, spec, config.global_batch_size, micro, config.data.workers)
+    def make_batch(size: int) -> Batch:
+        return next(_stream(config, spec, size * world, size, workers=0).steps(0, 1))[0]
+
+    return probe_micro_batch(objective, make_batch, max(1, config.global_batch_size // world), accelerator)
 
 
 def _stream(config: RunConfig, spec: DataSpec, batch_size: int, micro: int, workers: int) -> TrainLoader:
@@ -244,20 +245,3 @@ def _on_main_first(work: Any) -> None:
     if dist.is_main():
         work()
     dist.barrier()
-
-
-def _next_command(config: RunConfig) -> str:
-    if config.task is not None or config.tower not in NEXT:
-        return f"vlbeit evaluate {config.run}"
-    default = f"runs/{config.title}"
-    words = [] if config.run == default else [f"init={config.run}"]
-    if config.tower == "tokenizer" and words:
-        words = [f"stage.tokenizer={config.run}"]
-    if config.data.name != chain.BUILT_IN:
-        group, _, name = NEXT[config.tower].split()[-1].partition("=")
-        words += [f"model={config.model.name}", chain.data_words(config, registry.get(group, name).kind)]
-    elif Path(config.data.root) != Path("data/scenes"):
-        words.append(f"data.root={config.data.root}")
-    towers = {name: getattr(config.model, name) for name in ("image_tower", "text_tower")}
-    words += [f"model.{name}={value}" for name, value in towers.items() if value != "own"]
-    return " ".join([NEXT[config.tower], *words])

@@ -177,7 +177,7 @@ def _grey() -> bytes:
 
 
 class _BadSamples:
-    """Counts distinct unreadable samples and stops beyond the allowed share."""
+    """Counts the distinct unreadable samples that one process meets, and stops beyond the allowed share."""
 
     def __init__(self, max_fraction: float, records: int) -> None:
         self._max_fraction, self._records = max_fraction, records
@@ -226,7 +226,7 @@ def _batches(
         batch_sampler=places,  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=_Collate(samples.spec),
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # of its own: the global one is not touched
         pin_memory=pin_memory,
     )
@@ -247,6 +247,7 @@ def _batches(
         del batches  # the workers end with it
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches the whole process group, but it is the main process that decides how to stop."""
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM may reach the whole process group: the main process decides how to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -28,7 +28,7 @@ def make_accelerator(
 
     device: auto | cpu | cuda | mps. precision: fp64 | fp32 | bf16 | fp16. Trackers write below `folder`/trackers.
     """
-    device = _choose_device(device)
+    device = choose_device(device)
     _check_precision(precision, device)
     _check_trackers(trackers)
     # accelerate keeps one state per process and refuses another precision; a run may follow another in one process
@@ -41,6 +41,20 @@ def make_accelerator(
         # buffers stay equal because every process computes the same; objectives reduce what differs in after_step
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def choose_device(device: str) -> str:
+    """`auto` resolved; UsageError where the device is not there."""
+    mps = torch.backends.mps.is_available()
+    if device == "auto":
+        # several processes without CUDA: accelerate would start them unconnected unless told that they use the CPU
+        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        return "cuda" if torch.cuda.is_available() else "mps" if mps and not many else "cpu"
+    if device not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"device={device} is not one of auto, cpu, cuda, mps")
+    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not mps):
+        raise UsageError(f"device={device}: torch {torch.__version__} finds none here; use device=auto")
+    return device
 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
@@ -79,13 +93,14 @@ def probe_micro_batch(
 def fits(objective: nn.Module, batch: Batch, accelerator: Accelerator) -> bool:
     """Whether one forward and backward runs in the device's memory beside the optimizer's moments and an average.
 
-    Leaves no gradient, buffer or random state changed. An objective that gathers over processes waits for all of them.
+    Leaves no gradient, buffer or random state changed. Every process tries for itself, since one that has run out of
+    memory would leave the others waiting: what an objective gathers of other processes is not counted.
     """
     objective.to(accelerator.device)
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
     reserved: list[Tensor] = []
     try:
-        with preserved_generators():
+        with dist.alone(), preserved_generators():
             seed_generators("probe")
             reserved = [torch.empty_like(p) for p in objective.parameters() if p.requires_grad for _ in range(3)]
             with accelerator.autocast():
@@ -103,20 +118,6 @@ def fits(objective: nn.Module, batch: Batch, accelerator: Accelerator) -> bool:
             buffer.copy_(buffers[name])
         if accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _choose_device(device: str) -> str:
-    """`auto` resolved; UsageError where the device is not there."""
-    mps = torch.backends.mps.is_available()
-    if device == "auto":
-        # several processes without CUDA: accelerate would start them unconnected unless told that they use the CPU
-        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        return "cuda" if torch.cuda.is_available() else "mps" if mps and not many else "cpu"
-    if device not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"device={device} is not one of auto, cpu, cuda, mps")
-    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not mps):
-        raise UsageError(f"device={device}: torch {torch.__version__} finds none here; use device=auto")
-    return device
 
 
 def _check_precision(precision: str, device: str) -> None:

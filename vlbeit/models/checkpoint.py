@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ class Checkpoint:
     config: dict[str, Any]
     meta: Meta
     state: dict[str, Tensor]
-    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def encoder_spec(self) -> EncoderSpec | None:
@@ -87,7 +86,6 @@ def save_checkpoint(
     description: dict[str, Any],
     config: dict[str, Any],
     meta: Meta,
-    metrics: dict[str, float] | None = None,
 ) -> Path:
     """Write a checkpoint folder; every file is replaced atomically, config.json last with the weights' hash."""
     folder = Path(folder)
@@ -103,7 +101,6 @@ def save_checkpoint(
             "description": description,
             "config": config,
             "meta": sorted(meta),
-            "metrics": metrics or {},
             "sha256": files.sha256(path),
         },
         indent=1,
@@ -156,7 +153,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise DataError(f"{weights} is missing: copy the folder again")
     if files.sha256(weights) != head["sha256"]:
         raise DataError(f"{weights} differs from the hash in config.json: damaged, or half copied; copy it again")
-    return Checkpoint(folder, head["description"], head["config"], meta, load_file(weights), head.get("metrics", {}))
+    return Checkpoint(folder, head["description"], head["config"], meta, load_file(weights))
 
 
 def read_meta(folder: Path, names: Iterable[str] | None = None) -> Meta:

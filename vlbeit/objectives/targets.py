@@ -87,18 +87,16 @@ class TokenTarget(Target):
 class PixelTarget(Target):
     """The values of a patch in `batch["image"]`, as the encoder sees them: normalised by the channels' mean and std.
 
-    BEiT's ablation names neither the scale nor the loss; here it is the squared difference (or `loss="l1"`), averaged
-    over the patch. `normalize` brings each patch to mean 0 and variance 1 first (He et al. 2022, MAE).
+    BEiT's ablation names neither the scale nor the loss; here it is the squared difference, averaged over the patch.
     The order of values is channel, row, column: that of a patch embedding's weight.
     """
 
     kind = "values"
 
-    def __init__(self, patch_size: int, channels: int = 3, *, normalize: bool = False, loss: str = "l2") -> None:
+    def __init__(self, patch_size: int) -> None:
         super().__init__()
-        assert loss in ("l1", "l2")
-        self.patch_size, self.channels, self.normalize, self.loss_name = patch_size, channels, normalize, loss
-        self.head_width = channels * patch_size**2
+        self.patch_size = patch_size
+        self.head_width = 3 * patch_size**2
 
     @torch.no_grad()
     def forward(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
@@ -108,22 +106,16 @@ class PixelTarget(Target):
                 f"an image of {image_BCHW.shape[-2]}x{image_BCHW.shape[-1]} pixels has not "
                 f"{grid[0]}x{grid[1]} patches of {side} pixels"
             )
-        values_BNP = F.unfold(image_BCHW, side, stride=side).transpose(1, 2)
-        if self.normalize:
-            variance_BN1 = values_BNP.var(-1, keepdim=True)
-            values_BNP = (values_BNP - values_BNP.mean(-1, keepdim=True)) / (variance_BN1 + 1e-6).sqrt()
-        return values_BNP
+        return F.unfold(image_BCHW, side, stride=side).transpose(1, 2)
 
     def terms(self, prediction: Tensor, target: Tensor) -> Tensor:
-        difference_MP = at_least_float(prediction) - target
-        return (difference_MP.abs() if self.loss_name == "l1" else difference_MP.square()).mean(-1)
+        return (at_least_float(prediction) - target).square().mean(-1)
 
     def correct(self, prediction: Tensor, target: Tensor) -> Tensor | None:
         return None
 
     def describe(self) -> dict[str, Any]:
-        numbers = {"patch_size": self.patch_size, "channels": self.channels}
-        return {"target": "pixels", "pixels": {**numbers, "normalize": self.normalize, "loss": self.loss_name}}
+        return {"target": "pixels", "pixels": {"patch_size": self.patch_size}}
 
 
 def build_target(description: Mapping[str, Any]) -> Target:

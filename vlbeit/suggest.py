@@ -1,0 +1,43 @@
+"""The next command to try: what every command ends with."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from vlbeit import chain, registry
+from vlbeit.config import RunConfig
+
+_FOLLOWING = {
+    "tokenizer": "vlbeit train stage=mim",
+    "mim": "vlbeit train stage=mlm",
+    "mlm": "vlbeit train stage=vl",
+    "vl": "vlbeit train stage=vl task=vqa",
+}
+
+
+def after_training(config: RunConfig) -> str:
+    """The run that starts from this one; for a task, or the stage of a plug-in, the run's evaluation."""
+    if config.task is not None or config.tower not in _FOLLOWING:
+        return f"vlbeit evaluate {shlex.quote(config.run)}"
+    following = _FOLLOWING[config.tower]
+    default = f"runs/{config.title}"
+    words = [] if config.run == default else [f"init={config.run}"]
+    if config.tower == "tokenizer" and words:
+        words = [f"stage.tokenizer={config.run}"]
+    if config.data.name != chain.BUILT_IN:
+        group, _, name = following.split()[-1].partition("=")
+        words += [f"model={config.model.name}", chain.data_words(config, registry.get(group, name).kind)]
+    elif Path(config.data.root) != Path("data/scenes"):
+        words.append(f"data.root={config.data.root}")
+    towers = {name: getattr(config.model, name) for name in ("image_tower", "text_tower")}
+    words += [f"model.{name}={value}" for name, value in towers.items() if value != "own"]
+    return " ".join([following, *words])
+
+
+def after_evaluation(config: RunConfig) -> str:
+    """An answer for one picture; for a stage what would follow its training."""
+    if config.task is None:
+        return after_training(config)
+    question = ' "how many are there?"' if chain.recipe_of(config).kind == "vqa" else ""
+    return f"vlbeit predict {shlex.quote(config.run)} picture.jpg{question}"
