@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
-from vlbeit.data.records import open_image
+from vlbeit.data.records import ChosenRecords, open_image
 from vlbeit.data.sources import open_records
 from vlbeit.data.text import Tokenizer, choose_tokenizer
 from vlbeit.data.transforms import EvalImage, TrainImage
@@ -189,22 +189,3 @@ class VQATransform:
             "text_ids": self.tokenizer(record["question"]),
             "target": target_V,
         }
-
-
-class ChosenRecords:
-    """Some rows of other records, in the order given."""
-
-    def __init__(self, records: Records, rows: Sequence[int]) -> None:
-        self.records = records
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.records[self.rows[index]]
-
-    def column(self, name: str) -> Sequence[Any]:
-        """The chosen values of one field."""
-        whole = list(self.records.column(name))  # a memory-mapped column is slow to read value by value
-        return [whole[row] for row in self.rows]

@@ -5,7 +5,7 @@ import sys
 import pytest
 from PIL import Image
 
-from vlbeit.data.records import ImageError, ListRecords, open_image, take
+from vlbeit.data.records import ImageError, ListRecords, open_image, spread, take
 
 
 def test_opens_path_bytes_and_image_as_rgb(tmp_path):
@@ -49,6 +49,15 @@ def test_take():
     assert len(first) == 2 and first[1]["id"] == "1" and list(first.column("id")) == ["0", "1"]
     with pytest.raises(IndexError):
         first[2]
+
+
+@pytest.mark.parametrize("count", [1, 5, 64, 130, 1000])
+def test_spread_keeps_captions_of_one_picture_out_of_a_batch(count):
+    """Five captions a picture, side by side; every record once."""
+    order = [record["n"] for record in spread(ListRecords([{"n": n} for n in range(count)]))]
+    assert sorted(order) == list(range(count))
+    batches = [order[start : start + 64] for start in range(0, count, 64)]
+    assert count < 5 * 64 or all(len({n // 5 for n in batch}) == len(batch) for batch in batches)
 
 
 def test_records_import_neither_torch_nor_datasets():

@@ -142,6 +142,34 @@ class FirstRecords:
         return self._records.column(name)[: self._count]
 
 
+class ChosenRecords:
+    """Some rows of other records, in the order given."""
+
+    def __init__(self, records: Records, rows: Sequence[int]) -> None:
+        self._records, self._rows = records, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._records[self._rows[index]]
+
+    def column(self, name: str) -> Sequence[Any]:
+        whole = list(self._records.column(name))  # a memory-mapped column is slow to read value by value
+        return [whole[row] for row in self._rows]
+
+
 def take(records: Records, count: int | None) -> Records:
     """The first `count` records; all of them for None."""
     return records if count is None or count >= len(records) else FirstRecords(records, count)
+
+
+def spread(records: Records, parts: int = 64) -> Records:
+    """The records in another order: those in a run of up to `parts` of them lie far apart in the old one.
+
+    So a batch compares captions of different pictures, not the captions of one picture that stand side by side.
+    """
+    count = len(records)
+    stride = -(-count // parts)
+    starts = sorted(range(stride), key=lambda start: (start % -(-stride // 2), start))  # 0, half, 1, half + 1, ...
+    return ChosenRecords(records, [row for start in starts for row in range(start, count, stride)])

@@ -10,7 +10,7 @@ from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
 from vlbeit.data.masked_text import MaskedText
-from vlbeit.data.records import open_image
+from vlbeit.data.records import open_image, spread
 from vlbeit.data.text import Tokenizer, choose_tokenizer
 from vlbeit.data.transforms import EvalImage, TrainImage
 from vlbeit.models.encoder import MoMEEncoder
@@ -89,7 +89,7 @@ class VL(Stage):
             if train
             else EvalImage(size, mean, std)
         )
-        return DataSpec(records, PairTransform(image, masked), collate)
+        return DataSpec(records if train else spread(records), PairTransform(image, masked), collate)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         return {"logs": MeanLogs({"itc": 1.0, "itm": 1.0, "mlm": self.settings.mlm_weight})}
