@@ -20,10 +20,13 @@ ROWS = (
     ("objectives", "engine"),
     ("task",),
     ("stages", "tasks"),
-    ("launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing"),
+    (
+        "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing", "suggest",
+        "converting", "exporting",
+    ),
     ("cli",),
     ("__main__",),
-)
+)  # fmt: skip
 ROW = {f"vlbeit.{unit}": number for number, row in enumerate(ROWS) for unit in row}
 SHARED_ROWS = (0, 6)  # their modules may import each other
 BANNED_NAMES = {"utils", "util", "misc", "helpers", "common"}
