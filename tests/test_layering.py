@@ -21,8 +21,8 @@ ROWS = (
     ("task",),
     ("stages", "tasks"),
     (
-        "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing", "suggest",
-        "converting", "exporting",
+        "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
+        "suggest", "converting", "exporting",
     ),
     ("cli",),
     ("__main__",),
