@@ -117,8 +117,8 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (("stage=mim", "model=huge"), "there is base, base_plus, large, tiny"),
         (("stage=mim", "model.num_heads=0"), "model.num_heads=0 must be positive"),
         (("stage=mim", "model.num_heads=5", "model.embed_dim=32"), "model.embed_dim=32 is not a multiple"),
-        (("stage=mim", "data.image_size=100"), "is not a multiple of model.patch_size=8: try 96 or 104"),
-        (("stage=mim", "data.image_size=[64,60]"), "is not a multiple of model.patch_size=8: try 56 or 64"),
+        (("stage=mim", "data.image_size=100"), ": 100 is not a multiple of model.patch_size=8: try 96 or 104"),
+        (("stage=mim", "data.image_size=[64,60]"), ": 60 is not a multiple of model.patch_size=8: try 56 or 64"),
         (("stage=mim", "data.image_size=big"), "data.image_size=big must be a positive number"),
         (("stage=mim", "task=classification", "stage.target=pixels"), "settings of the task begin with task."),
         (("stage=mlm", "text.max_length=500"), "text.max_length=500 is longer than text.positions="),
@@ -323,6 +323,7 @@ def test_places_that_cannot_be_used(refused: Callable[..., str], place: Path, mo
         "data.cache=data/scenes/scenes.json",
     )  # fmt: skip
     assert "holds no scenes" in refused(2, "train", *SMALL, *PIXELS, "data.root=runs", "run=runs/new")
+    assert "does not exist" in refused(2, "train", *SMALL, *PIXELS, "data.root=typo", "run=runs/new")
 
 
 @pytest.mark.parametrize(
@@ -503,6 +504,7 @@ def test_unreadable_pictures_are_survived_up_to_a_share(
     assert last.startswith("error: 2 of 10 samples are unreadable, more than data.max_bad_fraction=0.1 (")
     assert all(name in last for name in names) and last.endswith("restore the files or raise the fraction")
     assert not (place / "runs/strict/last.json").exists()
+    assert main([*words, "data.max_bad_fraction=0.2", "run=runs/strict"]) == 0, "the remedy works in the same folder"
 
 
 def weights(run: str, step: int) -> bytes:
@@ -523,6 +525,7 @@ def test_unreadable_picture_in_the_validation_split(
     next((place / "own/val").rglob("*.jpg")).write_text("")
     assert main(["train", *FOLDER, "data.max_bad_fraction=0.2"]) == 0
     assert capsys.readouterr().err.count("unreadable sample ") == 1
+    assert json.loads((place / "runs/new/evaluation.json").read_text())["unreadable"] == 1
     assert main(["train", *last_of_each(*FOLDER, "run=runs/strict", "data.max_bad_fraction=0")]) == 1
     assert "1 of 8 samples are unreadable" in capsys.readouterr().err.splitlines()[-1]
 

@@ -125,8 +125,13 @@ def test_evaluate_of_other_data_makes_none(in_chain: Path, tmp_path: Path, capsy
     assert f"data.root={tmp_path / 'typo'}" in capsys.readouterr().err and not (tmp_path / "typo").exists()
     assert main(["evaluate", "runs/vl-vqa", "data.val_split=train"]) == 0
     assert "wrote runs/vl-vqa/evaluation-scenes-train.json" in capsys.readouterr().out
+    assert main(["evaluate", "runs/vl-vqa", "task.normalize_targets=true"]) == 0
+    changed = json.loads(Path("runs/vl-vqa/evaluation-changed.json").read_text())
+    assert changed["words"] == ["task.normalize_targets=true"]
     assert Path("runs/vl-vqa/evaluation.json").read_bytes() == before
-    Path("runs/vl-vqa/evaluation-scenes-train.json").unlink()
+    for suffix in ("-scenes-train", "-changed"):
+        for name in ("evaluation", "vqa_details"):
+            Path(f"runs/vl-vqa/{name}{suffix}.json").unlink()
 
 
 def test_mim_reports_the_variational_terms(in_chain: Path) -> None:

@@ -143,7 +143,7 @@ def test_help_of_train_lists_every_key(capsys: pytest.CaptureFixture[str]) -> No
 def test_prepare_scenes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["prepare", "scenes", "--out", "here", "--images", "20", "--seed", "3"]) == 0
     assert (tmp_path / "here").is_dir()
-    assert capsys.readouterr().out.splitlines()[-1] == "next: vlbeit train stage=mim data.root=here"
+    assert capsys.readouterr().out.splitlines()[-1] == "next: vlbeit train stage=tokenizer data.root=here"
 
 
 def test_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

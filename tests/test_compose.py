@@ -27,6 +27,12 @@ def error_of(*arguments: str) -> str:
     return str(caught.value)
 
 
+def test_epochs_that_are_typed_win_over_the_steps_of_a_recipe() -> None:
+    assert (config := config_of("stage=mim", "epochs=2")).steps is None and config.epochs == 2
+    assert config_of("stage=mim", "epochs=2", "steps=3").steps == 3
+    assert config_of("stage=mim").steps is not None
+
+
 def test_settings_of_the_stage_and_types() -> None:
     config = config_of(
         *OWN, "stage.target=pixels", "optim.lr=3e-5", "steps=7", "compile=true", "data.image_size=[32,64]"

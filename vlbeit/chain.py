@@ -5,6 +5,7 @@ On the built-in data whatever is missing is made; on any other data it is an err
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,13 +83,15 @@ def data_is_missing(config: RunConfig) -> bool:
 
 
 def check_built_in(config: RunConfig) -> None:
-    """UsageError where the built-in data would be made in a folder that is not empty: somebody's own data, likely."""
-    root = Path(config.data.root)
-    if data_is_missing(config) and root.is_dir() and any(root.iterdir()):
+    """UsageError where the built-in data would be made in a folder that is not its own: a slip, or somebody's data."""
+    root, default = Path(config.data.root), Path("data") / BUILT_IN
+    taken = root.exists() and (not root.is_dir() or any(root.iterdir()))
+    if data_is_missing(config) and (taken or root != default):
         sources = ", ".join(f"data={name}" for name in registry.names("data") if name != BUILT_IN)
+        found = "holds no scenes" if taken else "does not exist"
         raise UsageError(
-            f"data.root={root} holds no scenes, and data={BUILT_IN} is the default: is it for {sources}? "
-            f"`vlbeit prepare {BUILT_IN} --out DIR` makes the scenes elsewhere"
+            f"data.root={root} {found}, and data={BUILT_IN} is the default: is it for {sources}? "
+            f"`vlbeit prepare {BUILT_IN} --out {'DIR' if taken else root}` makes the scenes there"
         )
 
 
@@ -160,16 +163,19 @@ def _config_before(config: RunConfig, path: str, stage: str) -> RunConfig:
 
 
 def data_words(config: RunConfig, kind: str) -> str:
-    """Words for records of a kind: this run's source where it gives them, else the sources to choose from."""
+    """Words for records of a kind: this run's source where it gives them, else one that does."""
     if kind in registry.get("data", config.data.name).kinds:
-        return f"data={config.data.name} data.root={config.data.root}"
-    others = [name for name in registry.names("data") if name != BUILT_IN]
-    return f"data={'|'.join(n for n in others if kind in registry.get('data', n).kinds)} data.root=DIR"
+        words = [f"data={config.data.name}", f"data.root={shlex.quote(config.data.root)}"]
+    else:
+        others = [name for name in registry.names("data") if name != BUILT_IN]
+        words = [f"data={next(name for name in others if kind in registry.get('data', name).kinds)}", "data.root=DIR"]
+    return " ".join(words)
 
 
 def _remedy(config: RunConfig, path: str, stage: str) -> str:
     words = data_words(config, registry.get("stage", stage).kind)
     command = f"vlbeit train stage={stage} model={config.model.name} {words}"
+    command += "" if path == f"runs/{stage}" else f" run={path}"
     unfinished = " is unfinished" if RunFolder(path).exists() else " is missing"
     scratch = "; or init=none to start from scratch" if stage != "tokenizer" else ", or name one with stage.tokenizer="
     return f"{path}{unfinished}, and this run starts from it: first `{command}`{scratch}"

@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.TyperException as error:
         return _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
+        print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `vlbeit tasks | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -34,7 +34,10 @@ from vlbeit.task import Stage, Task
 
 GROUPS = ("stage", "task", "model", "data", "recipe")
 _NAMES = {f"{group}.name" for group in GROUPS}  # set by the group itself
-MAY_DIFFER = ("epochs", "steps", "device", "data.workers", "run", "resume", "overwrite")
+MAY_DIFFER = (
+    "epochs", "steps", "device", "run", "resume", "overwrite", "data.workers", "data.cache", "data.max_bad_fraction",
+    "engine.save_every", "engine.log_every",
+)  # fmt: skip
 _TYPE_NAMES: dict[type[Node], str] = {
     FloatNode: "a number",
     IntegerNode: "a whole number",
@@ -77,6 +80,9 @@ def compose(arguments: Iterable[str], *, suffix: str = "") -> Composed:
     parsed = words.parse(arguments)
     choice = _choose(parsed)
     tree = _tree(choice)
+    keys = {word.key for word in parsed}
+    if "epochs" in keys and "steps" not in keys:
+        OmegaConf.update(tree, "steps", None)  # those of the recipe: what is typed wins
     for word in parsed:
         if word.key not in GROUPS:
             _assign(tree, word, choice.names)
@@ -200,7 +206,9 @@ def _choose(parsed: Sequence[words.Word]) -> _Choice:
             raise UsageError(f"{group}= is given more than once")
     if not typed.keys() & {"stage", "task"}:
         known = {group: ", ".join(registry.names(group)) for group in ("stage", "task")}
-        raise UsageError(f"nothing to train: give stage= ({known['stage']}) or task= ({known['task']})")
+        raise UsageError(
+            f"nothing to train: give stage= ({known['stage']}) or task= ({known['task']}), also beside resume="
+        )
     settings = _settings(typed.get("stage"), typed.get("task"))
     title = typed.get("task") or typed["stage"]
     notes = []
@@ -286,9 +294,8 @@ def _assign(tree: DictConfig, word: words.Word, names: Mapping[str, str]) -> Non
             f"{key}: beside task={names['task']}, stage={names['stage']} only names the tower that is fine-tuned; "
             f"settings of the task begin with task."
         )
-    hint = (
-        f"`vlbeit train {' '.join(f'{g}={names[g]}' for g in ('stage', 'task') if g in names)} --help` lists all keys"
-    )
+    groups = [f"{group}={names[group]}" for group in ("stage", "task") if group in names]
+    hint = f"`{' '.join(['vlbeit train', *groups])} --help` lists all keys"
     leaves = dict(_leaves("", tree))
     if key not in leaves:
         inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]

@@ -262,7 +262,7 @@ class RunConfig:
         for side in self.data.size if self.model.image_tower == "own" else ():
             require(
                 side % patch == 0,
-                f"data.image_size={self.data.image_size} is not a multiple of model.patch_size={patch}: "
+                f"data.image_size={self.data.image_size}: {side} is not a multiple of model.patch_size={patch}: "
                 f"try {f'{below} or ' if (below := side // patch * patch) else ''}{(side // patch + 1) * patch}",
             )
 

@@ -49,12 +49,13 @@ class Evaluation(NamedTuple):
 def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
     """Numbers of a run over its validation split; writes evaluation.json, and details where there are any.
 
-    With `words` that name other data it writes evaluation-DATA-SPLIT.json instead.
+    With `words` that change what is measured it writes evaluation-DATA-SPLIT.json (other data) or
+    evaluation-changed.json instead: evaluation.json is the number that the run is known by.
     """
+    words = list(words)
     run = Trained(path, words)
-    config = run.config
-    same = config.data == _config(run.checkpoint).data  # else it is not the number that the run is known by
-    if same:
+    config, stored = run.config, _config(run.checkpoint)
+    if config.data == stored.data:
         chain.ensure_data(config)
     else:
         open_source(config.data).check()
@@ -64,12 +65,14 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
     loader = eval_loader(config, run.recipe.data(records, run.checkpoint.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
     folder = run.checkpoint.path.parent if run.checkpoint.path.name == "checkpoint" else run.checkpoint.path
-    target = folder / ("evaluation.json" if same else f"evaluation-{config.data.name}-{config.data.val_split}.json")
+    suffix = _suffix(stored, config)
+    target = folder / f"evaluation{suffix}.json"
     if accelerator.is_main_process:
-        files.write_json(target, {**finite(numbers), "split": config.data.val_split}, indent=2)
+        changed = {"words": words} if suffix else {}
+        files.write_json(target, {**finite(numbers), "split": config.data.val_split, **changed}, indent=2)
         for name, evaluator in evaluators.items():
             if hasattr(evaluator, "details"):
-                files.write_json(folder / f"{name}_details.json", evaluator.details())
+                files.write_json(folder / f"{name}_details{suffix}.json", evaluator.details())
     return Evaluation(numbers, target, config)
 
 
@@ -115,6 +118,13 @@ def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
 def _config(checkpoint: Checkpoint) -> RunConfig:
     """The config that the checkpoint carries."""
     return compose.from_values(checkpoint.config, str(checkpoint.path / "config.json"))
+
+
+def _suffix(stored: RunConfig, config: RunConfig) -> str:
+    """What sets the files of an evaluation apart that is not the one the run is known by."""
+    if config.data != stored.data:
+        return f"-{config.data.name}-{config.data.val_split}"
+    return "-changed" if compose.differing_keys(stored, config) else ""
 
 
 def _task(run: Trained, path: Any) -> Task:

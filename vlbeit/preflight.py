@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from vlbeit import chain, compose, dist
 from vlbeit.config import RunConfig
+from vlbeit.data.records import KINDS
 from vlbeit.data.sources import check_kind, open_source
 from vlbeit.engine.folder import RunFolder
 from vlbeit.engine.optim import check_settings
@@ -56,11 +57,15 @@ def check_init(config: RunConfig) -> None:
         mlp_ratio=model.mlp_ratio,
         layer_scale=model.layer_scale,
         positions="absolute" if model.positions == "absolute" else "per_layer",
-        text_positions=config.text.positions,
+        text_positions=config.text.positions if _reads_text(config) else source.text_positions,
         mask_token=False,
         image_tower=model.image_tower.partition("@")[0],
     )
     check_fits(source, target, init)
+
+
+def _reads_text(config: RunConfig) -> bool:
+    return bool({"text", "question"}.intersection(KINDS[chain.recipe_of(config).kind]))
 
 
 def _check_batches(config: RunConfig) -> None:
@@ -100,7 +105,9 @@ def _check_run(folder: RunFolder, config: RunConfig) -> None:
             raise DataError(f"{error}: restore the file, or overwrite=true") from error
         differing = compose.differing_keys(stored, config)
         if differing:
-            keys = ", ".join(f"{key} {old} there, {new} here" for key, old, new in differing)
+            kinds = [each for each in differing if each[0].endswith(".name")] or differing  # the rest follows from them
+            more = f", and {len(kinds) - 8} more" if len(kinds) > 8 else ""
+            keys = ", ".join(f"{key} {old} there, {new} here" for key, old, new in kinds[:8]) + more
             raise UsageError(
                 f"{folder.path} belongs to another config ({keys}): give the same keys, another run=, "
                 f"run=NEW resume={folder.path}, or overwrite=true"

@@ -42,7 +42,7 @@ def _command(name: str, function: Callable[..., None]) -> Callable[..., None]:
     def command(**options: Any) -> None:
         function(**options, report=functools.partial(print, flush=True))
         if name in registry.names("data"):
-            print(f"next: vlbeit train stage=mim{_words(name, options.get('out'))}")
+            print(f"next: vlbeit train stage=tokenizer{_words(name, options.get('out'))}")
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {item.name: item.annotation for item in parameters}

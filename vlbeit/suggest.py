@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from vlbeit import chain, registry
-from vlbeit.config import RunConfig
+from vlbeit.config import DataConfig, RunConfig
 
 _FOLLOWING = {
     "tokenizer": "vlbeit train stage=mim",
@@ -28,6 +28,9 @@ def after_training(config: RunConfig) -> str:
     if config.data.name != chain.BUILT_IN:
         group, _, name = following.split()[-1].partition("=")
         words += [f"model={config.model.name}", chain.data_words(config, registry.get(group, name).kind)]
+        if config.data.image_size != DataConfig.image_size:
+            words.append(f"data.image_size={str(config.data.image_size).replace(' ', '')}")
+        words.append(f"run={config.run}-{name}")
     elif Path(config.data.root) != Path("data/scenes"):
         words.append(f"data.root={config.data.root}")
     towers = {name: getattr(config.model, name) for name in ("image_tower", "text_tower")}

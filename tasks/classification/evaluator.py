@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vlbeit.data.records import open_image
 from vlbeit.dist import gather_objects
+from vlbeit.errors import UsageError
 from vlbeit.types import Batch
 
 
@@ -68,10 +69,12 @@ class ClassificationPredictor:
 
     @torch.no_grad()
     def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> list[tuple[str, float]]:
-        """Path, bytes or PIL image -> `top` pairs of class and probability, best first; `text` is not looked at.
+        """Path, bytes or PIL image -> `top` pairs of class and probability, best first.
 
-        Raises ImageError for a picture that cannot be read.
+        Raises UsageError where a `text` is given, ImageError for a picture that cannot be read.
         """
+        if text is not None:
+            raise UsageError("a classification run takes a picture alone: leave the question out")
         device = next(self.objective.parameters()).device
         batch = {"sample_id": ["0"], "image": self.image(open_image(image))[None].to(device)}
         probability_V = self.objective.class_logits(batch)[0].float().softmax(dim=-1)

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from vlbeit import dist
 from vlbeit.engine.device import batch_dtype, to_device
 from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.types import Batch, Evaluator
@@ -19,12 +20,15 @@ def run_evaluators(
 ) -> dict[str, float]:
     """Show every batch to every evaluator and merge their numbers.
 
-    The loader gives each sample once over all processes. `compute` runs on every process and merges what the others
-    saw by itself (`vlbeit.dist.gather_objects`). Two evaluators must not give the same name.
+    The loader gives each sample once over all processes; `unreadable` counts those whose image it had to replace.
+    `compute` runs on every process and merges what the others saw by itself (`vlbeit.dist.gather_objects`). Two
+    evaluators must not give the same name.
     """
     objective.to(accelerator.device)
+    unreadable = 0
     with evaluation_mode(objective), accelerator.autocast():
         for batch in loader:
+            unreadable += len(batch.get("bad", ()))
             on_device = to_device(batch, accelerator.device, batch_dtype(objective))
             for evaluator in evaluators.values():
                 evaluator.update(objective, on_device)
@@ -34,7 +38,8 @@ def run_evaluators(
             if doubled := sorted(results.keys() & numbers.keys()):
                 raise ValueError(f"evaluator {name} gives {', '.join(doubled)}, which another one gave already")
             results |= numbers
-    return results
+    unreadable = sum(dist.gather_objects(unreadable))
+    return results | ({"unreadable": unreadable} if unreadable else {})
 
 
 @contextmanager
