@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from vlbeit.errors import DataError
 from vlbeit.types import Records
 
 from .metric import normalize_answer
@@ -21,6 +24,37 @@ def build_vocabulary(majority: Iterable[str], min_count: int) -> list[str]:
     """Normalised answers that stand for at least `min_count` questions, in order of first appearance."""
     counts = Counter(normalize_answer(answer) for answer in majority)
     return [answer for answer, count in counts.items() if count >= min_count]
+
+
+def read_answers(path: Path) -> list[str]:
+    """The answers of a file in the order of the classifier: a JSON list, or lines {"answer": text, "label": number}.
+
+    The second is `answer2label.txt` of BEiT-3. Raises DataError naming file and place.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"task.answers={path} cannot be read ({error}): name a JSON list of answers") from error
+    try:
+        if text.lstrip().startswith("["):
+            answers = json.loads(text)
+        else:
+            rows = sorted(
+                (json.loads(line) for line in text.splitlines() if line.strip()), key=lambda row: row["label"]
+            )
+            answers = [row["answer"] for row in rows]
+            if [row["label"] for row in rows] != list(range(len(rows))):
+                raise ValueError("the labels are not 0, 1, 2, ... without a gap")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{path}: {type(error).__name__}: {error}; it must be a JSON list of answers, or lines {{"answer": text, '
+            f'"label": number}}'
+        ) from error
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise DataError(f"{path}: the list is empty, or not of texts; give the answers in the classifier's order")
+    if twice := [answer for answer, count in Counter(answers).items() if count > 1]:
+        raise DataError(f"{path}: {len(twice)} answers stand there twice, such as {twice[0]!r}; each has one label")
+    return answers
 
 
 class AnswerVocabulary:

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
+from vlbeit.config import OptimConfig, RunConfig, Settings, key, require
 from vlbeit.data.collate import collate
 from vlbeit.data.records import ChosenRecords, open_image
 from vlbeit.data.sources import open_records
@@ -25,7 +26,7 @@ from vlbeit.models.spec import encoder_spec
 from vlbeit.task import Task
 from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Record, Records, Sample
 
-from .answers import AnswerVocabulary, build_vocabulary, majority_answers
+from .answers import AnswerVocabulary, build_vocabulary, majority_answers, read_answers
 from .blind import BlindGuess
 from .evaluator import AnswerCollector, VQAEvaluator
 from .objective import VQAObjective, answer_heads
@@ -39,7 +40,11 @@ class VQASettings(Settings):
     """Defaults: VLMo's recipe, but for the flip."""
 
     min_count: int = key(9, "questions that an answer must stand for to be in the vocabulary")
-    answers: str = key("auto", "auto: the vocabulary of init's run where it has one, else as own | own: from this data")
+    answers: str = key(
+        "auto",
+        "auto: the vocabulary of init's run where it has one, else as own | own: from this data | a file: JSON list, or "
+        "answer2label.txt",
+    )
     normalize_targets: bool = key(
         False, "match human answers to the vocabulary in normal form; false: as written, as published"
     )
@@ -51,7 +56,6 @@ class VQASettings(Settings):
         require(0 < self.min_scale <= 1, f"task.min_scale={self.min_scale} must lie in (0, 1]")
         require(0 <= self.hflip <= 1, f"task.hflip={self.hflip} must lie in [0, 1]")
         require(self.min_count > 0, f"task.min_count={self.min_count} must be positive")
-        one_of("task.answers", self.answers, ("auto", "own"))
 
 
 class VQA(Task):
@@ -68,17 +72,8 @@ class VQA(Task):
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """`tokenizer` and `answers`. Raises UsageError where no answer is frequent enough."""
-        settings = self.settings
         tokenizer = choose_tokenizer(self.config.text, lambda: train.column("question"), inherited.get("tokenizer"))
-        answers = inherited.get("answers") if settings.answers == "auto" else None
-        if answers is None:
-            answers = build_vocabulary(majority_answers(train), settings.min_count)
-        if not answers:
-            raise UsageError(
-                f"no answer stands for task.min_count={settings.min_count} of the {len(train)} training questions: "
-                f"lower task.min_count"
-            )
-        return {"tokenizer": tokenizer.to_json(), "answers": list(answers)}
+        return {"tokenizer": tokenizer.to_json(), "answers": self._answers(train, inherited.get("answers"))}
 
     def objective(self, meta: Meta) -> VQAObjective:
         """Encoder with image, text and fused experts, pooler and answer head, all new."""
@@ -126,6 +121,21 @@ class VQA(Task):
     def submission(self, records: Records, meta: Meta) -> AnswerCollector:
         """What `vlbeit submit` feeds with batches and then asks to `write(path)`."""
         return AnswerCollector(records, meta["answers"])
+
+    def _answers(self, train: Records, inherited: list[str] | None) -> list[str]:
+        """The vocabulary that `task.answers` asks for."""
+        settings = self.settings
+        if settings.answers not in ("auto", "own"):
+            return read_answers(Path(settings.answers).expanduser())
+        if settings.answers == "auto" and inherited is not None:
+            return list(inherited)
+        answers = build_vocabulary(majority_answers(train), settings.min_count)
+        if not answers:
+            raise UsageError(
+                f"no answer stands for task.min_count={settings.min_count} of the {len(train)} training questions: "
+                f"lower task.min_count"
+            )
+        return answers
 
     def _tokenizer(self, meta: Meta) -> Tokenizer:
         return Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length)
