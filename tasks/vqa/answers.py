@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vlbeit.errors import DataError
+from vlbeit.errors import DataError, UsageError
 from vlbeit.types import Records
 
 from .metric import normalize_answer
@@ -34,7 +34,7 @@ def read_answers(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"task.answers={path} cannot be read ({error}): name a JSON list of answers") from error
+        raise UsageError(f"task.answers={path} is not auto, own or a file that can be read ({error})") from error
     try:
         if text.lstrip().startswith("["):
             answers = json.loads(text)

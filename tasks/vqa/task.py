@@ -42,8 +42,8 @@ class VQASettings(Settings):
     min_count: int = key(9, "questions that an answer must stand for to be in the vocabulary")
     answers: str = key(
         "auto",
-        "auto: the vocabulary of init's run where it has one, else as own | own: from this data | a file: JSON list, or "
-        "answer2label.txt",
+        "auto: the vocabulary of init's run where it has one, else as own | own: from this data | a file: a JSON list, "
+        "or the lines of answer2label.txt",
     )
     normalize_targets: bool = key(
         False, "match human answers to the vocabulary in normal form; false: as written, as published"

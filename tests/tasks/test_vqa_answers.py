@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from vlbeit.tasks.vqa.answers import AnswerVocabulary, build_vocabulary, majority_answer, majority_answers
+from vlbeit.errors import DataError, UsageError
+from vlbeit.tasks.vqa.answers import AnswerVocabulary, build_vocabulary, majority_answer, majority_answers, read_answers
 from vlbeit.tasks.vqa.blind import BlindGuess
 
 
@@ -66,3 +67,34 @@ def test_blind_guess(text, kind, answer):
     train += [question("how many men?", ["2"] * 10, "how many")] * 2
     train += [question(f"is it {i}?", ["yes"] * 10, "is it") for i in range(4)]
     assert BlindGuess(Table(train))(text, kind) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["yes", "no", "2"]',
+        '{"answer": "2", "label": 2}\n{"answer": "yes", "label": 0}\n{"answer": "no", "label": 1}\n',
+    ],
+)
+def test_answers_of_a_file_keep_the_order_of_the_classifier(tmp_path, text):
+    (tmp_path / "answers").write_text(text)
+    assert read_answers(tmp_path / "answers") == ["yes", "no", "2"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[]", "empty"),
+        ("[1, 2]", "not of texts"),
+        ('["a", "a"]', "1 answers stand there twice, such as 'a'"),
+        ('{"answer": "a", "label": 1}', "without a gap"),
+        ('{"answers": ["a"]}', "label"),
+        ("yes, no", "JSON"),
+    ],
+)
+def test_damaged_files_of_answers(tmp_path, text, message):
+    (tmp_path / "answers").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_answers(tmp_path / "answers")
+    with pytest.raises(UsageError, match="is not auto, own or a file"):
+        read_answers(tmp_path / "none")

@@ -89,8 +89,16 @@ def test_too_high_min_count_names_the_remedy(records):
 def test_settings_are_checked():
     with pytest.raises(UsageError, match="min_count=0"):
         VQASettings(min_count=0)
-    with pytest.raises(UsageError, match=r"task\.answers=all is not one of auto, own"):
-        VQASettings(answers="all")
+
+
+def test_answers_of_a_file(records, tmp_path):
+    (tmp_path / "answers.json").write_text('["yes", "no"]')
+    assert VQA(config(answers=str(tmp_path / "answers.json"))).meta(records, {"answers": ["x"]})["answers"] == [
+        "yes",
+        "no",
+    ]
+    with pytest.raises(UsageError, match=r"task\.answers=all is not auto, own or a file"):
+        VQA(config(answers="all")).meta(records, {})
 
 
 def test_samples_and_targets(records):
