@@ -105,7 +105,7 @@ def here(published: Published) -> Path | None:
 
 
 def describe(published: Published, found: Path | None) -> tuple[str, ...]:
-    """Cells for a table: name, what it is, size, licence, from where, whether it is here (`found` is what `here` says)."""
+    """Cells of a table: name, what it is, size, licence, from where, whether it is here (`found`, as `here` says)."""
     hosts = [urlsplit(each).hostname or "" if _is_file(each) else "huggingface.co" for each in published.addresses]
     size = found.stat().st_size if found is not None and found.is_file() else published.size
     megabytes = "" if size is None else f"{size / 1e6:,.0f} MB"
