@@ -94,11 +94,6 @@ def discard(partial: Path) -> None:
     _note(partial).unlink(missing_ok=True)
 
 
-def is_page(head: bytes) -> bool:
-    """Whether a file that begins so is a web page or an error message: no format of weights begins like one."""
-    return bool(re.match(rb"(\xef\xbb\xbf)?\s*(<!|<\?|<html|<error|\{\s*\")", head, re.IGNORECASE))
-
-
 def megabytes(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:,.1f} MB" if count < 1e8 else f"{count / 1e6:,.0f} MB"
 
@@ -206,13 +201,8 @@ def _write(response: httpx.Response, file: _Partial, show: Show) -> None:
     try:
         with open(file.path, "ab") as out:
             for chunk in response.iter_raw():
-                if not done and is_page(chunk):
-                    raise Failed(f"{urlsplit(file.address).hostname}: answered with a web page instead of the file")
                 done += out.write(chunk)
                 show(done, total)
-    except Failed:
-        file.drop()
-        raise
     except OSError as error:
         if error.errno in _FULL:
             raise _no_room(file, total) from error

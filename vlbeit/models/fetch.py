@@ -173,7 +173,7 @@ def _kept(file: Path, published: Published) -> Path:
 
 def _check(file: Path, published: Published) -> str:
     """SHA-256 of a file that can be the published one; Failed where it cannot."""
-    from vlbeit.models.download import Failed, is_page
+    from vlbeit.models.download import Failed
 
     size = file.stat().st_size
     with open(file, "rb") as opened:
@@ -187,6 +187,11 @@ def _check(file: Path, published: Published) -> str:
     if published.sha256 is not None and not digest.startswith(published.sha256):
         raise Failed(f"its SHA-256 is {digest}, that of the published file {published.sha256}")
     return digest
+
+
+def is_page(head: bytes) -> bool:
+    """Whether a file that begins so is a web page or an error message: no format of weights begins like one."""
+    return bool(re.match(rb"(\xef\xbb\xbf)?\s*(<!|<\?|<html|<error|\{\s*\")", head, re.IGNORECASE))
 
 
 def _beside(file: Path) -> Path:
