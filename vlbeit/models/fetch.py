@@ -249,11 +249,13 @@ def _repository(address: str) -> Path:
 
 
 def _by_hand(published: Published) -> str:
+    from huggingface_hub import constants
+
     file = place(published)
     if file is None:
-        return (
-            f"By hand: `hf download {published.addresses[0]}` where there is a network, and bring its cache folder here"
-        )
+        name = published.addresses[0]
+        folder = f"models--{name.replace('/', '--')}"
+        return f"By hand: `hf download {name}` where there is a network, and copy {folder} into {constants.HF_HUB_CACHE}"
     address = next(filter(_is_file, published.addresses))
     return f"By hand: download {address} (its page is {published.page}) and put it at {file}"
 
