@@ -255,7 +255,7 @@ def _by_hand(published: Published) -> str:
     if file is None:
         name = published.addresses[0]
         folder = f"models--{name.replace('/', '--')}"
-        return f"By hand: `hf download {name}` where there is a network, and copy {folder} into {constants.HF_HUB_CACHE}"
+        return f"By hand: `hf download {name}` where there is a network; copy {folder} to {constants.HF_HUB_CACHE}"
     address = next(filter(_is_file, published.addresses))
     return f"By hand: download {address} (its page is {published.page}) and put it at {file}"
 
