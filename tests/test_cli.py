@@ -24,7 +24,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [["tasks"], ["--help"], ["train", "oops=1", "--hlp"], ["prepare"]])
+@pytest.mark.parametrize("arguments", [["tasks"], ["models"], ["--help"], ["train", "oops=1", "--hlp"], ["prepare"]])
 def test_fast_verbs_load_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys, vlbeit.cli\n"
@@ -36,7 +36,7 @@ def test_fast_verbs_load_nothing_heavy(arguments: list[str]) -> None:
     assert set(run.stdout.rpartition("LOADED")[2].split()) <= allowed
 
 
-@pytest.mark.parametrize("arguments", [["tasks"], ["--help"]])
+@pytest.mark.parametrize("arguments", [["tasks"], ["models"], ["--help"]])
 def test_fast_verbs_answer_in_half_a_second(arguments: list[str]) -> None:
     """Processor time, not wall time: other processes on the machine do not count."""
 
@@ -159,14 +159,39 @@ def test_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert lines[2] == ["runs/mim", "mim", "120", "mim", "1.235"] and lines[1][:2] == ["runs/bad", "damaged:"]
 
 
-def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    kept = tmp_path / "vlbeit" / "beit_base_patch16_224_pt22k.pth"
+    kept.parent.mkdir()
+    kept.write_bytes(bytes(2_000_000))
     assert main(["models"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-1]] == [
-        "tiny",
-        "base",
-        "base_plus",
-        "large",
-    ]
+    presets, published, *_ = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in presets.splitlines()[2:]] == ["tiny", "base", "base_plus", "large"]
+    lines = {line.split()[0]: line for line in published.splitlines()[2:]}
+    assert {"vlmo_base_patch16_224", "timm/beit_base_patch16_224.in22k_ft_in22k_in1k", "dalle_encoder"} <= lines.keys()
+    here = lines["beit_base_patch16_224_pt22k"].split()
+    assert here[-1] == "yes" and "2" in here and "MIT" in here and "github.com," in here
+    assert [name for name, line in lines.items() if line.split()[-1] == "yes"] == ["beit_base_patch16_224_pt22k"]
+
+
+def test_models_for_programs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = tmp_path / "hub" / "models--facebook--flava-image-codebook" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "pytorch_model.bin").touch()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    assert main(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [preset["name"] for preset in listed["presets"]] == ["tiny", "base", "base_plus", "large"]
+    found = {each["name"]: each for each in listed["published"]}
+    assert found["facebook/flava-image-codebook"]["here"] == str(snapshot)
+    assert found["beit_base_patch16_224_pt22k_ft22kto1k"]["here"] is None
+    assert found["beit_base_patch16_224_pt22k_ft22kto1k"]["metrics"] == {"top1": 85.2, "top5": 97.6}
 
 
 def test_checks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,14 +166,27 @@ def tasks() -> None:
 
 
 @app.command()
-def models() -> None:
-    """List the model presets."""
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
+    """List the model presets and the published weights that can be loaded by name."""
+    from dataclasses import asdict
+
+    from vlbeit.models import fetch
+    from vlbeit.models.known import KNOWN
     from vlbeit.models.presets import PRESETS
 
+    weights = [(published, fetch.here(published)) for published in KNOWN.values()]
+    if as_json:
+        presets = [asdict(preset) for preset in PRESETS.values()]
+        published = [{**each._asdict(), "here": None if path is None else str(path)} for each, path in weights]
+        print(json.dumps({"presets": presets, "published": published}, indent=1))
+        return
     columns = ("patch_size", "embed_dim", "depth", "num_heads", "fused_layers", "layer_scale", "positions")
     rows = [(name, *(getattr(preset, column) for column in columns)) for name, preset in PRESETS.items()]
-    table.show(("model=", *columns), rows)
-    print("next: vlbeit train stage=mim model=base data=imagefolder data.root=DIR")
+    table.show(("model=", *columns), rows, title="presets")
+    print()
+    lines = [fetch.describe(each, path) for each, path in weights]
+    table.show(("name", "what", "size", "licence", "from", "here"), lines, title="published weights")
+    print("\nnext: vlbeit train stage=mim model=base data=imagefolder data.root=DIR")
 
 
 @app.command()
