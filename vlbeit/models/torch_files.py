@@ -80,7 +80,7 @@ def open_torch_file(path: Path) -> TorchFile:
     try:
         found = _open_zip(path, view) if view[:2] == b"PK" else _open_legacy(path, view)
     except UnpicklingError as error:
-        raise DataError(f"{path}: {error}; nothing was run. {_way_out(str(error))}") from error
+        raise DataError(f"{path}: {error}{_way_out(str(error))}") from error
     for storage in found.reading.storages:
         extent, nbytes = found.extents.get(storage.key), storage.numel * storage.dtype.itemsize
         if extent is None or nbytes > extent.nbytes:
@@ -91,36 +91,49 @@ def open_torch_file(path: Path) -> TorchFile:
 
 def _way_out(reason: str) -> str:
     if "run code" not in reason:
-        return f"{AGAIN.capitalize()}"
-    return "Take the file of its publisher, or where you trust this one save the tensors alone: model.state_dict()"
+        return f": {AGAIN}"
+    return (
+        "; nothing was run. Get the file from its publisher, or where you trust this one load it with torch and save "
+        "model.state_dict() alone"
+    )
 
 
 def _open_zip(path: Path, view: mmap.mmap) -> TorchFile:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, UnicodeDecodeError, struct.error) as error:
-        raise DataError(f"{path}: begins like a torch file and its end is missing ({error}): {AGAIN}") from error
-    names = [entry.filename for entry in entries]
-    root = next(
-        (name.removesuffix("data.pkl") for name in names if name.count("/") == 1 and name.endswith("/data.pkl")), None
-    )
-    if root is None:
-        raise DataError(f"{path}: a zip archive of {', '.join(names[:3]) or 'nothing'}, not of torch: unpack it first")
-    if f"{root}constants.pkl" in names:
+    extents = {name: _extent(path, view, entry) for name, entry in _zip_entries(path).items()}
+    if "constants.pkl" in extents:
         raise DataError(f"{path}: a TorchScript program, not weights: save model.state_dict() of it")
-    if len(set(names)) < len(names):
-        raise DataError(f"{path}: the same part is in it twice: {AGAIN}")
-    extents = {entry.filename.removeprefix(root): _extent(path, view, entry) for entry in entries}
-    order = extents.get("byteorder")
-    if order is not None and view[order.offset : order.offset + order.nbytes].decode("latin-1") != sys.byteorder:
-        raise DataError(f"{path}: written on a machine of the other byte order: save it again on one like this")
-    pickle = extents["data.pkl"]
-    content = view[pickle.offset : pickle.offset + pickle.nbytes]
-    if pickle.crc and zlib.crc32(content) != pickle.crc:
-        raise DataError(f"{path}: part data.pkl differs from its checksum in the file: {AGAIN}")
+    offset, nbytes, _ = extents.get("byteorder", Extent(0, 0))
+    _check_byte_order(path, not nbytes or view[offset : offset + nbytes] == b"little")
+    offset, nbytes, crc = extents["data.pkl"]
+    content = view[offset : offset + nbytes]
+    if crc and zlib.crc32(content) != crc:
+        raise DataError(f"{path}: its part data.pkl differs from the checksum in the file: {AGAIN}")
     storages = {name.removeprefix("data/"): extent for name, extent in extents.items() if name.startswith("data/")}
     return TorchFile(path, view, True, pickles.read(io.BytesIO(content)), storages)
+
+
+def _zip_entries(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The directory of the archive; names without the folder that torch puts around all of them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            count = len(archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        raise DataError(
+            f"{path}: begins like a torch file, but its directory at the end is not there: {AGAIN}"
+        ) from error
+    if len(entries) < count:
+        raise DataError(f"{path}: a part is in it twice: {AGAIN}")
+    pickle = next((name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")), None)
+    if pickle is None:
+        some = ", ".join(list(entries)[:3]) or "nothing"
+        raise DataError(f"{path}: a zip archive of {some}, not a file of torch.save: unpack it and name what is inside")
+    return {name.removeprefix(pickle.removesuffix("data.pkl")): entry for name, entry in entries.items()}
+
+
+def _check_byte_order(path: Path, little: bool) -> None:
+    if little != (sys.byteorder == "little"):
+        raise DataError(f"{path}: written on a machine of the other byte order: save it again on one like this")
 
 
 def _extent(path: Path, view: mmap.mmap, entry: zipfile.ZipInfo) -> Extent:
@@ -145,12 +158,11 @@ def _open_legacy(path: Path, view: mmap.mmap) -> TorchFile:
         raise DataError(f"{path}: a pickle that torch.save did not write: save its tensors with torch.save")
     pickles.read(view)
     system: Any = pickles.read(view).value
-    if isinstance(system, dict) and system.get("little_endian", True) != (sys.byteorder == "little"):
-        raise DataError(f"{path}: written on a machine of the other byte order: save it again on one like this")
+    _check_byte_order(path, not isinstance(system, dict) or bool(system.get("little_endian", True)))
     reading = pickles.read(view)
     keys = pickles.read(view).value
     sizes = {storage.key: storage.dtype.itemsize for storage in reading.storages}
-    if not isinstance(keys, list) or not set(keys) <= set(sizes):
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in sizes for key in keys):
         raise UnpicklingError("its list of storages does not fit its tensors")
     extents, offset = {}, view.tell()
     for key in keys:

@@ -78,24 +78,22 @@ def open_weights(path: str | Path, *, allow: Collection[str] = ()) -> Weights:
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            weights = _read_folder(path)
-        elif path.is_file():
-            weights = _read_file(path)
-        else:
-            raise DataError(f"{path}: no such file or folder")
+        weights = _read(path)
+        state = _without_prefixes(weights.state)
+        _check_finite(path, state, allow)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}): check the file and its rights") from error
-    state = _without_prefixes(weights.state)
-    if not state:
-        raise DataError(f"{path}: no tensors in it: name a file that holds weights")
-    for name, value in state.items():
-        if name not in allow and not _is_finite(value):
-            raise DataError(
-                f"{path}: {name} holds NaN or infinite numbers: training diverged before it was saved, or the file is "
-                "damaged; take another checkpoint, or allow the name"
-            )
+    except DataError as error:  # names in it come from the file: a line of them must stay one line on a terminal
+        raise DataError("".join(char if char.isprintable() else "?" for char in str(error))) from error.__cause__
     return weights._replace(state=state)
+
+
+def _read(path: Path) -> Weights:
+    if path.is_dir():
+        return _read_folder(path)
+    if path.is_file():
+        return _read_file(path)
+    raise DataError(f"{path}: no such file or folder")
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,6 +102,17 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _check_finite(path: Path, state: dict[str, Tensor], allow: Collection[str]) -> None:
+    if not state:
+        raise DataError(f"{path}: no tensors in it: name a file that holds weights")
+    bad = [name for name, value in state.items() if name not in allow and not _is_finite(value)]
+    if bad:
+        raise DataError(
+            f"{path}: {bad[0]} holds NaN or infinite numbers (so do {len(bad)} of {len(state)} tensors): training "
+            "diverged before it was saved, or the file is damaged; take another checkpoint, or allow the names"
+        )
 
 
 def _is_finite(value: Tensor) -> bool:
@@ -167,14 +176,12 @@ def _read_torch(path: Path) -> Weights:
 
 
 def _load_plain(file: TorchFile, chosen: Chosen) -> dict[str, Tensor] | None:
-    """As torch reads it, for names of plain tensors only; None where its reader lacks a step of this pickle."""
+    """As torch reads it, for names of plain tensors only; None where its reader stumbles over what is no weight."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             found: Any = torch.load(file.path, map_location="cpu", weights_only=True, mmap=file.is_zip)
-    except UnpicklingError:
-        return None
-    except (RuntimeError, EOFError) as error:
-        raise DataError(f"{file.path}: torch cannot read it ({str(error).splitlines()[0]}): {AGAIN}") from error
+    except (UnpicklingError, RuntimeError, ValueError, TypeError, AssertionError, LookupError, EOFError):
+        return None  # the weights are there in full: sizes and checksums have been compared
     for key in chosen.keys:
         found = found[key]
     return {name: found[name].detach() for name in chosen.tensors}
