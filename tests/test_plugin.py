@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,6 +48,20 @@ def test_trains_and_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     assert main(["predict", "runs/copy-brightness", "bright.png", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["answer"] == "bright"
+
+
+def test_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    session = pytest.importorskip("onnxruntime", reason="pip install 'vlbeit[onnx]'").InferenceSession
+    assert main(["train", "task=brightness", *SMALL, "init=none", "steps=2"]) == 0
+    run = str(next(tmp_path.glob("runs/*brightness")))
+    assert main(["export", run, "bright.onnx"]) == 0
+    graph = session("bright.onnx")
+    assert graph.run(["brightness"], {"image": np.zeros((5, 3, 32, 32), "float32")})[0].shape == (5, 2)
+    assert graph.get_modelmeta().custom_metadata_map["classes"] == '["dark", "bright"]'
+    monkeypatch.delattr("vlbeit_plugin.task.Brightness.exported")
+    capsys.readouterr()
+    assert main(["export", run, "other.onnx"]) == 2
+    assert "task=brightness offers nothing to export" in capsys.readouterr().err
 
 
 def test_missing_predecessor_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:

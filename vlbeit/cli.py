@@ -137,6 +137,22 @@ def submit(
     inference.submit(run, questions=questions, images=images, out=out)
 
 
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="such as model.onnx", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a run as an ONNX graph: image features, class logits, or answer logits of image and question."""
+    from vlbeit import exporting
+
+    found = exporting.export(run, out, overwrite=overwrite)
+    table.show(("", "name", "type", "shape"), found.signature)
+    print(f"checked in onnxruntime against torch at {found.checked}: largest difference {found.difference:.2g}")
+    print(f"metadata: {', '.join(found.metadata)}")
+    print(f"wrote {', '.join(map(str, found.files))}\nnext: {found.usage}")
+
+
 @app.command(context_settings={**_FREE, "allow_extra_args": True}, add_help_option=False)
 def prepare(context: typer.Context, name: Annotated[str, typer.Argument()] = "") -> Any:
     """Make or index data: `vlbeit prepare scenes --out data/scenes`; without a name, list what there is."""

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlbeit.config import OptimConfig, RunConfig, Settings
-from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Records
+from vlbeit.errors import UsageError
+from vlbeit.types import DataSpec, Evaluator, Exportable, Meta, Predictor, Records
 
 if TYPE_CHECKING:
     from vlbeit.objectives.base import Objective
@@ -69,3 +70,10 @@ class Task(Recipe):
     @abstractmethod
     def predictor(self, objective: Objective, meta: Meta) -> Predictor:
         """A function of one image (and a question)."""
+
+    def exported(self, objective: Objective, meta: Meta) -> Exportable:
+        """What `vlbeit export` writes. Raises UsageError, as here, where the task offers nothing."""
+        raise UsageError(
+            f"task={self.config.task.name} offers nothing to export: its class has no method `exported`; "
+            f"export the run that it started from, for its image features"
+        )

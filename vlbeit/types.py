@@ -61,6 +61,21 @@ class StepOutput(NamedTuple):
     logs: dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count), reduced over ranks by the engine
 
 
+class Exportable(NamedTuple):
+    """What `vlbeit export` makes a graph of: tensors by name in, one tensor out.
+
+    The graph is checked at the two sizes of every axis, which differ by 2 at least, and traced between them.
+    """
+
+    call: Callable[[Batch], Tensor]  # of tensors alone, such as a method of the objective
+    example: Callable[[Mapping[str, int]], Batch]  # random inputs for a size of every axis
+    axes: dict[str, dict[int, str]]  # input -> dimension -> name of its size: {"image": {0: "batch"}}
+    sizes: dict[str, tuple[int, int]]  # name -> a small and a large size: {"batch": (1, 3)}
+    output: str  # name of the tensor that comes out
+    facts: dict[str, Any]  # for the file's metadata: JSON values
+    limited: tuple[str, ...] = ()  # axes whose large size is the largest there may be
+
+
 class Records(Protocol):
     """A table of records that is read row by row and never held whole."""
 

@@ -21,7 +21,7 @@ from vlbeit.models.groups import beit_decays, param_groups
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import encoder_spec
 from vlbeit.task import Task
-from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Record, Records, Sample
+from vlbeit.types import DataSpec, Evaluator, Exportable, Meta, Predictor, Record, Records, Sample
 
 from .evaluator import ClassificationEvaluator, ClassificationPredictor
 from .objective import ClassificationObjective
@@ -112,6 +112,18 @@ class Classification(Task):
     def predictor(self, objective: nn.Module, meta: Meta) -> Predictor:
         """Image in, classes with their probabilities out."""
         return ClassificationPredictor(objective, self._image_transform(False), meta["classes"])
+
+    def exported(self, objective: ClassificationObjective, meta: Meta) -> Exportable:  # type: ignore[override]
+        """`image` in, class logits out; the metadata has `classes`."""
+        height, width = self.config.data.size
+        return Exportable(
+            call=objective.class_logits,
+            example=lambda sizes: {"image": torch.randn(sizes["batch"], 3, height, width)},
+            axes={"image": {0: "batch"}},
+            sizes={"batch": (1, 3)},
+            output="logits",
+            facts={"classes": meta["classes"]},
+        )
 
     def _check_classes(self, known: list[str]) -> None:
         found = list(open_source(self.config.data).classes())

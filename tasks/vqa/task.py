@@ -24,7 +24,7 @@ from vlbeit.models.groups import param_groups, vlmo_decays
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import encoder_spec
 from vlbeit.task import Task
-from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Record, Records, Sample
+from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor, Record, Records, Sample
 
 from .answers import AnswerVocabulary, build_vocabulary, majority_answers, read_answers
 from .blind import BlindGuess
@@ -117,6 +117,30 @@ class VQA(Task):
     def predictor(self, objective: nn.Module, meta: Meta) -> Predictor:
         """Image and question in, answers with their probabilities out."""
         return VQAPredictor(objective, self._image_transform(False), self._tokenizer(meta), meta["answers"])
+
+    def exported(self, objective: VQAObjective, meta: Meta) -> Exportable:  # type: ignore[override]
+        """`image`, `text_ids` and `text_keep` in, answer logits out; the metadata has `answers` and `tokenizer`."""
+        words, (height, width) = self._tokenizer(meta), self.config.data.size
+
+        def example(sizes: Mapping[str, int]) -> Batch:
+            batch, length = sizes["batch"], sizes["text"]
+            lengths_B1 = torch.randint(1, length + 1, (batch, 1))
+            return {
+                "image": torch.randn(batch, 3, height, width),
+                "text_ids": torch.randint(words.vocab_size, (batch, length)),
+                "text_keep": torch.arange(length) < lengths_B1,
+            }
+
+        text = {0: "batch", 1: "text"}
+        return Exportable(
+            call=objective.answer_logits,
+            example=example,
+            axes={"image": {0: "batch"}, "text_ids": text, "text_keep": text},
+            sizes={"batch": (1, 3), "text": (2, words.max_length)},
+            output="logits",
+            facts={"answers": meta["answers"], "tokenizer": meta["tokenizer"], "text_length": words.max_length},
+            limited=("text",),
+        )
 
     def submission(self, records: Records, meta: Meta) -> AnswerCollector:
         """What `vlbeit submit` feeds with batches and then asks to `write(path)`."""

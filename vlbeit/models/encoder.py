@@ -102,7 +102,7 @@ class MoMEEncoder(nn.Module):
             if self.mask_token is None:
                 raise ValueError("this encoder has no mask token: only masked image modeling builds one")
             x_BND = torch.where(mask_BN[..., None], self.mask_token.to(x_BND.dtype), x_BND)
-        x_BLD = torch.cat([self.cls_token.to(x_BND.dtype).expand(len(x_BND), -1, -1), x_BND], dim=1)
+        x_BLD = torch.cat([self.cls_token.to(x_BND.dtype).expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
         if self.pos_embed is not None:
             x_BLD = x_BLD + self.pos_embed
         if self.type_embed is not None:

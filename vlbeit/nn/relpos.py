@@ -46,8 +46,11 @@ def image_index(grid: tuple[int, int]) -> Tensor:
 
 def text_index(length: int, longest: int) -> Tensor:
     """Table row for every (query, key) of a text, [T, T]; VLMo's sign: offset = key - query."""
-    position = torch.arange(length - 1)
-    return _with_cls(position[None, :] - position[:, None] + longest - 2, text_rows(longest))
+    word = torch.arange(longest - 1)
+    longest_TT = _with_cls(word[None, :] - word[:, None] + longest - 2, text_rows(longest))
+    position = torch.arange(length)
+    # looked up, not cut: an exported graph, too, refuses a longer text, which would read rows of other tables
+    return longest_TT[position[:, None], position]
 
 
 class RelativePositionBias(nn.Module):
@@ -87,18 +90,18 @@ class RelativePositionBias(nn.Module):
                 raise ValueError(f"a text of {length} tokens is longer than the position table ({self.text_length})")
             if modality == "image" and grid != self.grid:
                 raise ValueError(f"patch grid {grid} differs from the position table's {self.grid}")
-        return joint_index(layout, self.grid, self.text_length, device)
+        # under torch.export and torch.compile lengths may be symbols, and what is made of them is not to be kept
+        make = make_index if torch.compiler.is_compiling() else joint_index
+        return make(layout, self.grid, self.text_length, device)
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # what is kept must serve a later backward pass too
-def joint_index(
+def make_index(
     layout: tuple[tuple[str, int, tuple[int, int] | None], ...],
     grid: tuple[int, int] | None,
     text_length: int | None,
     device: torch.device,
 ) -> Tensor:
-    """Rows of the joined table (image | cross | text) for spans of (modality, length, grid), [L, L]; kept."""
+    """Rows of the joined table (image | cross | text) for spans of (modality, length, grid), [L, L]."""
     n_image = image_rows(grid) if grid else 0
     n_cross = 2 if grid and text_length else 0
     blocks = []
@@ -106,7 +109,8 @@ def joint_index(
         row = []
         for key, key_length, _ in layout:
             if query != key:
-                row.append(torch.full((query_length, key_length), n_image + (0 if query == "text" else 1)))
+                cross = n_image + (0 if query == "text" else 1)
+                row.append(torch.full((query_length, key_length), cross, dtype=torch.long))
             elif query == "image":
                 assert grid is not None
                 row.append(image_index(grid))
@@ -115,3 +119,7 @@ def joint_index(
                 row.append(text_index(query_length, text_length) + n_image + n_cross)
         blocks.append(torch.cat(row, dim=1))
     return torch.cat(blocks).to(device)
+
+
+# what is kept must serve a later backward pass too
+joint_index = lru_cache(maxsize=256)(torch.inference_mode(False)(make_index))

@@ -19,7 +19,7 @@ from vlbeit.models.spec import encoder_spec
 from vlbeit.objectives.base import Objective
 from vlbeit.objectives.evaluation import MeanLogs
 from vlbeit.task import Task
-from vlbeit.types import Batch, DataSpec, Evaluator, Meta, Predictor, Records, StepOutput
+from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor, Records, StepOutput
 
 from .stage import Picture
 
@@ -74,6 +74,17 @@ class Brightness(Task):
 
     def predictor(self, objective: Objective, meta: Meta) -> Predictor:
         return BrightnessPredictor(objective, self._image(), meta["classes"])
+
+    def exported(self, objective: BrightnessObjective, meta: Meta) -> Exportable:  # type: ignore[override]
+        height, width = self.config.data.size
+        return Exportable(
+            call=lambda batch: objective.logits(batch["image"]),
+            example=lambda sizes: {"image": torch.rand(sizes["batch"], 3, height, width)},
+            axes={"image": {0: "batch"}},
+            sizes={"batch": (1, 3)},
+            output="brightness",
+            facts={"classes": meta["classes"]},
+        )
 
     def _image(self) -> EvalImage:
         return EvalImage(self.config.data.size, *self.config.normalization)
