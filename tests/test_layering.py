@@ -22,7 +22,7 @@ ROWS = (
     ("stages", "tasks"),
     (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
-        "suggest", "converting", "exporting",
+        "suggest", "converting", "exporting", "adopt",
     ),
     ("cli",),
     ("__main__",),

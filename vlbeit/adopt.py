@@ -1,4 +1,4 @@
-"""Weights that come without a config of ours: the one that fits them, from what their tensors tell and what is typed."""
+"""Weights that come without a config of ours: the config that fits them, from their tensors and what is typed."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def _words(spec: EncoderSpec, checkpoint: Checkpoint) -> list[str]:
     sizes: dict[str, Any] = {
         name: getattr(spec, name) for name in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
     }
-    sizes["layer_scale"] = spec.layer_scale if bool(spec.layer_scale) != bool(preset.layer_scale) else preset.layer_scale
+    same_scale = bool(spec.layer_scale) == bool(preset.layer_scale)  # whether there is one is what counts
+    sizes["layer_scale"] = preset.layer_scale if same_scale else spec.layer_scale
     sizes["positions"] = "absolute" if spec.positions == "absolute" else "relative"
     if spec.fused_layers:
         sizes["fused_layers"] = spec.fused_layers
