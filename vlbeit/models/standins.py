@@ -34,7 +34,6 @@ _BUILDERS = {
     *("numpy.dtype", "numpy.ndarray", "torch.device", "torch.serialization._get_layout"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
-    *(f"numpy.random._pickle.__{kind}_ctor" for kind in ("randomstate", "bit_generator", "generator")),
 }
 OTHER_TENSORS = "torch._utils._rebuild_"  # what builds tensors that are sparse, quantised, without numbers, ...
 _PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}

@@ -100,8 +100,6 @@ def _way_out(reason: str) -> str:
 
 def _open_zip(path: Path, view: mmap.mmap) -> TorchFile:
     extents = {name: _extent(path, view, entry) for name, entry in _zip_entries(path).items()}
-    if "constants.pkl" in extents:
-        raise DataError(f"{path}: a TorchScript program, not weights: save model.state_dict() of it")
     offset, nbytes, _ = extents.get("byteorder", Extent(0, 0))
     _check_byte_order(path, not nbytes or view[offset : offset + nbytes] == b"little")
     offset, nbytes, crc = extents["data.pkl"]
@@ -128,6 +126,8 @@ def _zip_entries(path: Path) -> dict[str, zipfile.ZipInfo]:
     if pickle is None:
         some = ", ".join(list(entries)[:3]) or "nothing"
         raise DataError(f"{path}: a zip archive of {some}, not a file of torch.save: unpack it and name what is inside")
+    if pickle.replace("data.pkl", "constants.pkl") in entries:
+        raise DataError(f"{path}: a TorchScript program, not weights: save model.state_dict() of it")
     return {name.removeprefix(pickle.removesuffix("data.pkl")): entry for name, entry in entries.items()}
 
 

@@ -12,7 +12,7 @@ _LAST = ("model_ema", "ema", "ema_model", "state_dict_ema", "ema_state_dict", "t
 _OTHER_STATE = {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "amp", "rng", "meta", "args"}
 _HERE, _ANY = len(_FIRST), len(_FIRST) + 1  # ranks of tensors that lie there directly, and of a key of any other name
 _DEPTH = 5
-_MOST_MODULES = 100_000
+_MOST_NAMES, _LONGEST_NAME = 100_000, 1000  # of a module: nothing real comes near
 
 
 Rank = tuple[int, ...]
@@ -91,17 +91,20 @@ def module_tensors(module: Standin) -> dict[str, TensorRef]:
     while waiting:
         prefix, node = waiting.pop()
         visited += 1
-        if visited > _MOST_MODULES:
+        if visited + len(found) > _MOST_NAMES or len(prefix) > _LONGEST_NAME:
             raise DataError("a module in it holds itself: damaged, or made to be read without an end")
         unsaved = node.state.get("_non_persistent_buffers_set") or ()
-        for part in ("_parameters", "_buffers"):
-            for name, value in _entries(node.state.get(part)).items():
-                if _is_tensor(prefix + name, value) and not (part == "_buffers" and name in unsaved):
-                    found[prefix + name] = value
-        children = list(_entries(node.state.get("_modules")).items())
-        waiting += [(f"{prefix}{name}.", child) for name, child in reversed(children) if isinstance(child, Standin)]
+        for name, value in [*_entries(node, "_parameters"), *_entries(node, "_buffers")]:
+            if name not in unsaved and _is_tensor(prefix + name, value):
+                found[prefix + name] = value
+        children = [(name, child) for name, child in _entries(node, "_modules") if isinstance(child, Standin)]
+        waiting += [(f"{prefix}{name}.", child) for name, child in reversed(children)]
     return found
 
 
-def _entries(part: Any) -> dict[str, Any]:
-    return {name: value for name, value in part.items() if isinstance(name, str)} if isinstance(part, dict) else {}
+def _entries(module: Standin, part: str) -> list[tuple[str, Any]]:
+    """Names and values of a module's parameters, buffers or modules."""
+    entries = module.state.get(part)
+    if not isinstance(entries, dict):
+        return []
+    return [(name, value) for name, value in entries.items() if isinstance(name, str) and len(name) <= _LONGEST_NAME]

@@ -180,8 +180,17 @@ def _load_plain(file: TorchFile, chosen: Chosen) -> dict[str, Tensor] | None:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             found: Any = torch.load(file.path, map_location="cpu", weights_only=True, mmap=file.is_zip)
-    except (UnpicklingError, RuntimeError, ValueError, TypeError, AssertionError, LookupError, EOFError):
-        return None  # the weights are there in full: sizes and checksums have been compared
+    except (
+        UnpicklingError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        LookupError,
+        EOFError,
+        SafetensorError,
+    ):
+        return None  # the weights are there in full, sizes and checksums have been compared; and torch goes by suffixes
     for key in chosen.keys:
         found = found[key]
     return {name: found[name].detach() for name in chosen.tensors}
@@ -190,7 +199,7 @@ def _load_plain(file: TorchFile, chosen: Chosen) -> dict[str, Tensor] | None:
 def _read_folder(folder: Path) -> Weights:
     if (folder / "latest").is_file():
         step = (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
-        if step != Path(step).name or not (folder / step).is_dir():
+        if not step or step != Path(step).name or not (folder / step).is_dir():
             raise DataError(f"{folder}/latest names {step[:80]!r}, which is no folder in it: copy the folder again")
         return _read_step(folder / step)
     if any(folder.glob("*_model_states.pt")):
