@@ -201,10 +201,11 @@ def test_instances_keep_their_attributes() -> None:
 
 
 class Stored(NamedTuple):
-    """A storage that the file claims to have."""
+    """A storage that the file claims to have; `view`: key, start and length of a part, as in files of torch 0.3."""
 
     numel: int
     kind: Any = torch.FloatStorage
+    view: Any = None
 
 
 class Claim(NamedTuple):
@@ -226,27 +227,31 @@ class Claim(NamedTuple):
         )
 
 
-def claimed(value: Any) -> bytes:
+def claimed(value: Any, legacy: bool) -> bytes:
     target = io.BytesIO()
 
     class WithStorages(pickle.Pickler):
         def persistent_id(self, thing: Any) -> Any:
-            return ("storage", thing.kind, "0", "cpu", thing.numel) if isinstance(thing, Stored) else None
+            if not isinstance(thing, Stored):
+                return None
+            return ("storage", thing.kind, "0", "cpu", thing.numel) + ((thing.view,) if legacy else ())
 
     WithStorages(target, 2).dump(value)
     return target.getvalue()
 
 
-def legacy_with_storage(content: bytes, numel: int) -> bytes:
-    start = as_legacy(content)[: -len(pickle.dumps([], 2))]
-    return start + pickle.dumps(["0"], 2) + numel.to_bytes(8, "little", signed=True) + bytes(16)
+def zip_of(value: Any) -> bytes:
+    return as_zip(claimed(value, legacy=False), {"data/0": bytes(8) + b"\0\0\x80\x3f" * 2})
+
+
+def legacy_of(value: Any, numel: int = 4) -> bytes:
+    start = as_legacy(claimed(value, legacy=True)).removesuffix(pickle.dumps([], 2))
+    count = numel.to_bytes(8, "little", signed=True)
+    return start + pickle.dumps(["0"], 2) + count + bytes(8) + b"\0\0\x80\x3f" * 2
 
 
 SOUND = Claim(Stored(4), (2, 2), (2, 1))
-WRITERS: dict[str, Callable[[bytes], bytes]] = {
-    "zip": lambda content: as_zip(content, {"data/0": bytes(16)}),
-    "legacy": lambda content: legacy_with_storage(content, 4),
-}
+WRITERS: dict[str, Callable[[Any], bytes]] = {"zip": zip_of, "legacy": legacy_of}
 
 
 class TestSizes:
@@ -255,8 +260,23 @@ class TestSizes:
     @pytest.mark.parametrize("extra", [None, Path("x")], ids=["torch", "ours"])
     @pytest.mark.parametrize("file", sorted(WRITERS))
     def test_the_sound_file(self, tmp_path: Path, file: str, extra: Any) -> None:
-        (tmp_path / "a").write_bytes(WRITERS[file](claimed({"model": {"w": SOUND}, "extra": extra})))
-        assert torch.equal(read_weights(tmp_path / "a")["w"], torch.zeros(2, 2))
+        (tmp_path / "a").write_bytes(WRITERS[file]({"model": {"w": SOUND}, "extra": extra}))
+        assert torch.equal(read_weights(tmp_path / "a")["w"], torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+
+    @pytest.mark.parametrize("file", sorted(WRITERS))
+    def test_numbers_of_a_graphics_card_come_to_the_cpu(self, tmp_path: Path, file: str) -> None:
+        claim = Claim(Stored(4, torch.cuda.FloatStorage), (4,), (1,))
+        (tmp_path / "a").write_bytes(WRITERS[file]({"w": claim}))
+        assert read_weights(tmp_path / "a")["w"].tolist() == [0.0, 0.0, 1.0, 1.0]
+
+    @pytest.mark.parametrize("extra", [None, Path("x")], ids=["torch", "ours"])
+    def test_part_of_a_storage(self, tmp_path: Path, extra: Any) -> None:
+        part = Claim(Stored(4, view=("part", 1, 2)), (2,), (1,))
+        (tmp_path / "a").write_bytes(legacy_of({"model": {"w": part}, "extra": extra}))
+        assert torch.equal(read_weights(tmp_path / "a")["w"], torch.tensor([0.0, 1.0]))
+        (tmp_path / "b").write_bytes(legacy_of({"w": part._replace(storage=Stored(4, view=("part", 3, 2)))}))
+        with pytest.raises(DataError, match="a part of storage 0 ends beyond its 4 numbers"):
+            read_weights(tmp_path / "b")
 
     @pytest.mark.parametrize("file", sorted(WRITERS))
     @pytest.mark.parametrize(
@@ -283,18 +303,18 @@ class TestSizes:
         ids=str,
     )
     def test_wrong_claims(self, tmp_path: Path, file: str, claim: Claim) -> None:
-        (tmp_path / "a").write_bytes(WRITERS[file](claimed({"w": SOUND, "v": claim})))
+        (tmp_path / "a").write_bytes(WRITERS[file]({"w": SOUND, "v": claim}))
         with pytest.raises(DataError, match="download or copy it again"):
             read_weights(tmp_path / "a")
 
     @pytest.mark.parametrize("numel", [5, 10**12, 2**62, -1, 3])
     def test_wrong_count_in_a_legacy_file(self, tmp_path: Path, numel: int) -> None:
-        (tmp_path / "a").write_bytes(legacy_with_storage(claimed({"w": SOUND}), numel))
+        (tmp_path / "a").write_bytes(legacy_of({"w": SOUND}, numel))
         with pytest.raises(DataError, match=r"beyond the end of the file|should be 16 bytes and holds 12"):
             read_weights(tmp_path / "a")
 
     def test_missing_part(self, tmp_path: Path) -> None:
-        (tmp_path / "a").write_bytes(as_zip(claimed({"w": SOUND})))
+        (tmp_path / "a").write_bytes(as_zip(claimed({"w": SOUND}, legacy=False)))
         with pytest.raises(DataError, match="storage 0 should be 16 bytes and is missing"):
             read_weights(tmp_path / "a")
 
@@ -304,7 +324,7 @@ class TestSizes:
     )
     def test_calls_that_would_reserve_memory(self, tmp_path: Path, file: str, call: Call) -> None:
         """torch's own list of safe names has these."""
-        (tmp_path / "a").write_bytes(WRITERS[file](claimed({"model": {"w": SOUND}, "x": call})))
+        (tmp_path / "a").write_bytes(WRITERS[file]({"model": {"w": SOUND}, "x": call}))
         assert list(read_weights(tmp_path / "a")) == ["w"]
 
     def test_long_strings_that_are_not_there(self) -> None:

@@ -117,9 +117,7 @@ def _zip_entries(path: Path) -> dict[str, zipfile.ZipInfo]:
             entries = {entry.filename: entry for entry in archive.infolist()}
             count = len(archive.infolist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-        raise DataError(
-            f"{path}: begins like a torch file, but its directory at the end is not there: {AGAIN}"
-        ) from error
+        raise DataError(f"{path}: cut short, the list of parts at its end is missing: {AGAIN}") from error
     if len(entries) < count:
         raise DataError(f"{path}: a part is in it twice: {AGAIN}")
     pickle = next((name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")), None)

@@ -14,7 +14,6 @@ _HERE, _ANY = len(_FIRST), len(_FIRST) + 1  # ranks of tensors that lie there di
 _DEPTH = 5
 _MOST_NAMES, _LONGEST_NAME = 100_000, 1000  # of a module: nothing real comes near
 
-
 Rank = tuple[int, ...]
 
 
@@ -43,6 +42,10 @@ def choose(value: Any) -> Chosen:
     if len(equals) > 1:
         names = ", ".join(".".join(chosen.keys) for chosen in equals)
         raise DataError(f"several sets of weights in it ({names}): save the one that is meant in a file of its own")
+    for name, value in best.tensors.items():
+        if not isinstance(value, TensorRef):
+            kinds = "sparse, quantised, spread over devices or without numbers"
+            raise DataError(f"{name} is {kinds}: save it as an ordinary tensor")
     return best._replace(others=tuple(".".join(chosen.keys) or "the top level" for _, chosen in rest))
 
 
@@ -64,7 +67,7 @@ def _candidates(node: Any, keys: tuple[str, ...], seen: set[int]) -> list[tuple[
     items = node.items if isinstance(node, Standin) else node
     if not isinstance(items, dict):
         return []
-    tensors = {name: value for name, value in items.items() if isinstance(name, str) and _is_tensor(name, value)}
+    tensors = {name: value for name, value in items.items() if isinstance(name, str) and _is_tensor(value)}
     found: list[tuple[Rank, Chosen]] = [((_HERE,), Chosen(keys, tensors))] if tensors else []
     for key, value in items.items():
         if isinstance(key, str) and not _OTHER_STATE & set(key.lower().split("_")):
@@ -78,10 +81,8 @@ def _rank(key: str) -> int:
     return _ANY + 1 + _LAST.index(key) if key in _LAST else _ANY
 
 
-def _is_tensor(name: str, value: Any) -> bool:
-    if isinstance(value, Standin) and value.of.startswith(OTHER_TENSORS):
-        raise DataError(f"{name} is sparse, quantised or without numbers: save it as an ordinary tensor")
-    return isinstance(value, TensorRef)
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, TensorRef) or (isinstance(value, Standin) and value.of.startswith(OTHER_TENSORS))
 
 
 def module_tensors(module: Standin) -> dict[str, TensorRef]:
@@ -91,11 +92,12 @@ def module_tensors(module: Standin) -> dict[str, TensorRef]:
     while waiting:
         prefix, node = waiting.pop()
         visited += 1
-        if visited + len(found) > _MOST_NAMES or len(prefix) > _LONGEST_NAME:
+        if visited + len(waiting) + len(found) > _MOST_NAMES or len(prefix) > _LONGEST_NAME:
             raise DataError("a module in it holds itself: damaged, or made to be read without an end")
-        unsaved = node.state.get("_non_persistent_buffers_set") or ()
+        unsaved = node.state.get("_non_persistent_buffers_set")
+        unsaved = unsaved if isinstance(unsaved, list) else []
         for name, value in [*_entries(node, "_parameters"), *_entries(node, "_buffers")]:
-            if name not in unsaved and _is_tensor(prefix + name, value):
+            if name not in unsaved and _is_tensor(value):
                 found[prefix + name] = value
         children = [(name, child) for name, child in _entries(node, "_modules") if isinstance(child, Standin)]
         waiting += [(f"{prefix}{name}.", child) for name, child in reversed(children)]

@@ -110,7 +110,7 @@ def _check_finite(path: Path, state: dict[str, Tensor], allow: Collection[str]) 
     bad = [name for name, value in state.items() if name not in allow and not _is_finite(value)]
     if bad:
         raise DataError(
-            f"{path}: {bad[0]} holds NaN or infinite numbers (so do {len(bad)} of {len(state)} tensors): training "
+            f"{path}: {bad[0]} holds NaN or infinite numbers (it and {len(bad) - 1} other tensors): training "
             "diverged before it was saved, or the file is damaged; take another checkpoint, or allow the names"
         )
 
