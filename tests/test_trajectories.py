@@ -19,7 +19,7 @@ from vlbeit.engine.device import make_accelerator
 from vlbeit.engine.loop import Engine, FitPlan
 from vlbeit.engine.optim import build_optimizer
 from vlbeit.engine.schedule import make_schedule
-from vlbeit.models.convert.unilm import from_unilm
+from vlbeit.models.convert import Hints, convert
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import Rule, beit_decays, param_groups, vlmo_decays
 from vlbeit.models.heads import Heads
@@ -133,8 +133,8 @@ class Given:
 
 
 def state(name: str, part: str, objective: Objective) -> dict[str, Tensor]:
-    grid = objective.encoder.spec.grid
-    stored = from_unilm(load_file(GOLDEN / f"{name}.{part}.safetensors"), grid=grid)
+    hints = Hints(image_size=objective.encoder.spec.image_size)
+    stored = convert(load_file(GOLDEN / f"{name}.{part}.safetensors"), hints).state
     return {key: value for key, value in stored.items() if not (name == "vlmo_textmlm" and "pooler" in key)}
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from vlbeit.models.convert.unilm import cut_joint_table, from_unilm, join_tables
+from vlbeit.models.convert import Hints, convert
 from vlbeit.models.encoder import MoMEEncoder, join, split
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import EncoderSpec
@@ -42,7 +41,7 @@ def build(config: dict, weights: dict, heads: dict, unused: tuple[str, ...] = ()
         **parts,
     )
     model = Model(spec, heads).eval()
-    state = from_unilm(weights, grid=spec.grid)
+    state = convert(weights, Hints(image_size=(size, size))).state
     left_over = [key for key in state if key.startswith(unused)] if unused else []
     model.load_state_dict({key: value for key, value in state.items() if key not in left_over})
     return model
@@ -72,6 +71,18 @@ def test_beit_mim() -> None:
     logits = model.heads["masked_patch"](out.x_BLD[:, 1:])
     torch.testing.assert_close(logits, tensors["out.all_logits"], **TOLERANCE)
     torch.testing.assert_close(logits[tensors["in.mask"]], tensors["out.masked_logits"], **TOLERANCE)
+
+
+@torch.no_grad()
+def test_beit2_patch_aggregation() -> None:
+    config, weights, tensors = golden("beit", "beit2_mim_patch_aggregation")
+    found = convert(weights, Hints(early_layers=config["early_layers"]))
+    model = Model(EncoderSpec.from_dict(found.description["encoder"]), found.description["heads"]).eval()
+    model.load_state_dict(found.state)
+    mask, head = tensors["in.mask"].bool(), model.heads["masked_patch"]
+    own, aggregated = model.heads["aggregation"](model.encoder, model.encoder.embed_image(tensors["in.image"], mask))
+    torch.testing.assert_close(head(own[:, 1:])[mask], tensors["out.masked_logits"], **TOLERANCE)
+    torch.testing.assert_close(head(aggregated[:, 1:])[mask], tensors["out.masked_logits_aggregated"], **TOLERANCE)
 
 
 @torch.no_grad()
@@ -159,13 +170,3 @@ def test_vlmo_vqa() -> None:
     out = model.encoder(join(text, model.encoder.embed_image(tensors["in.image"])))
     logits = model.heads["answer"](model.heads["pooler"](out.x_BLD))
     torch.testing.assert_close(logits, tensors["out.vqa.logits"], **TOLERANCE)
-
-
-def test_joint_table_cut_and_joined() -> None:
-    table = torch.randn(94, 12)
-    parts = cut_joint_table(table, 4, (4, 4))
-    assert parts["encoder.rel_pos.3.image"].shape == (52, 3)
-    assert parts["encoder.rel_pos.3.text"].shape == (40, 3)
-    assert torch.equal(join_tables(parts, 4), table)
-    with pytest.raises(ValueError, match="does not fit"):
-        cut_joint_table(table, 4, (7, 7))

@@ -50,7 +50,7 @@ class MoMEEncoder(nn.Module):
             else:
                 self.text_embed = TowerWords(spec)
                 spec = spec.with_tower("text", self.text_embed.facts)
-            self.type_embed = nn.Embedding(2, dim)
+            self.type_embed = nn.Embedding(spec.token_types, dim)
         self.spec = spec
         tables = {"per_layer": spec.depth, "shared": 1, "absolute": 0}[spec.positions]
         length = spec.text_positions if has_text else None
@@ -146,7 +146,11 @@ class MoMEEncoder(nn.Module):
         """Attention probabilities [B, H, L, L] of one block, recomputed from the embedded tokens."""
         below = self(tokens, stop=block, norm=False).x_BLD
         chosen = self.blocks[block]
-        return chosen.attn.probabilities(chosen.norm1(below), self._biases(tokens)(block))
+        return chosen.attn.probabilities(chosen.norm1(below), self.bias(tokens, block))
+
+    def bias(self, tokens: Tokens, block: int) -> Tensor | None:
+        """What is added to the attention scores of one block, broadcasting to [B, H, L, L]; None for nothing."""
+        return self._biases(tokens)(block)
 
     def _path(self, tokens: Tokens, index: int, fused: bool | None) -> Route:
         names: Any = self.blocks[index].names

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlbeit.models.aggregation import PatchAggregation
+
 
 class MaskedPatchHead(nn.Linear):
     """D -> `dim_out` on masked patches: visual-token logits or pixel values (BEiT's `lm_head`)."""
@@ -90,21 +92,40 @@ class VQAHead(nn.Sequential):
         _normal(self)
 
 
-class ClassificationHead(nn.Module):
-    """Mean of the patch tokens (CLS left out), norm (eps 1e-6), linear; the linear starts scaled by `init_scale`."""
+class PairHead(nn.Sequential):
+    """Pooled tokens of two pictures with one text, side by side [B, 2D] -> logits (VLMo's NLVR2: false, true)."""
 
-    def __init__(self, dim: int, num_classes: int, init_scale: float = 0.001) -> None:
+    def __init__(self, dim: int, num_classes: int = 2) -> None:
+        super().__init__(
+            nn.Linear(2 * dim, 2 * dim), nn.LayerNorm(2 * dim, eps=1e-5), nn.GELU(), nn.Linear(2 * dim, num_classes)
+        )
+        _normal(self)
+
+
+class ClassificationHead(nn.Module):
+    """Mean of the patch tokens (CLS left out), norm (eps 1e-6), linear; the linear starts scaled by `init_scale`.
+
+    Args:
+        dim: D.
+        num_classes: 0: no linear, what is pooled comes out.
+        init_scale: factor on the initial weights.
+        pool: avg, or token: the CLS token, without a norm of its own; the encoder then has the final one.
+    """
+
+    def __init__(self, dim: int, num_classes: int, init_scale: float = 0.001, pool: str = "avg") -> None:
         super().__init__()
-        self.fc_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.fc = nn.Linear(dim, num_classes)
-        nn.init.trunc_normal_(self.fc.weight, std=0.02)
-        nn.init.zeros_(self.fc.bias)
-        with torch.no_grad():
-            self.fc.weight.mul_(init_scale)
+        self.pool = pool
+        self.fc_norm = nn.LayerNorm(dim, eps=1e-6) if pool == "avg" else nn.Identity()
+        self.fc = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        if isinstance(self.fc, nn.Linear):
+            nn.init.trunc_normal_(self.fc.weight, std=0.02)
+            nn.init.zeros_(self.fc.bias)
+            with torch.no_grad():
+                self.fc.weight.mul_(init_scale)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """CLS + patches [B, 1+N, D] -> class logits [B, classes]."""
-        return self.fc(self.fc_norm(x_BLD[:, 1:].mean(1)))
+        return self.fc(self.fc_norm(x_BLD[:, 1:].mean(1) if self.pool == "avg" else x_BLD[:, 0]))
 
 
 KINDS: dict[str, type[nn.Module]] = {
@@ -114,7 +135,9 @@ KINDS: dict[str, type[nn.Module]] = {
     "contrast": ContrastHead,
     "match": MatchHead,
     "vqa": VQAHead,
+    "pair": PairHead,
     "classification": ClassificationHead,
+    "patch_aggregation": PatchAggregation,
 }
 
 

@@ -34,6 +34,7 @@ class EncoderSpec:
     positions: str = "per_layer"
     vocab_size: int | None = None
     text_positions: int = 196
+    token_types: int = 2  # text and picture; VLMo's NLVR2 has one more, for the second picture
     mask_token: bool = False
     final_norm: bool = True
     grad_checkpointing: bool = False

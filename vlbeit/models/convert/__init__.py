@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from vlbeit.errors import DataError
+from vlbeit.models.convert.beit import BEIT, UPERNET
 from vlbeit.models.convert.layout import Converted, Hints, Layout, State
+from vlbeit.models.convert.vlmo import VLMO
 
-LAYOUTS: tuple[Layout, ...] = ()  # in the order in which they are tried: the first that matches wins
+LAYOUTS: tuple[Layout, ...] = (VLMO, BEIT, UPERNET)  # in the order in which they are tried: the first that matches wins
 
 
 def recognise(state: State) -> Layout:

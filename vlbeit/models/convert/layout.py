@@ -15,13 +15,15 @@ State = dict[str, Tensor]
 class Hints:
     """What the tensors of a file cannot tell: said by the caller, or by the table of known names.
 
-    num_heads: of a model with absolute positions. image_size: (height, width) in pixels, of a VLMo table whose patch
-    grid is not a square. text_positions: T0 of such a table. normalize: `data.normalize` that it was trained with.
+    num_heads: of a model with absolute positions. image_size: (height, width) in pixels, of a table whose patch grid is
+    not a square. text_positions: T0 of a VLMo table. early_layers: after how many blocks BEiT v2's patch aggregation
+    taps. normalize: `data.normalize` that it was trained with.
     """
 
     num_heads: int | None = None
     image_size: tuple[int, int] | None = None
     text_positions: int | None = None
+    early_layers: int | None = None
     normalize: str | None = None
 
 
@@ -29,9 +31,11 @@ class Hints:
 class Converted:
     """A foreign checkpoint in our terms.
 
-    description: as in `checkpoint/config.json`: `encoder` (values of an EncoderSpec) and `heads`, or `dvae`, or `vqkd`.
+    description: as in `checkpoint/config.json`: `encoder` (values of an EncoderSpec), `heads` and `normalize`, or
+    `dvae`, or `vqkd`.
     state: every tensor that has a place, under our names.
     sources: our name -> the names in the file that it was made of, where they differ.
+    missing: our names of what the description wants and the file does not have.
     unexpected: names in the file that have no place with us.
     """
 
@@ -39,6 +43,7 @@ class Converted:
     description: dict[str, Any]
     state: State
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
 
 
@@ -47,4 +52,4 @@ class Layout(NamedTuple):
 
     name: str  # "unilm BEiT", "timm", ...
     matches: Callable[[Mapping[str, Tensor]], bool]  # by the names alone
-    convert: Callable[[State, Hints], Converted]  # DataError where a tensor is missing or of a wrong shape
+    convert: Callable[[State, Hints], Converted]  # DataError where the tensors do not hold together

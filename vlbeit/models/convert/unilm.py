@@ -1,105 +1,153 @@
-"""Names of microsoft/unilm (BEiT v1/v2, VLMo) to ours. VLMo's joint position table is cut into per-layer parts.
+"""Names of microsoft/unilm (BEiT v1 and v2, VLMo) to ours, and back.
 
-Only names and layouts are translated here; sizes are matched by `vlbeit.models.transfer`.
+BEiT has one expert in a block (`mlp`, `norm2`); VLMo has one for a modality (`mlp_imag`, `norm2_imag`, ...) and keeps
+the backbone under `transformer.`. VLMo's joint position table is cut and joined in `vlbeit.models.convert.vlmo`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
-import torch
-from torch import Tensor
+from vlbeit.errors import UsageError
+from vlbeit.models.convert.layout import State
+from vlbeit.models.convert.tables import JOINT_TABLE, join_tables
+from vlbeit.models.spec import EncoderSpec
 
-State = dict[str, Tensor]
-
+PREFIX = "transformer."
+_BACKBONE = (
+    ("cls_token", "encoder.cls_token"),
+    ("mask_token", "encoder.mask_token"),
+    ("pos_embed", "encoder.pos_embed"),
+    ("patch_embed.proj.", "encoder.patch_embed.proj."),
+    ("norm.", "encoder.norm."),
+)
+_REST = (
+    ("rel_pos_bias.relative_position_bias_table", "encoder.rel_pos.0.image"),
+    ("text_embeddings.LayerNorm.", "encoder.text_embed.norm."),
+    ("text_embeddings.", "encoder.text_embed."),
+    ("token_type_embeddings.", "encoder.type_embed."),
+    ("lm_head.", "heads.masked_patch."),
+    ("fc_norm.", "heads.classification.fc_norm."),
+    ("head.", "heads.classification.fc."),
+    ("mlm_score.transform.dense.", "heads.mlm.dense."),
+    ("mlm_score.transform.LayerNorm.", "heads.mlm.norm."),
+    ("mlm_score.decoder.weight", "heads.mlm.decoder.weight"),
+    ("mlm_score.bias", "heads.mlm.decoder.bias"),
+    ("pooler.", "heads.pooler."),
+    ("itc_text_proj.fc.", "heads.contrast.text."),
+    ("itc_image_proj.fc.", "heads.contrast.image."),
+    ("logit_scale", "heads.contrast.logit_scale"),
+    ("itc_vl_text_proj.fc.", "heads.contrast_fused.text."),
+    ("itc_vl_image_proj.fc.", "heads.contrast_fused.image."),
+    ("logit_vl_scale", "heads.contrast_fused.logit_scale"),
+    ("itm_score.fc.", "heads.match."),
+    ("vqa_classifier.", "heads.answer."),
+    ("nlvr2_classifier.", "heads.pair."),
+)
+_STACKS = {"blocks": "encoder.blocks", "cls_pt_layers": "heads.aggregation.blocks"}
 _EXPERTS = {"": "image", "_imag": "image", "_text": "text", "_vl": "fused"}
-_RULES: list[tuple[str, str]] = [
-    (r"^transformer\.", ""),
-    (r"^(cls_token|mask_token|pos_embed)$", r"encoder.\1"),
-    (r"^(patch_embed\.proj|norm)\.", r"encoder.\1."),
-    (r"^blocks\.(\d+)\.(norm1|attn|gamma_1|gamma_2)\b(?!\.relative)", r"encoder.blocks.\1.\2"),
-    (r"^blocks\.(\d+)\.attn\.relative_position_bias_table$", r"encoder.rel_pos.\1.image"),
-    (r"^rel_pos_bias\.relative_position_bias_table$", r"encoder.rel_pos.0.image"),
-    (r"^text_embeddings\.LayerNorm\.", "encoder.text_embed.norm."),
-    (r"^text_embeddings\.", "encoder.text_embed."),
-    (r"^token_type_embeddings\.", "encoder.type_embed."),
-    (r"^lm_head\.", "heads.masked_patch."),
-    (r"^fc_norm\.", "heads.classification.fc_norm."),
-    (r"^head\.", "heads.classification.fc."),
-    (r"^mlm_score\.transform\.dense\.", "heads.mlm.dense."),
-    (r"^mlm_score\.transform\.LayerNorm\.", "heads.mlm.norm."),
-    (r"^mlm_score\.(decoder\.weight)$", r"heads.mlm.\1"),
-    (r"^mlm_score\.bias$", "heads.mlm.decoder.bias"),
-    (r"^pooler\.", "heads.pooler."),
-    (r"^itc_(text|image)_proj\.fc\.", r"heads.contrast.\1."),
-    (r"^itc_vl_(text|image)_proj\.fc\.", r"heads.contrast_fused.\1."),
-    (r"^logit_scale$", "heads.contrast.logit_scale"),
-    (r"^logit_vl_scale$", "heads.contrast_fused.logit_scale"),
-    (r"^itm_score\.fc\.", "heads.match."),
-    (r"^vqa_classifier\.", "heads.answer."),
-]
-_INDEX = re.compile(r"(relative_position_index|position_ids)$")
+_SUFFIXES = {"image": "_imag", "text": "_text", "fused": "_vl"}
+_PARTS = {"norm2": "norm", "mlp": "mlp"}
+_SAME = r"norm1\..+|attn\.(?:qkv\.weight|q_bias|v_bias|proj\..+)|gamma_[12]"
+_THEIR_BLOCK = re.compile(r"(blocks|cls_pt_layers)\.(\d+)\.(.+)")
+_OUR_BLOCK = re.compile(r"(encoder\.blocks|heads\.aggregation\.blocks)\.(\d+)\.(.+)")
+_OUR_TABLE = re.compile(r"encoder\.rel_pos\.(\d+)\.image")
 
 
-def rename(name: str) -> str:
-    """One official parameter name to ours; unknown names come back unchanged."""
-    expert = re.match(r"^(?:transformer\.)?blocks\.(\d+)\.(mlp|norm2)(|_imag|_text|_vl)\.(.*)$", name)
-    if expert:
-        block, part, suffix, rest = expert.groups()
-        return f"encoder.blocks.{block}.experts.{_EXPERTS[suffix]}.{'norm' if part == 'norm2' else 'mlp'}.{rest}"
-    for pattern, replacement in _RULES:
-        name = re.sub(pattern, replacement, name)
-    return name
+def our_name(name: str) -> str | None:
+    """Our name for an official one; None where it has no place, as index buffers and VLMo's joint table have none."""
+    name = name.removeprefix(PREFIX)
+    if match := _THEIR_BLOCK.fullmatch(name):
+        stack, index, rest = match.groups()
+        if rest == "attn.relative_position_bias_table":
+            return f"encoder.rel_pos.{index}.image" if stack == "blocks" else None
+        inner = rest if re.fullmatch(_SAME, rest) else _our_expert(rest)
+        return None if inner is None else f"{_STACKS[stack]}.{index}.{inner}"
+    return _translated(name, [*_BACKBONE, *_REST])
 
 
-def from_unilm(state: State, *, grid: tuple[int, int] | None = None) -> State:
-    """A BEiT or VLMo state dict under our names; index buffers are left out, they are computed.
+def official_name(name: str, *, vlmo: bool, shared: bool = False) -> str | None:
+    """The inverse of `our_name`; None for a name that unilm has no place for.
 
-    Args:
-        state: the official state dict, wrapper keys removed.
-        grid: rows and columns of patches, needed for a VLMo file alone: its joint table does not tell them.
-
-    Raises:
-        ValueError: a VLMo table without `grid`, or one that has too few rows for it.
+    vlmo: with VLMo's names, else with BEiT's. shared: the position table is one for all layers.
     """
-    out: State = {}
-    for name, value in state.items():
-        if _INDEX.search(name):
-            continue
-        if name == "relative_position_bias_table":
-            depth = 1 + max(int(m.group(1)) for m in map(re.compile(r"blocks\.(\d+)\.").search, state) if m)
-            out.update(cut_joint_table(value, depth, grid))
-        else:
-            out[rename(name)] = value
-    if not any(key.endswith("type_embed.weight") for key in out):
-        return out
-    if any(".rel_pos." in key for key in out):
-        out.pop(
-            "encoder.text_embed.position_embeddings.weight", None
-        )  # in the file, never used: positions are relative
+    prefix = PREFIX if vlmo else ""
+    if match := _OUR_BLOCK.fullmatch(name):
+        stack, index, rest = match.groups()
+        inner = rest if re.fullmatch(_SAME, rest) else _their_expert(rest, vlmo)
+        theirs = {ours: name for name, ours in _STACKS.items()}[stack]
+        return None if inner is None else f"{prefix}{theirs}.{index}.{inner}"
+    if (match := _OUR_TABLE.fullmatch(name)) and not shared:
+        return None if vlmo else f"blocks.{match[1]}.attn.relative_position_bias_table"
+    for table, before in ((_BACKBONE, prefix), (_REST, "")):
+        found = _translated(name, [(ours, theirs) for theirs, ours in table])
+        if found is not None:
+            return before + found
+    return None
+
+
+def to_unilm(description: dict[str, Any], state: State) -> State:
+    """Official names and layouts for a checkpoint of ours, bit for bit: the inverse of reading such a file.
+
+    VLMo's joint table is put together again; index buffers, and the text positions that relative models never use, are
+    not written. What unilm has no place for (`unilm_left_over`) is left out.
+
+    Raises UsageError for an encoder that unilm cannot express: without an image part, or with a foreign tower.
+    """
+    spec = _checked_spec(description)
+    out = {theirs: state[ours] for ours, theirs in _names(spec, state) if theirs is not None}
+    if _has_joint_table(spec):
+        out[JOINT_TABLE] = join_tables(state, spec.depth)
     return out
 
 
-def cut_joint_table(table: Tensor, depth: int, grid: tuple[int, int] | None) -> State:
-    """VLMo's [(2W-1)^2+3 + 2 + 2*T0, H*depth] to `encoder.rel_pos.i.{image,cross,text}`."""
-    if grid is None:
-        raise ValueError("VLMo's joint position table does not tell the patch grid: pass grid=(rows, columns)")
-    n_image = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
-    n_text = table.shape[0] - n_image - 2
-    if n_text < 2 or n_text % 2 or table.shape[1] % depth:
-        raise ValueError(f"a joint table of shape {list(table.shape)} does not fit a grid of {grid} and {depth} blocks")
-    out: State = {}
-    for i, part in enumerate(table.chunk(depth, dim=1)):
-        image, cross, text = part.split([n_image, 2, n_text])
-        out[f"encoder.rel_pos.{i}.image"] = image.clone()
-        out[f"encoder.rel_pos.{i}.cross"] = cross.clone()
-        out[f"encoder.rel_pos.{i}.text"] = text.clone()
-    return out
+def unilm_left_over(description: dict[str, Any], state: State) -> list[str]:
+    """Our names of what `to_unilm` leaves out. Raises as it does."""
+    spec = _checked_spec(description)
+    joined = [name for name in state if name.startswith("encoder.rel_pos.")] if _has_joint_table(spec) else []
+    return sorted(ours for ours, theirs in _names(spec, state) if theirs is None and ours not in joined)
 
 
-def join_tables(state: State, depth: int) -> Tensor:
-    """The inverse of `cut_joint_table`."""
-    layers = []
-    for i in range(depth):
-        layers.append(torch.cat([state[f"encoder.rel_pos.{i}.{part}"] for part in ("image", "cross", "text")]))
-    return torch.cat(layers, dim=1)
+def _checked_spec(description: dict[str, Any]) -> EncoderSpec:
+    if "encoder" not in description:
+        raise UsageError("a tokenizer has no encoder: unilm has no file of that kind")
+    spec = EncoderSpec.from_dict(description["encoder"])
+    if spec.image_size is None:
+        raise UsageError("an encoder for text alone has no unilm layout: its files begin with a BEiT tower")
+    for modality, tower in (("image", spec.image_tower), ("text", spec.text_tower)):
+        if tower != "own":
+            raise UsageError(f"model.{modality}_tower={tower} has no unilm layout: only towers of our own have")
+    return spec
+
+
+def _names(spec: EncoderSpec, state: State) -> Iterator[tuple[str, str | None]]:
+    vlmo, shared = spec.vocab_size is not None, spec.positions == "shared"
+    return ((name, official_name(name, vlmo=vlmo, shared=shared)) for name in state)
+
+
+def _has_joint_table(spec: EncoderSpec) -> bool:
+    return spec.vocab_size is not None and spec.positions == "per_layer"
+
+
+def _translated(name: str, pairs: list[tuple[str, str]]) -> str | None:
+    """The first pair (from, to) that `name` is, or begins with where `from` ends in a dot."""
+    for start, end in pairs:
+        if name == start or (start.endswith(".") and name.startswith(start)):
+            return end + name.removeprefix(start)
+    return None
+
+
+def _our_expert(rest: str) -> str | None:
+    """`mlp_text.fc1.weight` -> `experts.text.mlp.fc1.weight`."""
+    match = re.fullmatch(r"(mlp|norm2)(|_imag|_text|_vl)\.(.+)", rest)
+    return f"experts.{_EXPERTS[match[2]]}.{_PARTS[match[1]]}.{match[3]}" if match else None
+
+
+def _their_expert(rest: str, vlmo: bool) -> str | None:
+    match = re.fullmatch(r"experts\.(image|text|fused)\.(norm|mlp)\.(.+)", rest)
+    if match is None or (not vlmo and match[1] != "image"):
+        return None
+    part = {ours: theirs for theirs, ours in _PARTS.items()}[match[2]]
+    return f"{part}{_SUFFIXES[match[1]] if vlmo else ''}.{match[3]}"
