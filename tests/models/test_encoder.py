@@ -8,7 +8,7 @@ import torch
 
 from vlbeit.config import ModelConfig
 from vlbeit.errors import UsageError
-from vlbeit.models.convert.unilm import from_unilm
+from vlbeit.models.convert import convert
 from vlbeit.models.encoder import MoMEEncoder, join, split
 from vlbeit.models.heads import ClassificationHead, Heads, MaskedPatchHead
 from vlbeit.models.presets import PRESETS
@@ -76,7 +76,7 @@ def test_classifier_agrees_with_timm() -> None:
             parameter.add_(0.02 * torch.randn_like(parameter))
     encoder = MoMEEncoder(EncoderSpec(768, 12, 12, image_size=(64, 64), final_norm=False)).eval()
     heads = Heads({"classification": {"kind": "classification", "dim": 768, "num_classes": 10}})
-    state = from_unilm(reference.state_dict())
+    state = convert(reference.state_dict()).state
     encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
     heads.load_state_dict({k.removeprefix("heads."): v for k, v in state.items() if k.startswith("heads.")})
     image = torch.randn(2, 3, 64, 64)

@@ -12,7 +12,7 @@ from timm.layers import resize_rel_pos_bias_table
 from timm.models import group_parameters
 
 from vlbeit.models.checkpoint import save_checkpoint
-from vlbeit.models.convert.unilm import from_unilm
+from vlbeit.models.convert import Hints, convert
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import beit_decays, layer_id
 from vlbeit.models.heads import Heads
@@ -45,7 +45,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[ImageTower, torch.nn.Module]:
     theirs = shaken(timm.create_model("beit_base_patch16_224", **sizes, global_pool=pool))
     ours = tower(7, pool, final_norm=pool == "token")
     names = {"heads.classification.fc.": "head.", "heads.classification.fc_norm.": "fc_norm."}
-    state = from_unilm(theirs.state_dict())
+    state = convert(theirs.state_dict(), Hints(image_size=(32, 48))).state
     for old, new in names.items():
         state = {name.replace(old, new): value for name, value in state.items()}
     ours.load_state_dict(state)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from vlbeit.errors import UsageError
-from vlbeit.models.convert.unilm import from_unilm
+from vlbeit.models.convert import Hints, convert
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.objectives.contrastive import contrastive_terms
@@ -40,7 +40,8 @@ def golden_objective() -> VLObjective:
     config = json.loads(GOLDEN.with_suffix(".json").read_text())
     encoder = MoMEEncoder(EncoderSpec(config["embed_dim"], config["depth"], config["num_heads"], **SPEC))
     objective = VLObjective(encoder, vl_heads(48, 120), draw=hardest).eval()
-    objective.load_state_dict(from_unilm(load_file(f"{GOLDEN}.weights.safetensors"), grid=(4, 4)))
+    weights = load_file(f"{GOLDEN}.weights.safetensors")
+    objective.load_state_dict(convert(weights, Hints(image_size=(64, 64))).state)
     return objective
 
 
