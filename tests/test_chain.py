@@ -74,8 +74,9 @@ def test_image_pass_of_vl_at_step_0_is_the_mim_run(in_chain: Path) -> None:
     mim = vlbeit.load("runs/mim")
     config = compose.override(Trained("runs/vl").config, ["init=runs/mim"])
     recipe = chaining.recipe_of(config)
-    objective = recipe.objective(read_checkpoint("runs/vl").meta).eval()
-    _start(recipe, objective, read_checkpoint("runs/mim"))
+    meta = read_checkpoint("runs/vl").meta
+    objective = recipe.objective(meta).eval()
+    _start(recipe, objective, read_checkpoint("runs/mim"), meta)
     image = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
         vl = objective.encoder(objective.encoder.embed_image(image))

@@ -84,7 +84,7 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
     with meta_errors((origin or folder).checkpoint):
         objective = recipe.objective(meta)
     if origin is None:
-        _start(recipe, objective, checkpoint)
+        _start(recipe, objective, checkpoint, meta)
     else:
         say(f"going on from step {origin.last_step()} of {origin.path}")
     plan = FitPlan.from_config(
@@ -194,8 +194,8 @@ def _meta(recipe: Recipe, records: Records, checkpoint: Checkpoint | None, origi
     return dist.broadcast_object(made)
 
 
-def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None) -> None:
-    """Weights of a run that begins."""
+def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None, meta: Meta) -> None:
+    """Weights of a run that begins; `meta` is its own."""
     recipe.start(objective)
     encoder: Any = getattr(objective, "encoder", None)
     source = None if checkpoint is None else checkpoint.encoder_spec
@@ -207,7 +207,7 @@ def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None) 
         return
     assert source is not None, "preflight refuses a tokenizer"
     check_fits(source, encoder.spec, str(checkpoint.path))
-    report = transfer(objective, checkpoint.state, source, encoder.spec)
+    report = transfer(objective, checkpoint.state, source, encoder.spec, (checkpoint.meta, meta))
     say(f"starting from {checkpoint.path}: {report.line()}")
 
 

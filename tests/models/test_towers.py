@@ -237,7 +237,7 @@ def test_towers_travel_between_runs(folders: dict[str, Path]) -> None:
         for parameter in source.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     report = transfer(target, source.state_dict(), source.encoder.spec, target.encoder.spec)
-    assert (report.new, report.left, report.adapted) == ([], [], [])
+    assert (report.missing, report.unexpected, report.resized) == ([], [], [])
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
 
 
@@ -247,7 +247,7 @@ def test_another_image_size(folders: dict[str, Path], name: str) -> None:
     source = Run(build(folders, image_tower=name))
     target = Run(build(folders, image_tower=name, image_size=(64, 96)))
     report = transfer(target, source.state_dict(), source.encoder.spec, target.encoder.spec)
-    assert report.new == report.left == []
+    assert report.missing == report.unexpected == []
     target.encoder.embed_image(torch.randn(1, 3, 64, 96))
     network = target.encoder.patch_embed.tower.network
     if name == "timm:test_vit":
@@ -255,7 +255,7 @@ def test_another_image_size(folders: dict[str, Path], name: str) -> None:
         reference.load_state_dict(weights_of(source.encoder, "image"), strict=False)
         reference.set_input_size((64, 96))
         assert torch.equal(network.pos_embed, reference.pos_embed)
-        assert "encoder.patch_embed.tower.network.pos_embed" in report.adapted
+        assert "encoder.patch_embed.tower.network.pos_embed" in report.resized
     if name == "open_clip:{clip}":
         old, new = (e.patch_embed.tower.network.positional_embedding for e in (source.encoder, target.encoder))
         assert torch.equal(old[0], new[0]) and len(old) == 1 + 2 * 4 and len(new) == 1 + 4 * 6
@@ -270,9 +270,9 @@ def test_a_foreign_tower_takes_the_place_of_ours_and_not_the_reverse(folders: di
     own, foreign = Run(build(folders)), Run(build(folders, image_tower="timm:test_vit", patch_size=16))
     check_fits(own.encoder.spec, foreign.encoder.spec, "runs/mim")
     report = transfer(foreign, own.state_dict(), own.encoder.spec, foreign.encoder.spec)
-    assert report.left == ["encoder.patch_embed.proj.bias", "encoder.patch_embed.proj.weight"]
-    assert {name.partition("encoder.")[2].partition(".")[0] for name in report.new} == {"patch_embed"}
-    assert "encoder.rel_pos.0.image" in report.adapted and "encoder.cls_token" in report.loaded
+    assert report.unexpected == ["encoder.patch_embed.proj.bias", "encoder.patch_embed.proj.weight"]
+    assert {name.partition("encoder.")[2].partition(".")[0] for name in report.missing} == {"patch_embed"}
+    assert "encoder.rel_pos.0.image" in report.resized and "encoder.cls_token" in report.loaded
     with pytest.raises(UsageError, match=r"set model\.image_tower=timm:test_vit, or init=none"):
         check_fits(foreign.encoder.spec, own.encoder.spec, "runs/vl")
 
@@ -280,7 +280,7 @@ def test_a_foreign_tower_takes_the_place_of_ours_and_not_the_reverse(folders: di
 def test_another_network_takes_no_weights_by_chance(folders: dict[str, Path]) -> None:
     first, second = (Run(build(folders, image_tower=name)) for name in ("timm:test_vit", "timm:test_vit2"))
     report = transfer(second, first.state_dict(), first.encoder.spec, second.encoder.spec)
-    assert not [name for name in (*report.loaded, *report.adapted) if "patch_embed" in name]
+    assert not [name for name in (*report.loaded, *report.resized) if "patch_embed" in name]
 
 
 def test_a_text_tower_goes_with_its_tokenizer(folders: dict[str, Path]) -> None:

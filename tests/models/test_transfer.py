@@ -46,35 +46,94 @@ def test_one_table_becomes_one_per_layer() -> None:
     report = take(target, source)
     image = torch.randn(2, 3, 32, 32)
     assert torch.equal(source.image(image), target.image(image))
-    assert report.left == ["encoder.mask_token"] and report.new == []
-    assert report.adapted == [f"encoder.rel_pos.{layer}.image" for layer in range(3)]
+    assert report.unexpected == ["encoder.mask_token"] and report.missing == []
+    assert report.resized == []
+    assert report.remapped == {f"encoder.rel_pos.{layer}.image": ("encoder.rel_pos.0.image",) for layer in range(3)}
     assert target.encoder.rel_pos[0].image is not target.encoder.rel_pos[1].image
 
 
 def test_another_image_size() -> None:
-    source, target = Tower(), Tower(image_size=(48, 64))
-    take(target, source)
-    expected = resize_rel_pos_bias_table(source.encoder.rel_pos[1].image.detach(), (6, 8), (11 * 15 + 3, 2))
+    source, target = Tower(image_size=(32, 48)), Tower(image_size=(40, 64))
+    report = take(target, source)
+    table = source.encoder.rel_pos[1].image.detach()
+    expected = resize_rel_pos_bias_table(table, (5, 8), (9 * 15 + 3, 2), old_window_size=(4, 6))
     torch.testing.assert_close(target.encoder.rel_pos[1].image.detach(), expected)
-    wide, square = Tower(image_size=(16, 40)), Tower(image_size=(32, 32))
-    take(square, wide)
-    expected = resize_rel_pos_bias_table(
-        wide.encoder.rel_pos[1].image.detach(), (4, 4), (52, 2), old_window_size=(2, 5)
-    )
-    torch.testing.assert_close(square.encoder.rel_pos[1].image.detach(), expected)
+    assert report.resized == [f"encoder.rel_pos.{layer}.image" for layer in range(3)] and report.missing == []
     source, target = Tower(positions="absolute"), Tower(positions="absolute", image_size=(64, 64))
     take(target, source)
     assert torch.equal(target.encoder.pos_embed[:, :1], source.encoder.pos_embed[:, :1])
     assert target.encoder.pos_embed.std() > 0.5 * source.encoder.pos_embed.std()
 
 
+WORDS = {"experts": ("image", "text"), "vocab_size": 20}
+
+
+@torch.no_grad()
+def test_shorter_texts_keep_what_they_say() -> None:
+    """The bias of any two words, and of CLS, is the same in the longer and in the shorter table."""
+    source, target = Tower(**WORDS, text_positions=12), Tower(**WORDS, text_positions=7)
+    report = take(target, source)
+    assert report.missing == [] and set(report.resized) == {f"encoder.rel_pos.{layer}.text" for layer in range(3)}
+    ids = torch.randint(0, 20, (2, 7))
+    outputs = [tower.encoder(tower.encoder.embed_text(ids)).x_BLD for tower in (source, target)]
+    assert torch.equal(*outputs)
+    parts = {**WORDS, "positions": "absolute"}
+    source, target = Tower(**parts, text_positions=12), Tower(**parts, text_positions=7)
+    assert take(target, source).missing == []
+    outputs = [tower.encoder(tower.encoder.embed_text(ids)).x_BLD for tower in (source, target)]
+    assert torch.equal(*outputs)
+
+
+def test_longer_texts_are_refused() -> None:
+    short, long = (EncoderSpec(**SMALL, **WORDS, text_positions=length) for length in (7, 12))
+    check_fits(long, short, "runs/mlm")
+    with pytest.raises(UsageError, match=r"texts can become shorter, not longer; set text\.positions=7"):
+        check_fits(short, long, "runs/mlm")
+
+
+def test_token_types_of_a_second_picture() -> None:
+    two, three = Tower(**WORDS), Tower(**WORDS, token_types=3)
+    assert "encoder.type_embed.weight" in take(three, two).resized
+    types = three.encoder.type_embed.weight
+    assert torch.equal(types[:2], two.encoder.type_embed.weight) and torch.equal(types[2], types[1])
+    fewer = Tower(**WORDS)
+    take(fewer, three)
+    assert torch.equal(fewer.encoder.type_embed.weight, types[:2])
+
+
+def test_answers_are_taken_by_their_names() -> None:
+    def head(answers: int) -> dict:
+        return {"answer": {"kind": "vqa", "dim": 32, "num_answers": answers}}
+
+    source, target = Tower(head(4)), Tower(head(5))
+    initial = target.heads["answer"][3].bias.detach().clone()
+    theirs, ours = {"answers": ["yes", "no", "red", "2"]}, {"answers": ["2", "blue", "yes", "no", "green"]}
+    report = transfer(target, source.state_dict(), source.encoder.spec, target.encoder.spec, (theirs, ours))
+    found, given = target.heads["answer"][3], source.heads["answer"][3]
+    assert torch.equal(found.weight[[2, 3, 0]], given.weight[[0, 1, 3]])
+    assert torch.equal(found.bias[[2, 3, 0]], given.bias[[0, 1, 3]])
+    assert torch.equal(found.bias[[1, 4]], initial[[1, 4]])
+    assert report.remapped["heads.answer.3.bias"] == ("3 of 5 rows of heads.answer.3.bias by their answers",)
+
+    same = Tower(head(4))
+    report = transfer(same, source.state_dict(), source.encoder.spec, same.encoder.spec, (theirs, theirs))
+    assert report.missing == report.resized == [] and torch.equal(same.heads["answer"][3].bias, given.bias)
+    other = Tower(head(4))
+    labels = (theirs, {"answers": ["a", "b", "c", "d"]})
+    report = transfer(other, source.state_dict(), source.encoder.spec, other.encoder.spec, labels)
+    assert report.missing == ["heads.answer.3.weight", "heads.answer.3.bias"]
+    with pytest.raises(DataError, match="head answer: a list of 3 labels for a classifier of width 4"):
+        labels = ({"answers": ["yes", "no", "red"]}, theirs)
+        transfer(other, source.state_dict(), source.encoder.spec, other.encoder.spec, labels)
+
+
 def test_heads_are_taken_where_they_fit() -> None:
     answers = {"answer": {"kind": "vqa", "dim": 32, "num_answers": 5}}
     source, same = Tower(answers), Tower(answers, final_norm=True)
     wider = Tower({"answer": {"kind": "vqa", "dim": 32, "num_answers": 6}})
-    assert take(same, source).new == []
+    assert take(same, source).missing == []
     assert torch.equal(same.heads["answer"][3].bias, source.heads["answer"][3].bias)
-    assert take(wider, source).new == ["heads.answer.3.weight", "heads.answer.3.bias"]
+    assert take(wider, source).missing == ["heads.answer.3.weight", "heads.answer.3.bias"]
 
 
 @pytest.mark.parametrize(

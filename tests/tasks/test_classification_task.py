@@ -175,7 +175,7 @@ def test_tower_of_a_vl_run_keeps_its_image_pass(records):
             parameter.normal_(std=0.05)
     state = {f"encoder.{name}": value for name, value in source.state_dict().items()}
     report = transfer(objective, state, source.spec, objective.encoder.spec)
-    assert not [name for name in report.new if name.startswith("encoder.")]
+    assert not [name for name in report.missing if name.startswith("encoder.")]
     with torch.no_grad():
         expected = source.eval()(source.embed_image(image), norm=False).x_BLD
         found = objective.encoder.eval()(objective.encoder.embed_image(image)).x_BLD

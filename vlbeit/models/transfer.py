@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
-from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from vlbeit.errors import UsageError
+from vlbeit.models.report import LoadReport
+from vlbeit.models.resizing import cut_text_table, reorder_rows, resize_embedding, resize_table
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.models.towers import IMAGE_TOWER, resized
-from vlbeit.nn.relpos import image_rows
+from vlbeit.types import Meta
 
 State = dict[str, Tensor]
 
 
-@dataclass
-class TransferReport:
-    """Names of parameters by what happened to them."""
-
-    loaded: list[str] = field(default_factory=list)
-    adapted: list[str] = field(default_factory=list)  # one table copied to every layer, or resized
-    new: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-
-    def line(self) -> str:
-        """One line for people, new and unused parts by their first two names."""
-        parts = [f"{len(self.loaded)} tensors taken"]
-        for word, names in (("adapted", self.adapted), ("new", self.new), ("not used", self.left)):
-            if names:
-                parts.append(f"{len(names)} {word} ({', '.join(_families(names))})")
-        return ", ".join(parts)
-
-
-def _families(names: list[str]) -> list[str]:
-    """`encoder.blocks.3.experts.text.mlp.fc1.weight` -> `text experts`, and the like; each once, in order."""
-    out: dict[str, None] = {}
-    for name in names:
-        parts = name.split(".")
-        if "experts" in parts:
-            out[f"{parts[parts.index('experts') + 1]} experts"] = None
-        elif parts[0] == "heads":
-            out[f"head {parts[1]}"] = None
-        else:
-            out[parts[1] if len(parts) > 1 else parts[0]] = None
-    return list(out)
+_CLASSIFIERS = {"answer": ("answers", "heads.answer.3."), "classification": ("classes", "heads.classification.fc.")}
 
 
 def check_fits(source: EncoderSpec, target: EncoderSpec, origin: str) -> None:
@@ -86,68 +56,115 @@ def check_fits(source: EncoderSpec, target: EncoderSpec, origin: str) -> None:
         raise UsageError(
             f"init={origin} has a vocabulary of {source.vocab_size}, this run {target.vocab_size}: use its tokenizer"
         )
-    if both_text and source.text_positions != target.text_positions:
+    if both_text and source.text_positions < target.text_positions:
         raise UsageError(
-            f"init={origin} has text.positions={source.text_positions}, this run {target.text_positions}: "
-            f"set text.positions={source.text_positions}"
+            f"init={origin} has text.positions={source.text_positions}, this run {target.text_positions}: texts can "
+            f"become shorter, not longer; set text.positions={source.text_positions}"
         )
 
 
 @torch.no_grad()
-def transfer(objective: nn.Module, state: State, source: EncoderSpec, target: EncoderSpec) -> TransferReport:
+def transfer(
+    objective: nn.Module,
+    state: State,
+    source: EncoderSpec,
+    target: EncoderSpec,
+    labels: tuple[Meta, Meta] = ({}, {}),
+) -> LoadReport:
     """Copy into `objective` every parameter of `state` that has a place there, adapting positions on the way.
 
-    One position table becomes a table per layer before any resizing; image tables follow the new patch grid
-    (geometric sequence for relative tables, as BEiT; bicubic for absolute ones). A head is taken where its shapes
-    are the same.
+    One position table becomes a table per layer before any resizing; image tables follow the new patch grid (geometric
+    sequence for relative tables, as BEiT; bicubic for absolute ones), text tables are cut to a shorter length. A head
+    is taken where its shapes are the same; where the `labels`, the metas of the weights and of the objective, both list
+    its answers or classes, its rows are taken by those.
+
+    Raises UsageError where nothing fits, DataError where a list of labels is not as long as its classifier.
     """
-    report = TransferReport()
+    report = LoadReport()
+    own = objective.state_dict()
     state = _adapt_positions(dict(state), source, target, report)
     left = _drop_other_towers(state, source, target)
     if target.vocab_size is None:
         _fold_type(state, report)
-    own = objective.state_dict()
+    else:
+        _fit_texts(state, source, target, report)
+    _by_labels(state, own, *labels, report)
     for name, value in own.items():
         given = state.pop(name, None)
         if given is None or given.shape != value.shape:
-            report.new.append(name)
+            report.missing.append(name)
             continue
         value.copy_(given)
-        if name not in report.adapted:
+        if name not in report.resized:
             report.loaded.append(name)
-    report.adapted = [name for name in report.adapted if name in own]
-    lost = [name for name in report.new if f".{IMAGE_TOWER}." in name]
+    taken = {*report.loaded, *report.resized}
+    report.resized = [name for name in report.resized if name in own]
+    report.remapped = {name: theirs for name, theirs in report.remapped.items() if name in taken}
+    lost = [name for name in report.missing if f".{IMAGE_TOWER}." in name]
     if lost and source.image_tower == target.image_tower:
         raise UsageError(f"model.image_tower={target.image_tower} cannot follow data.image_size={target.image_size}")
-    report.left = sorted([*state, *left])
+    report.unexpected = sorted([*state, *left])
     if not report.loaded:
         raise UsageError("no weight of init fits this run: is it a run of another kind?")
     return report
 
 
-def _adapt_positions(state: State, source: EncoderSpec, target: EncoderSpec, report: TransferReport) -> State:
+def _adapt_positions(state: State, source: EncoderSpec, target: EncoderSpec, report: LoadReport) -> State:
     if source.positions == "shared" and target.positions == "per_layer":
         for part in ("image", "cross", "text"):
             table = state.pop(f"encoder.rel_pos.0.{part}", None)
             for layer in range(target.depth if table is not None else 0):
                 state[f"encoder.rel_pos.{layer}.{part}"] = table.clone()  # type: ignore[union-attr]
-                report.adapted.append(f"encoder.rel_pos.{layer}.{part}")
+                report.remapped[f"encoder.rel_pos.{layer}.{part}"] = (f"encoder.rel_pos.0.{part}",)
     same_tower = target.image_tower == source.image_tower != "own"
     if same_tower and target.image_size is not None and target.image_size != source.image_size:
         for name, value in resized(state, source, target.image_size).items():
             if name not in state or value.shape != state[name].shape:
-                report.adapted.append(name)
+                report.resized.append(name)
             state[name] = value
     if source.grid and target.grid and source.grid != target.grid:
         for name, value in state.items():
             if name.startswith("encoder.rel_pos.") and name.endswith(".image"):
-                shape = (image_rows(target.grid), value.shape[1])
-                state[name] = resize_rel_pos_bias_table(value, target.grid, shape, old_window_size=source.grid)
-                report.adapted.append(name)
+                state[name] = resize_table(value, source.grid, target.grid)
+                report.resized.append(name)
             elif name == "encoder.pos_embed":
-                state[name] = resample_abs_pos_embed(value, list(target.grid), list(source.grid), num_prefix_tokens=1)
-                report.adapted.append(name)
+                state[name] = resize_embedding(value, source.grid, target.grid)
+                report.resized.append(name)
     return state
+
+
+def _fit_texts(state: State, source: EncoderSpec, target: EncoderSpec, report: LoadReport) -> None:
+    """Positions of a shorter longest text; as many token types as the target has."""
+    length = target.text_positions
+    for name in list(state) if source.text_positions > length else ():
+        if name.startswith("encoder.rel_pos.") and name.endswith(".text"):
+            state[name] = cut_text_table(state[name], length)
+            report.resized.append(name)
+        elif name == "encoder.text_embed.position_embeddings.weight":
+            state[name] = state[name][:length]
+            report.resized.append(name)
+    types = state.get("encoder.type_embed.weight")
+    if types is not None and len(types) != target.token_types:
+        # the type of a second picture begins as that of the first (VLMo)
+        rows = [min(row, 1) if row >= len(types) else row for row in range(target.token_types)]
+        state["encoder.type_embed.weight"] = types[rows]
+        report.resized.append("encoder.type_embed.weight")
+
+
+def _by_labels(state: State, own: State, theirs: Meta, ours: Meta, report: LoadReport) -> None:
+    """Rows of a classifier by what they stand for, where both sides say it."""
+    for head, (key, prefix) in _CLASSIFIERS.items():
+        for name in (f"{prefix}weight", f"{prefix}bias"):
+            if key not in theirs or key not in ours or name not in state or name not in own:
+                continue
+            rows, found = reorder_rows(state[name], own[name], theirs[key], ours[key], head)
+            if not found:
+                del state[name]  # rows of other things would be no better than initial ones
+                continue
+            state[name] = rows
+            if theirs[key] != ours[key]:
+                report.resized.append(name)
+                report.remapped[name] = (f"{found} of {len(rows)} rows of {name} by their {key}",)
 
 
 def _drop_other_towers(state: State, source: EncoderSpec, target: EncoderSpec) -> list[str]:
@@ -161,10 +178,10 @@ def _drop_other_towers(state: State, source: EncoderSpec, target: EncoderSpec) -
     return replaced
 
 
-def _fold_type(state: State, report: TransferReport) -> None:
+def _fold_type(state: State, report: LoadReport) -> None:
     """An image tower has no type embedding: what was learned there goes where it is added in the image pass."""
     types = state.pop("encoder.type_embed.weight", None)
     for name in ("encoder.cls_token", "encoder.patch_embed.proj.bias"):
         if types is not None and name in state:
             state[name] = state[name] + types[1]
-            report.adapted.append(name)
+            report.remapped[name] = (name, "encoder.type_embed.weight")
