@@ -13,7 +13,8 @@ from vlbeit import compose, registry
 from vlbeit.config import RunConfig
 from vlbeit.engine.folder import RunFolder
 from vlbeit.errors import UsageError
-from vlbeit.models.checkpoint import read_head
+from vlbeit.models.checkpoint import locate, read_head
+from vlbeit.models.foreign import is_foreign
 from vlbeit.task import Recipe, Stage
 
 BUILT_IN = "scenes"
@@ -109,8 +110,9 @@ def planned_steps(folder: RunFolder) -> int | None:
 
 
 def has_checkpoint(path: str) -> bool:
-    """Whether a run or a checkpoint folder lies there that can be loaded."""
-    return any((Path(path) / part / "config.json").is_file() for part in ("checkpoint", "."))
+    """Whether a run, or a checkpoint of ours or of others, lies there that can be loaded."""
+    place, _ = locate(path)
+    return any((place / part / "config.json").is_file() for part in ("checkpoint", ".")) or is_foreign(place)
 
 
 def _is_ready(path: str) -> bool:

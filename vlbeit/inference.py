@@ -116,7 +116,12 @@ def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
 
 
 def _config(checkpoint: Checkpoint) -> RunConfig:
-    """The config that the checkpoint carries."""
+    """The config that the checkpoint carries. UsageError for one of others, which carries none."""
+    if not checkpoint.config:
+        raise UsageError(
+            f"{checkpoint.path} is no run of vlbeit: `vlbeit train task=... init={checkpoint.path}` fine-tunes it, and "
+            f"vlbeit.load reads it"
+        )
     return compose.from_values(checkpoint.config, str(checkpoint.path / "config.json"))
 
 

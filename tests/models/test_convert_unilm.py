@@ -127,7 +127,7 @@ def test_published_widths_need_no_hint(unilm) -> None:
 @pytest.mark.parametrize(
     ("kind", "parts", "hints", "message"),
     [
-        ("beit", {"positions": "absolute"}, {}, r"num_heads=12, --num-heads 12"),
+        ("beit", {"positions": "absolute"}, {}, r"num_heads=12\), or `vlbeit convert FILE DIR --num-heads 12`"),
         ("beit", {"positions": "absolute"}, {"num_heads": 7}, "num_heads=7 does not divide the width 24"),
         ("beit", {}, {"num_heads": 3}, "num_heads=3, but the position tables are of 2"),
         ("beit", {}, {"image_size": (384, 384)}, "732 rows, which do not fit image_size=384"),

@@ -3,81 +3,60 @@
 config.json         what the parts are, the run's config, the SHA-256 of the weights; written last
 model.safetensors   every weight of the objective: encoder.*, heads.*, ...
 answers.json, classes.json, tokenizer.json      one file per key of the meta
+
+Files and folders of others (`vlbeit.models.foreign`) are read into the same `Checkpoint`, without config and meta.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vlbeit import __version__, files
+from vlbeit.config import DataConfig
 from vlbeit.errors import DataError, UsageError
+from vlbeit.models.convert.layout import Hints
 from vlbeit.models.dvae import DVAE
-from vlbeit.models.encoder import MoMEEncoder, join
+from vlbeit.models.encoder import MoMEEncoder
+from vlbeit.models.foreign import from_state, is_foreign, read_description, read_foreign
 from vlbeit.models.heads import KINDS, Heads
+from vlbeit.models.model import Model
+from vlbeit.models.report import LoadReport
 from vlbeit.models.spec import EncoderSpec
-from vlbeit.types import Meta, Tokens
+from vlbeit.types import Meta
 
 FORMAT = 1
 
 
 @dataclass
 class Checkpoint:
-    """A checkpoint folder as read from disk."""
+    """A checkpoint as read from disk. One of others has no config and no meta: both are {}."""
 
     path: Path
     description: dict[str, Any]
     config: dict[str, Any]
     meta: Meta
     state: dict[str, Tensor]
+    report: LoadReport = field(default_factory=LoadReport)
 
     @property
     def encoder_spec(self) -> EncoderSpec | None:
         """The encoder's spec; None for a tokenizer."""
         return spec_of(self.description, self.path)
 
-
-@dataclass
-class Model:
-    """A trained encoder with the heads found beside it, in evaluation mode on the CPU."""
-
-    encoder: MoMEEncoder | None
-    heads: Heads
-    dvae: DVAE | None
-    meta: Meta
-    config: dict[str, Any]
-
-    @torch.no_grad()
-    def encode(
-        self, image: Tensor | None = None, text_ids: Tensor | None = None, text_keep: Tensor | None = None
-    ) -> Tokens:
-        """Any of the three passes: final, normalised tokens, text first when both are given.
-
-        Args:
-            image: [B, 3, height, width], normalised as in training.
-            text_ids: [B, T]; text_keep: [B, T], False on padding.
-
-        Raises:
-            ValueError: neither is given, or the encoder lacks the part.
-        """
-        if self.encoder is None:
-            raise ValueError("this checkpoint has no encoder: a tokenizer run gives `dvae` alone")
-        parts = []
-        if text_ids is not None:
-            parts.append(self.encoder.embed_text(text_ids, text_keep))
-        if image is not None:
-            parts.append(self.encoder.embed_image(image))
-        if not parts:
-            raise ValueError("encode() needs an image, text_ids or both")
-        return self.encoder(join(*parts) if len(parts) > 1 else parts[0])
+    @property
+    def normalize(self) -> str:
+        """`data.normalize` of its pictures."""
+        told = self.description.get("normalize", DataConfig.normalize)
+        return (self.config.get("data") or {}).get("normalize", told)
 
 
 def save_checkpoint(
@@ -119,9 +98,21 @@ def checkpoint_folder(path: str | Path) -> Path:
     raise DataError(f"{path}: holds no checkpoint/config.json; has the run finished its first evaluation?")
 
 
+def locate(source: str | Path) -> tuple[Path, Hints]:
+    """Where a checkpoint lies, and what is known of it beside its tensors."""
+    return Path(source), Hints()
+
+
 def read_head(path: str | Path) -> dict[str, Any]:
-    """`config.json` of a run or checkpoint folder, no weights. Raises DataError naming the file."""
-    file = checkpoint_folder(path) / "config.json"
+    """`config.json` of a run or checkpoint folder, no weights; of a checkpoint of others, what would stand there.
+
+    Raises DataError naming the file.
+    """
+    place, hints = locate(path)
+    if is_foreign(place):
+        description = read_description(place, hints)
+        return {"format": FORMAT, "description": description, "config": {}, "meta": [], "sha256": ""}
+    file = checkpoint_folder(place) / "config.json"
     try:
         head = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -144,16 +135,33 @@ def spec_of(description: dict[str, Any], origin: str | Path) -> EncoderSpec | No
         raise DataError(f"{origin}/config.json: the encoder is not described rightly ({error})") from error
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a run or checkpoint folder; the weights' hash is compared. Raises DataError naming the file."""
-    folder, head = checkpoint_folder(path), read_head(path)
+def read_checkpoint(path: str | Path, hints: Hints | None = None, allow: Sequence[str] = ()) -> Checkpoint:
+    """Read a run or checkpoint folder (its weights' hash is compared), or a file or folder of others.
+
+    Args:
+        hints: what the tensors of a foreign file cannot tell.
+        allow: names, or patterns with `*`, that a foreign file may lack or have in excess.
+
+    Raises:
+        DataError: it cannot be read, or lacks something; names the file.
+        UsageError: a hint is needed, or given for a run of ours, which needs none.
+    """
+    place, known = locate(path)
+    if is_foreign(place):
+        found = read_foreign(place, known if hints is None else hints.over(known), allow)
+        return Checkpoint(place, found.description, {}, {}, found.state, found.report)
+    if hints is not None:
+        checkpoint_folder(place)
+        raise UsageError(f"{path} is a checkpoint of vlbeit, which says all of itself: leave num_heads= and such out")
+    folder, head = checkpoint_folder(place), read_head(place)
     meta = read_meta(folder, head["meta"])
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise DataError(f"{weights} is missing: copy the folder again")
     if files.sha256(weights) != head["sha256"]:
         raise DataError(f"{weights} differs from the hash in config.json: damaged, or half copied; copy it again")
-    return Checkpoint(folder, head["description"], head["config"], meta, load_file(weights))
+    state = load_file(weights)
+    return Checkpoint(folder, head["description"], head["config"], meta, state, LoadReport(loaded=list(state)))
 
 
 def read_meta(folder: Path, names: Iterable[str] | None = None) -> Meta:
@@ -181,9 +189,46 @@ def meta_errors(folder: Path) -> Iterator[None]:
         raise DataError(f"{file} is missing, and the run needs it: restore it from a copy of the run") from error
 
 
-def load(path: str | Path) -> Model:
-    """Load a run or checkpoint folder: encoder, heads, meta and config. Nothing named in the file is imported."""
-    found = read_checkpoint(path)
+def load(
+    source: str | Path | Mapping[str, Any],
+    *,
+    num_heads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    text_positions: int | None = None,
+    early_layers: int | None = None,
+    normalize: str | None = None,
+    allow: Sequence[str] = (),
+) -> Model:
+    """Load a trained model: every expert and head that its weights have. Nothing named in a file is imported or run.
+
+    Says on standard error, and in `model.report`, what became of the tensors.
+
+    Args:
+        source: a run or checkpoint folder, a file or folder of others (their layout is recognised), or a state dict.
+        num_heads: of a model with absolute positions that is no published size.
+        image_size: side in pixels or (height, width), where the position table does not tell it.
+        text_positions: longest text of a VLMo table, where it is not the published 196.
+        early_layers: after how many blocks BEiT v2's patch aggregation taps; None: three below the top, as published.
+        normalize: half | imagenet: how its pictures are normalised; None: as usual for the layout.
+        allow: names, or patterns with `*`, that a foreign file may lack or have in excess.
+
+    Raises:
+        DataError: it cannot be read, is in no known layout, or lacks something; one line that names it.
+        UsageError: one of the arguments above is needed, or contradicts the tensors.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    given = Hints(num_heads, size, text_positions, early_layers, normalize)
+    if isinstance(source, Mapping):
+        converted = from_state(source, given, allow)
+        found = Checkpoint(Path("state dict"), converted.description, {}, {}, converted.state, converted.report)
+    else:
+        found = read_checkpoint(source, None if given == Hints() else given, allow)
+    model = _built(found)
+    print(f"{found.path}: {model.report.line()}", file=sys.stderr)
+    return model
+
+
+def _built(found: Checkpoint) -> Model:
     spec = found.encoder_spec
     encoder = None if spec is None else MoMEEncoder(spec)
     known = {n: s for n, s in found.description.get("heads", {}).items() if s.get("kind") in KINDS}
@@ -196,14 +241,15 @@ def load(path: str | Path) -> Model:
     for prefix, module in (("encoder.", encoder), ("heads.", heads), (dvae_prefix, dvae)):
         if module is not None:
             _fill(module, found, prefix)
-    return Model(encoder, heads, dvae, found.meta, found.config)
+    return Model(encoder, heads, dvae, found.meta, found.config, found.normalize, found.report)
 
 
 def _fill(module: nn.Module, found: Checkpoint, prefix: str) -> None:
-    own = set(module.state_dict())
+    """The weights below `prefix`; what the report calls missing was allowed to be, and keeps its initial values."""
+    own = set(module.state_dict()) - {name.removeprefix(prefix) for name in found.report.missing}
     state = {name.removeprefix(prefix): v for name, v in found.state.items() if name.startswith(prefix)}
     missing = sorted(own - set(state))
     if missing:
         raise DataError(f"{found.path}/model.safetensors: lacks {prefix}{missing[0]} ({len(missing)} tensors)")
-    module.load_state_dict({name: state[name] for name in own})
+    module.load_state_dict({name: state[name] for name in own}, strict=False)
     module.eval()

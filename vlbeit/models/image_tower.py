@@ -74,7 +74,7 @@ class ImageTower(nn.Module):
 
     @classmethod
     def from_run(cls, path: str | Path) -> ImageTower:
-        """The image part of a run or checkpoint folder, in evaluation mode; of a classification run with its classes.
+        """The image part of a run, or of any checkpoint, in evaluation mode; of a classifier with its classes.
 
         Raises DataError for a folder that cannot be read, ValueError for a run without images.
         """
@@ -92,9 +92,9 @@ class ImageTower(nn.Module):
             towers={name: facts for name, facts in source.towers.items() if name == "image"},
         )
         classes = found.description.get("heads", {}).get("classification", {}).get("num_classes", 0)
-        data = DataConfig(normalize=found.config.get("data", {}).get("normalize", DataConfig.normalize))
-        mean, std = RunConfig(data=data).normalization
-        tower = cls(MoMEEncoder(spec), classes, mean=mean, std=std)
+        pool = found.description.get("heads", {}).get("classification", {}).get("pool", "avg")
+        mean, std = RunConfig(data=DataConfig(normalize=found.normalize)).normalization
+        tower = cls(MoMEEncoder(spec), classes, pool, mean=mean, std=std)
         names = {"heads.classification.fc.": "head.", "heads.classification.fc_norm.": "fc_norm."}
         state = found.state
         for theirs, ours in names.items():

@@ -53,8 +53,10 @@ def check_fits(source: EncoderSpec, target: EncoderSpec, origin: str) -> None:
             f"set model.text_tower={source.text_tower}, start from a run without text, or init=none"
         )
     if both_text and source.vocab_size != target.vocab_size:
+        official = source.vocab_size == 30522
         raise UsageError(
             f"init={origin} has a vocabulary of {source.vocab_size}, this run {target.vocab_size}: use its tokenizer"
+            + (" (text.tokenizer=bert-base-uncased is that of official VLMo files)" if official else "")
         )
     if both_text and source.text_positions < target.text_positions:
         raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -25,6 +25,11 @@ class Hints:
     text_positions: int | None = None
     early_layers: int | None = None
     normalize: str | None = None
+
+    def over(self, other: Hints) -> Hints:
+        """These, and those of `other` where nothing is said here."""
+        said = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        return replace(other, **said)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.convert.layout import Converted, Hints, State
-from vlbeit.models.convert.tables import hint_grid, image_grid
+from vlbeit.models.convert.tables import hint_grid, image_grid, say
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.heads import Heads
 from vlbeit.models.presets import PRESETS
@@ -168,7 +168,10 @@ def _positions(
             )
         return grid, "absolute"
     if side * side != patches:
-        raise UsageError(f"pos_embed has {patches} patches, no square: say image_size=(height, width)")
+        raise UsageError(
+            f"pos_embed has {patches} patches, no square. The size of its pictures would tell; "
+            f"{say('image_size=(HEIGHT, WIDTH)', '--image-size HEIGHT WIDTH')}"
+        )
     return (side, side), "absolute"
 
 
@@ -197,7 +200,7 @@ def _num_heads(state: State, dim: int, depth: int, hints: Hints) -> int:
         if not heads:
             raise UsageError(
                 f"absolute positions do not tell the number of attention heads, and no published model is {dim} wide "
-                f"and {depth} deep: say it (num_heads=12, --num-heads 12)"
+                f"and {depth} deep; {say('num_heads=12', '--num-heads 12')}"
             )
     if heads < 1 or dim % heads:
         wrong = UsageError if table is None else DataError

@@ -19,6 +19,11 @@ PUBLISHED_TEXT = 196  # T0 of every published VLMo model
 _PARTS = ("image", "cross", "text")
 
 
+def say(hint: str, option: str) -> str:
+    """How to give a hint that is needed."""
+    return f"say it: vlbeit.load(FILE, {hint}), or `vlbeit convert FILE DIR {option}`"
+
+
 def square_grid(rows: int) -> tuple[int, int] | None:
     """The square patch grid of an image table with so many rows; None where there is none."""
     side = math.isqrt(max(rows - 3, 0))
@@ -36,8 +41,8 @@ def joint_grid(rows: int, patch_size: int, hints: Hints) -> tuple[int, int]:
         grid = square_grid(rows - 2 - text_rows(length))
         if grid is None:
             raise UsageError(
-                f"{JOINT_TABLE} has {rows} rows: {length} text distances leave no square grid of patches; say the size "
-                f"of its pictures (image_size=224, --image-size 224)"
+                f"{JOINT_TABLE} has {rows} rows: {length} text distances leave no square grid of patches. The size of "
+                f"its pictures would tell; {say('image_size=224', '--image-size 224')}"
             )
         return grid
     grid = hint_grid(hints.image_size, patch_size)
@@ -63,8 +68,8 @@ def image_grid(rows: int, patch_size: int, hints: Hints, name: str) -> tuple[int
     if hints.image_size is None:
         if found is None:
             raise UsageError(
-                f"{name} has {rows} rows, the patches are no square: say the size of its pictures "
-                f"(image_size=(height, width))"
+                f"{name} has {rows} rows, the patches are no square. The size of its pictures would tell; "
+                f"{say('image_size=(HEIGHT, WIDTH)', '--image-size HEIGHT WIDTH')}"
             )
         return found
     grid = hint_grid(hints.image_size, patch_size)

@@ -1,0 +1,113 @@
+"""Runs that start from official files: what is taken, what is said, what is refused before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vlbeit
+from vlbeit.cli import main
+
+TINY = (
+    "model.embed_dim=24",
+    "model.depth=4",
+    "model.num_heads=2",
+    "model.fused_layers=2",
+    "model.layer_scale=0.1",
+    "data.workers=0",
+    "global_batch_size=4",
+    "micro_batch_size=2",
+    "steps=1",
+    "data.limit=12",
+    "data.image_size=48",
+    "optim.lr=1e-12",
+    "optim.warmup_steps=0",
+)
+
+
+@pytest.fixture(scope="session")
+def unilm() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("unilm_names", Path(__file__).parent / "models" / "unilm_names.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def train(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """`vlbeit train` in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["train", f"data.root={scenes}", *TINY, *words])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+def test_classification_from_a_fine_tuned_beit(train, unilm) -> None:
+    state = unilm.beit(grid=(2, 2), classes=1000)
+    torch.save({"model": state}, "beit.pth")
+    code, out, _ = train("stage=mim", "task=classification", "init=beit.pth")
+    assert code == 0
+    said = next(line for line in out.splitlines() if line.startswith("starting from beit.pth: "))
+    assert "4 resized (rel_pos)" in said and "2 new (head classification)" in said
+    own = load_file("runs/mim-classification/checkpoint/model.safetensors")
+    torch.testing.assert_close(own["encoder.blocks.2.attn.qkv.weight"], state["blocks.2.attn.qkv.weight"])
+    torch.testing.assert_close(own["heads.classification.fc_norm.bias"], state["fc_norm.bias"])
+    last = state["blocks.1.attn.relative_position_bias_table"][-3:]
+    torch.testing.assert_close(own["encoder.rel_pos.1.image"][-3:], last)
+    assert vlbeit.load("runs/mim-classification").encoder.spec.image_size == (48, 48)
+
+
+def test_vl_from_a_pretrained_vlmo(train, unilm) -> None:
+    torch.save({"state_dict": unilm.vlmo(side=3, parts=("itc", "itm", "mlm"))}, "vlmo.pt")
+    code, out, err = train("stage=vl", "init=vlmo.pt")
+    words = int(re.search(r"has a vocabulary of 30, this run (\d+): use its tokenizer", err)[1])
+    assert code == 2 and not Path("runs").exists()
+    state = unilm.vlmo(side=3, parts=("itc", "itm", "mlm"), words=words)
+    torch.save({"state_dict": state}, "vlmo.pt")
+    code, out, _ = train("stage=vl", "init=vlmo.pt", "text.positions=196")
+    said = next(line for line in out.splitlines() if line.startswith("starting from vlmo.pt: "))
+    assert code == 0 and "new (" not in said and "not used" not in said and "resized" not in said
+    own = load_file("runs/vl/checkpoint/model.safetensors")
+    torch.testing.assert_close(own["heads.contrast_fused.logit_scale"], state["logit_vl_scale"])
+    torch.testing.assert_close(own["encoder.rel_pos.3.text"], state["relative_position_bias_table"][-392:, 6:])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("model.depth=3",), "init=beit.pth has model.depth=4, this run has 3"),
+        (("init=none.pth",), "init=none.pth: no run or checkpoint there"),
+        (("init=text.pth",), "text.pth"),
+        (("init=other.pth",), "other.pth: 1 tensors named fc.weight, ...: not a BEiT, VLMo or image tokenizer"),
+        (("init=extra.pth",), r"extra.pth (unilm BEiT): 1 have no place (extra.bias)"),
+        (("init=absolute.pth",), "`vlbeit convert FILE DIR --num-heads 12`"),
+    ],
+)
+def test_what_is_refused_before_any_work(train, unilm, words: tuple[str, ...], message: str) -> None:
+    state = unilm.beit(grid=(3, 3))
+    torch.save(state, "beit.pth")
+    torch.save({**state, "extra.bias": torch.zeros(1)}, "extra.pth")
+    torch.save({"fc.weight": torch.zeros(2, 2)}, "other.pth")
+    torch.save(unilm.beit(grid=(3, 3), positions="absolute"), "absolute.pth")
+    Path("text.pth").write_text("not weights")
+    init = () if any(word.startswith("init=") for word in words) else ("init=beit.pth",)
+    code, _, err = train("stage=mim", "task=classification", *init, *words)
+    assert code in (1, 2) and message in err and err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_official_files_have_no_task_of_their_own(unilm, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(unilm.beit(grid=(3, 3), classes=3), tmp_path / "beit.pth")
+    assert main(["evaluate", str(tmp_path / "beit.pth")]) == 2
+    assert "is no run of vlbeit: `vlbeit train task=" in capsys.readouterr().err

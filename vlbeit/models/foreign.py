@@ -1,0 +1,108 @@
+"""Checkpoints of others: told from our own, read, and brought under our names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from vlbeit.errors import DataError, UserError
+from vlbeit.models.convert import Hints, convert
+from vlbeit.models.convert.layout import State
+from vlbeit.models.report import LoadReport
+from vlbeit.models.weights import read_weights
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*_model_states.pt", "latest")
+_WRAPPERS = ("model", "module", "state_dict")
+
+
+class Foreign(NamedTuple):
+    """A checkpoint in our terms: what a `Checkpoint` is made of."""
+
+    description: dict[str, Any]
+    state: State
+    report: LoadReport
+
+
+Key = tuple[Any, ...]
+_descriptions: dict[Key, dict[str, Any]] = {}  # of the files that were read
+_waiting: dict[Key, Foreign] = {}  # the last file whose description was asked for: its weights go to the next reader
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file, or a folder with weights that is no run and no checkpoint of ours, lies there."""
+    if not path.is_dir():
+        return path.is_file()
+    if (path / "checkpoint" / "config.json").is_file() or _is_ours(path / "config.json"):
+        return False
+    return any(any(path.glob(pattern)) for pattern in _WEIGHTS)
+
+
+def read_foreign(path: Path, hints: Hints, allow: Sequence[str] = ()) -> Foreign:
+    """The file or folder in our terms; `allow` has patterns of names that may be missing or in excess.
+
+    Raises DataError, naming the file, where it cannot be read, is in no known layout or lacks something that is not
+    expected; UsageError where a hint is needed.
+    """
+    return _waiting.pop(_key(path, hints, allow), None) or _read(path, hints, allow)
+
+
+def read_description(path: Path, hints: Hints, allow: Sequence[str] = ()) -> dict[str, Any]:
+    """Its description alone. The weights, which tell it, are kept for the `read_foreign` that follows."""
+    key = _key(path, hints, allow)
+    if key not in _descriptions:
+        found = _read(path, hints, allow)
+        _waiting.clear()
+        _waiting[key] = found
+        _descriptions[key] = found.description
+    return _descriptions[key]
+
+
+def from_state(
+    state: Mapping[str, Any], hints: Hints, allow: Sequence[str] = (), origin: str = "state dict"
+) -> Foreign:
+    """A state dict, or the dict of a training state around it, in our terms. Raises as `read_foreign`, by `origin`."""
+    for key in _WRAPPERS:
+        state = state[key] if isinstance(state.get(key), Mapping) else state
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    if not tensors:
+        raise DataError(f"{origin}: no tensors in it")
+    return _converted(tensors, hints, allow, origin)
+
+
+def _read(path: Path, hints: Hints, allow: Sequence[str]) -> Foreign:
+    return _converted(read_weights(path, allow=allow), hints, allow, str(path))
+
+
+def _converted(state: State, hints: Hints, allow: Sequence[str], origin: str) -> Foreign:
+    try:
+        found = convert(state, hints)
+    except UserError as error:
+        raise type(error)(f"{origin}: {error}") from error
+    report = LoadReport(
+        loaded=list(found.state), remapped=dict(found.sources), missing=found.missing, unexpected=found.unexpected
+    )
+    report.check(f"{origin} ({found.layout})", allow=allow)
+    return Foreign(found.description, found.state, report)
+
+
+def _is_ours(file: Path) -> bool:
+    """A config.json of a checkpoint of ours; also one that is damaged, where reading it will say so."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return isinstance(values, dict) and bool({"sha256", "description", "vlbeit"} & values.keys())
+
+
+def _key(path: Path, hints: Hints, allow: Sequence[str]) -> Key:
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    stamps = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return (path.absolute(), stamps, hints, tuple(allow))
