@@ -139,7 +139,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (("stage=mlm", "run=new", "init=runs/nothing"), "init=runs/nothing: no run or checkpoint there"),
         (("stage=mlm", "run=new", "init=runs/pixels", "model.embed_dim=64"), "has model.embed_dim=32, this run has 64"),
         (("stage=mlm", "run=new", "init=runs/pixels", "model.depth=2"), "has model.depth=3, this run has 2: set"),
-        (("stage=vl", "init=runs/mlm", "text.positions=250"), "set text.positions=196"),
+        (("stage=vl", "init=runs/mlm", "text.positions=50"), "not longer; set text.positions=32"),
         (("stage=mim", "stage.tokenizer=runs/mlm"), "is a run of stage=mlm; a run of stage=tokenizer is needed"),
         (("stage=mim", "stage.tokenizer=runs/none"), "runs/none is missing"),
         ((*PIXELS, "data.root=${nowhere}"), "data.root: Interpolation key 'nowhere' not found"),
