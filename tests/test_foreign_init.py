@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 import vlbeit
 from vlbeit.cli import main
+from vlbeit.models import fetch
+from vlbeit.models.known import KNOWN, Published
 
 TINY = (
     "model.embed_dim=24",
@@ -83,11 +85,28 @@ def test_vl_from_a_pretrained_vlmo(train, unilm) -> None:
     torch.testing.assert_close(own["encoder.rel_pos.3.text"], state["relative_position_bias_table"][-392:, 6:])
 
 
+def test_a_published_name(train, unilm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the table of names knows beside the tensors is used; the file is fetched by its name."""
+    torch.save(unilm.beit(grid=(3, 3), positions="absolute", layer_scale=False), "kept.pth")
+    hints = {"num_heads": 3, "image_size": (48, 48), "normalize": "imagenet"}
+    known = Published("toy_beit", "a toy", "mim", ("https://x/toy.pth",), "MIT", "", hints)
+    monkeypatch.setitem(KNOWN, "toy_beit", known)
+    monkeypatch.setattr(fetch, "fetch", lambda published, report: Path("kept.pth"))
+    model = vlbeit.load("toy_beit")
+    assert model.encoder.spec.num_heads == 3 and model.normalize == "imagenet"
+    assert vlbeit.load("toy_beit", num_heads=2).encoder.spec.num_heads == 2
+    words = ("model.num_heads=3", "model.positions=absolute", "model.layer_scale=0.0")
+    code, out, _ = train("stage=mim", "task=classification", "init=toy_beit", *words)
+    assert code == 0 and "starting from kept.pth: " in out
+    code, _, err = train("stage=mim", "task=classification", "init=toy_beid", "run=other", *words)
+    assert code == 2 and "init=toy_beid: no such file" in err and "did you mean toy_beit?" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("model.depth=3",), "init=beit.pth has model.depth=4, this run has 3"),
-        (("init=none.pth",), "init=none.pth: no run or checkpoint there"),
+        (("init=none.pth",), "init=none.pth: no such file or folder, and no published name"),
         (("init=text.pth",), "text.pth"),
         (("init=other.pth",), "other.pth: 1 tensors named fc.weight, ...: not a BEiT, VLMo or image tokenizer"),
         (("init=extra.pth",), r"extra.pth (unilm BEiT): 1 have no place (extra.bias)"),

@@ -61,10 +61,8 @@ def missing_runs(config: RunConfig) -> list[RunConfig]:
     init = init_of(config)
     if init is not None and config.init == "auto":
         wanted[init] = Path(init).name
-    elif init is not None and not has_checkpoint(init):
-        raise UsageError(
-            f"init={init}: no run or checkpoint there; `vlbeit runs` lists the runs, init=none starts anew"
-        )
+    elif init is not None:
+        _check_named(init)
     missing: dict[str, RunConfig] = {}
     for path, stage in wanted.items():
         if _is_ready(path):
@@ -109,8 +107,20 @@ def planned_steps(folder: RunFolder) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
+def _check_named(init: str) -> None:
+    """UsageError unless what the user named is there."""
+    try:
+        found = has_checkpoint(init)
+    except UsageError as error:
+        raise UsageError(f"init={error}; init=none starts anew") from error
+    if not found:
+        raise UsageError(
+            f"init={init}: no run or checkpoint there; `vlbeit runs` lists the runs, init=none starts anew"
+        )
+
+
 def has_checkpoint(path: str) -> bool:
-    """Whether a run, or a checkpoint of ours or of others, lies there that can be loaded."""
+    """Whether a run, or a checkpoint of ours or of others, lies there that can be loaded; by name it is fetched."""
     place, _ = locate(path)
     return any((place / part / "config.json").is_file() for part in ("checkpoint", ".")) or is_foreign(place)
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -62,6 +63,24 @@ def test_golden_beit2_patch_aggregation() -> None:
     torch.testing.assert_close(logits[0], tensors["out.masked_logits"], **TOLERANCE)
     torch.testing.assert_close(logits[1], tensors["out.masked_logits_aggregated"], **TOLERANCE)
     assert model.normalize == "imagenet"
+
+
+@torch.no_grad()
+def test_timm_from_224_to_384() -> None:
+    """timm has the names of unilm: the same logits before and after the position tables grow."""
+    torch.manual_seed(0)
+    theirs = timm.create_model("beit_base_patch16_224", embed_dim=48, depth=3, num_heads=3, num_classes=5).eval()
+    for parameter in theirs.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    model = vlbeit.load(theirs.state_dict())
+    tower = ImageTower(model.encoder, 5)
+    tower.fc_norm, tower.head = model.heads["classification"].fc_norm, model.heads["classification"].fc
+    for size in (224, 384):
+        if size == 384:
+            theirs.set_input_size(img_size=384)
+            tower.set_input_size(384)
+        image = torch.randn(1, 3, size, size)
+        torch.testing.assert_close(tower(image), theirs(image), **TOLERANCE)
 
 
 @torch.no_grad()

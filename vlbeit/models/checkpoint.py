@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from vlbeit import __version__, files
 from vlbeit.config import DataConfig
 from vlbeit.errors import DataError, UsageError
+from vlbeit.models import fetch
 from vlbeit.models.convert.layout import Hints
 from vlbeit.models.dvae import DVAE
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.foreign import from_state, is_foreign, read_description, read_foreign
 from vlbeit.models.heads import KINDS, Heads
+from vlbeit.models.known import KNOWN
 from vlbeit.models.model import Model
 from vlbeit.models.report import LoadReport
 from vlbeit.models.spec import EncoderSpec
@@ -99,8 +101,17 @@ def checkpoint_folder(path: str | Path) -> Path:
 
 
 def locate(source: str | Path) -> tuple[Path, Hints]:
-    """Where a checkpoint lies, and what is known of it beside its tensors."""
-    return Path(source), Hints()
+    """Where a checkpoint lies, and what is known of it beside its tensors.
+
+    A path, or the name of a published checkpoint or of a repository of the hub (`org/name`), which is fetched if need
+    be. Raises as `vlbeit.models.fetch.locate`; a path that is not there is for the reader to refuse.
+    """
+    name, path = str(source), Path(source).expanduser()
+    within_a_folder = path.parent != Path() and (path.parts[0] == "runs" or Path(path.parts[0]).exists())
+    if isinstance(source, Path) or path.exists() or within_a_folder:
+        return path, Hints()
+    known = Hints(**KNOWN[name].hints) if name in KNOWN else Hints()
+    return fetch.locate(name, report=lambda line: print(line, file=sys.stderr)), known
 
 
 def read_head(path: str | Path) -> dict[str, Any]:
@@ -204,7 +215,8 @@ def load(
     Says on standard error, and in `model.report`, what became of the tensors.
 
     Args:
-        source: a run or checkpoint folder, a file or folder of others (their layout is recognised), or a state dict.
+        source: a run or checkpoint folder, a file or folder of others (their layout is recognised), the name of a
+            published checkpoint (`vlbeit models`) or of a repository of the hub, or a state dict.
         num_heads: of a model with absolute positions that is no published size.
         image_size: side in pixels or (height, width), where the position table does not tell it.
         text_positions: longest text of a VLMo table, where it is not the published 196.
