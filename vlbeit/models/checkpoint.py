@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -242,9 +243,10 @@ def load(
 
 def _built(found: Checkpoint) -> Model:
     spec = found.encoder_spec
-    encoder = None if spec is None else MoMEEncoder(spec)
     known = {n: s for n, s in found.description.get("heads", {}).items() if s.get("kind") in KINDS}
-    heads = Heads(known)
+    with without_initial_values(spec, found.report):
+        encoder = None if spec is None else MoMEEncoder(spec)
+        heads = Heads(known)
     dvae, dvae_prefix = None, "dvae."
     if "dvae" in found.description:
         dvae = DVAE.from_description(found.description["dvae"])
@@ -256,12 +258,22 @@ def _built(found: Checkpoint) -> Model:
     return Model(encoder, heads, dvae, found.meta, found.config, found.normalize, found.report)
 
 
+def without_initial_values(spec: EncoderSpec | None, report: LoadReport) -> AbstractContextManager[Any]:
+    """Modules are built without drawing weights, which takes seconds, where the file has them all.
+
+    A foreign tower has buffers that no file keeps: it is built as ever.
+    """
+    own = spec is None or spec.image_tower == spec.text_tower == "own"
+    return torch.device("meta") if own and not report.missing else nullcontext()
+
+
 def _fill(module: nn.Module, found: Checkpoint, prefix: str) -> None:
     """The weights below `prefix`; what the report calls missing was allowed to be, and keeps its initial values."""
-    own = set(module.state_dict()) - {name.removeprefix(prefix) for name in found.report.missing}
+    own = module.state_dict()
     state = {name.removeprefix(prefix): v for name, v in found.state.items() if name.startswith(prefix)}
-    missing = sorted(own - set(state))
+    missing = sorted(own.keys() - state.keys() - {name.removeprefix(prefix) for name in found.report.missing})
     if missing:
         raise DataError(f"{found.path}/model.safetensors: lacks {prefix}{missing[0]} ({len(missing)} tensors)")
-    module.load_state_dict({name: state[name] for name in own}, strict=False)
+    given = {name: state[name].to(value.dtype, copy=True) for name, value in own.items() if name in state}
+    module.load_state_dict(given, strict=False, assign=True)
     module.eval()

@@ -13,7 +13,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vlbeit.config import DataConfig, RunConfig
-from vlbeit.models.checkpoint import read_checkpoint
+from vlbeit.errors import DataError
+from vlbeit.models.checkpoint import read_checkpoint, without_initial_values
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.transfer import transfer
 
@@ -94,12 +95,19 @@ class ImageTower(nn.Module):
         classes = found.description.get("heads", {}).get("classification", {}).get("num_classes", 0)
         pool = found.description.get("heads", {}).get("classification", {}).get("pool", "avg")
         mean, std = RunConfig(data=DataConfig(normalize=found.normalize)).normalization
-        tower = cls(MoMEEncoder(spec), classes, pool, mean=mean, std=std)
+        with without_initial_values(spec, found.report) as device:
+            encoder = MoMEEncoder(spec)
+        if device is not None:
+            encoder.to_empty(device="cpu")
+        tower = cls(encoder, classes, pool, mean=mean, std=std)
         names = {"heads.classification.fc.": "head.", "heads.classification.fc_norm.": "fc_norm."}
         state = found.state
         for theirs, ours in names.items():
             state = {f"{ours}{k.removeprefix(theirs)}" if k.startswith(theirs) else k: v for k, v in state.items()}
-        transfer(tower, state, source, tower.encoder.spec)
+        report = transfer(tower, state, source, tower.encoder.spec)
+        lost = [name for name in report.missing if name.startswith("encoder.") and name not in found.report.missing]
+        if lost:
+            raise DataError(f"{found.path}: lacks {lost[0]} ({len(lost)} tensors); copy it again")
         return tower.eval()
 
     def forward_features(self, x: Tensor) -> Tensor:
