@@ -171,6 +171,15 @@ def test_checkpoint_round_trip(tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.json", "config.json", "model.safetensors"]
 
 
+def test_what_a_load_leaves_is_reported(tmp_path) -> None:
+    tower = Tower({"answer": {"kind": "vqa", "dim": 32, "num_answers": 2}})
+    state = {**tower.state_dict(), "heads.mine.weight": torch.zeros(2)}
+    description = {**tower.describe(), "heads": {**tower.heads.specs, "mine": {"kind": "of a plug-in"}}}
+    save_checkpoint(tmp_path, state, description, {}, {})
+    report = load(tmp_path).report
+    assert report.unexpected == ["heads.mine.weight"] and set(report.loaded) == set(tower.state_dict())
+
+
 def test_damaged_checkpoints_are_named(tmp_path) -> None:
     tower = Tower()
     with pytest.raises(DataError, match="no such run or checkpoint"):

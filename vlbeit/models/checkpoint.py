@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,8 @@ def load(
         image_size: side in pixels or (height, width), where the position table does not tell it.
         text_positions: longest text of a VLMo table, where it is not the published 196.
         early_layers: after how many blocks BEiT v2's patch aggregation taps; None: three below the top, as published.
-        normalize: half | imagenet: how its pictures are normalised; None: as usual for the layout.
+        normalize: half | imagenet: how its pictures are normalised; None: as usual for the layout. Fine-tuned files of
+            BEiT v1 (half) and v2 (imagenet) look the same: half is taken, but for published names, which tell.
         allow: names, or patterns with `*`, that a foreign file may lack or have in excess.
 
     Raises:
@@ -252,10 +253,14 @@ def _built(found: Checkpoint) -> Model:
         dvae = DVAE.from_description(found.description["dvae"])
     elif "dvae" in found.description.get("target", {}):  # a mim run carries its tokenizer along
         dvae, dvae_prefix = DVAE.from_description(found.description["target"]["dvae"]), "target.dvae."
+    taken: set[str] = set()
     for prefix, module in (("encoder.", encoder), ("heads.", heads), (dvae_prefix, dvae)):
         if module is not None:
-            _fill(module, found, prefix)
-    return Model(encoder, heads, dvae, found.meta, found.config, found.normalize, found.report)
+            taken |= _fill(module, found, prefix)
+    # what a run of ours has beyond these, such as the head of a plug-in
+    report = replace(found.report, loaded=[name for name in found.report.loaded if name in taken])
+    report.unexpected = [*report.unexpected, *(name for name in found.state if name not in taken)]
+    return Model(encoder, heads, dvae, found.meta, found.config, found.normalize, report)
 
 
 def without_initial_values(spec: EncoderSpec | None, report: LoadReport) -> AbstractContextManager[Any]:
@@ -267,8 +272,11 @@ def without_initial_values(spec: EncoderSpec | None, report: LoadReport) -> Abst
     return torch.device("meta") if own and not report.missing else nullcontext()
 
 
-def _fill(module: nn.Module, found: Checkpoint, prefix: str) -> None:
-    """The weights below `prefix`; what the report calls missing was allowed to be, and keeps its initial values."""
+def _fill(module: nn.Module, found: Checkpoint, prefix: str) -> set[str]:
+    """The weights below `prefix`; what the report calls missing was allowed to be, and keeps its initial values.
+
+    Returns their names in the checkpoint.
+    """
     own = module.state_dict()
     state = {name.removeprefix(prefix): v for name, v in found.state.items() if name.startswith(prefix)}
     missing = sorted(own.keys() - state.keys() - {name.removeprefix(prefix) for name in found.report.missing})
@@ -277,3 +285,4 @@ def _fill(module: nn.Module, found: Checkpoint, prefix: str) -> None:
     given = {name: state[name].to(value.dtype, copy=True) for name, value in own.items() if name in state}
     module.load_state_dict(given, strict=False, assign=True)
     module.eval()
+    return {f"{prefix}{name}" for name in given}
