@@ -129,4 +129,4 @@ def test_what_is_refused_before_any_work(train, unilm, words: tuple[str, ...], m
 def test_official_files_have_no_task_of_their_own(unilm, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(unilm.beit(grid=(3, 3), classes=3), tmp_path / "beit.pth")
     assert main(["evaluate", str(tmp_path / "beit.pth")]) == 2
-    assert "is no run of vlbeit: `vlbeit train task=" in capsys.readouterr().err
+    assert "has no config of a run: `vlbeit train task=" in capsys.readouterr().err

@@ -116,11 +116,11 @@ def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
 
 
 def _config(checkpoint: Checkpoint) -> RunConfig:
-    """The config that the checkpoint carries. UsageError for one of others, which carries none."""
+    """The config that the checkpoint carries. UsageError where there is none, as in files of others."""
     if not checkpoint.config:
         raise UsageError(
-            f"{checkpoint.path} is no run of vlbeit: `vlbeit train task=... init={checkpoint.path}` fine-tunes it, and "
-            f"vlbeit.load reads it"
+            f"{checkpoint.path} has no config of a run: `vlbeit train task=... init={checkpoint.path}` fine-tunes it, "
+            f"and vlbeit.load reads it"
         )
     return compose.from_values(checkpoint.config, str(checkpoint.path / "config.json"))
 
