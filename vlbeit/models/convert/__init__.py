@@ -5,9 +5,12 @@ from __future__ import annotations
 from vlbeit.errors import DataError
 from vlbeit.models.convert.beit import BEIT, UPERNET
 from vlbeit.models.convert.layout import Converted, Hints, Layout, State
+from vlbeit.models.convert.timm import TIMM
+from vlbeit.models.convert.transformers import TRANSFORMERS
 from vlbeit.models.convert.vlmo import VLMO
 
-LAYOUTS: tuple[Layout, ...] = (VLMO, BEIT, UPERNET)  # in the order in which they are tried: the first that matches wins
+# in the order in which they are tried: the first that matches wins (timm before unilm, whose names it took over)
+LAYOUTS: tuple[Layout, ...] = (TIMM, TRANSFORMERS, VLMO, BEIT, UPERNET)
 
 
 def recognise(state: State) -> Layout:

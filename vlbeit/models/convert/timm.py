@@ -1,0 +1,112 @@
+"""The names of timm's `Beit` (`beit_*`, `beitv2_*`): in, and out of the image part of any of our runs.
+
+timm took unilm's names over; its files differ by what they lack: index buffers, the mask token and the MIM head.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from vlbeit.errors import DataError
+from vlbeit.models.convert.image_part import image_part, image_state
+from vlbeit.models.convert.layout import Converted, Hints, Layout, State
+from vlbeit.models.convert.reading import read_encoder, read_heads, settle
+from vlbeit.models.convert.unilm import official_name, our_name
+from vlbeit.models.presets import PRESETS
+
+_SHARED = "rel_pos_bias.relative_position_bias_table"
+_TABLE = "attn.relative_position_bias_table"
+_OTHERS = re.compile(r"relative_position_index$|^(mask_token$|lm_head\.|cls_pt_layers\.|transformer\.)")
+_NOT_IN_TIMM = ("encoder.mask_token", "heads.masked_patch.")
+
+
+def matches(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of a timm BEiT, and none tells of unilm.
+
+    A fine-tuned model of unilm with absolute positions has no such name: it is the same file in both.
+    """
+    own = {"cls_token", "patch_embed.proj.weight", "blocks.0.attn.q_bias", "blocks.0.norm2.weight"} <= state.keys()
+    return own and not any(_OTHERS.search(name) for name in state)
+
+
+def from_timm(state: State, hints: Hints) -> Converted:
+    """A timm `Beit`: its encoder, and as head `classification` its `head` with the `fc_norm` before it.
+
+    A model without classes has a head of 0 classes; one without `fc_norm` pools the CLS token.
+    """
+    if _SHARED in state and any(name.endswith(_TABLE) for name in state):
+        raise DataError(f"both {_SHARED} and a table per block: the encoder of vlbeit has the one or the other")
+    ours: State = {}
+    sources: dict[str, tuple[str, ...]] = {}
+    unexpected = []
+    for name, value in state.items():
+        place = our_name(name)
+        if place is None:
+            unexpected.append(name)
+        else:
+            ours[place], sources[place] = value, (name,)
+    spec = read_encoder(ours, hints, shared=_SHARED in state)
+    heads = read_heads(ours, spec, hints)
+    return settle("timm", ours, sources, unexpected, spec, heads, hints.normalize or "half")
+
+
+def to_timm(description: dict[str, Any], state: State) -> State:
+    """The image part of a checkpoint under timm's names: what the model of `timm_arguments` takes with `strict=True`.
+
+    Raises UsageError where there is no image part, or one that timm's `Beit` has no place for.
+    """
+    part = image_part(description, "timm")
+    shared = part.spec.positions == "shared"
+    out = {}
+    for name, value in image_state(part, state).items():
+        theirs = None if name.startswith(_NOT_IN_TIMM) else official_name(name, vlmo=False, shared=shared)
+        if theirs is not None:
+            out[theirs] = value
+    return out
+
+
+def timm_arguments(description: dict[str, Any], normalize: str = "half") -> tuple[str, dict[str, Any]]:
+    """Name and keyword arguments for `timm.create_model` whose model takes what `to_timm` gives.
+
+    Args:
+        description: of the checkpoint.
+        normalize: `data.normalize` of its run; imagenet picks a `beitv2_*` name, whose default config has those values.
+    """
+    part = image_part(description, "timm")
+    spec = part.spec
+    assert spec.image_size is not None
+    size = "large" if spec.embed_dim >= PRESETS["large"].embed_dim else "base"
+    height, width = spec.image_size
+    pooled = part.heads.get("classification", {}).get("pool") == "token"
+    wanted: dict[str, Any] = {
+        "img_size": height if height == width else (height, width),
+        "patch_size": spec.patch_size,
+        "embed_dim": spec.embed_dim,
+        "depth": spec.depth,
+        "num_heads": spec.num_heads,
+        "mlp_ratio": spec.mlp_ratio,
+        "use_abs_pos_emb": spec.positions == "absolute",
+        "use_rel_pos_bias": spec.positions == "per_layer",
+        "use_shared_rel_pos_bias": spec.positions == "shared",
+        "use_fc_norm": not spec.final_norm,
+        "global_pool": "token" if pooled else "avg",
+        "init_values": "scales" if spec.layer_scale else None,
+    }
+    preset = PRESETS[size]
+    of_the_name: dict[str, Any] = {
+        **{key: getattr(preset, key) for key in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")},
+        **{"img_size": 224, "use_fc_norm": True, "global_pool": "avg", "init_values": "scales"},
+        **{"use_abs_pos_emb": False, "use_rel_pos_bias": True, "use_shared_rel_pos_bias": False},
+    }
+    name = f"beit{'v2' if normalize == 'imagenet' else ''}_{size}_patch16_224"
+    return name, {
+        "num_classes": part.classes,
+        **{key: value for key, value in wanted.items() if value != of_the_name[key]},
+    }
+
+
+TIMM = Layout("timm", matches, from_timm)

@@ -1,0 +1,267 @@
+"""The names of transformers' `Beit*` models: in (hub files, and state dicts of newer versions, which rename inside), and
+out of the image part of any of our runs, under the hub's names, which every version reads.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from vlbeit import files
+from vlbeit.config import DataConfig, RunConfig
+from vlbeit.errors import DataError, UsageError
+from vlbeit.models.convert.image_part import ImagePart, image_part, image_state
+from vlbeit.models.convert.layout import Converted, Hints, Layout, State
+from vlbeit.models.convert.shape import image_spec, settled
+
+_SHARED = "encoder.relative_position_bias.relative_position_bias_table"
+_TABLE = "attention.attention.relative_position_bias.relative_position_bias_table"
+_STEM = {
+    "embeddings.cls_token": "encoder.cls_token",
+    "embeddings.mask_token": "encoder.mask_token",
+    "embeddings.position_embeddings": "encoder.pos_embed",
+    "embeddings.patch_embeddings.projection": "encoder.patch_embed.proj",
+    _SHARED: "encoder.rel_pos.0.image",
+    "layernorm": "encoder.norm",
+    "pooler.layernorm": "heads.classification.fc_norm",
+    "classifier": "heads.classification.fc",
+    "lm_head": "heads.masked_patch",
+}
+_BLOCK = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "experts.image.norm",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "experts.image.mlp.fc1",
+    "output.dense": "experts.image.mlp.fc2",
+    "lambda_1": "gamma_1",
+    "lambda_2": "gamma_2",
+}
+_BIASES = {"query": "attn.q_bias", "value": "attn.v_bias"}
+_NEWER = (  # what version 5.23 calls what is in the hub's files
+    (r"^layers\.", "encoder.layer."),
+    (r"^shared_position_bias\.", "encoder.relative_position_bias."),
+    (r"^(encoder\.layer\.\d+)\.relative_position_bias\.", r"\1.attention.attention.relative_position_bias."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+_OF_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
+_TOP = ("lm_head", "classifier", "layernorm")  # outside `beit.` where there is that prefix
+
+
+def matches(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of a `Beit*` model. A ViT's differ by the bias of its keys, which BEiT has not."""
+    names = {_hub_name(name) for name in state if not name.startswith(("vit.", "deit."))}
+    first = "encoder.layer.0.attention.attention"
+    return {"embeddings.cls_token", f"{first}.query.weight"} <= names and f"{first}.key.bias" not in names
+
+
+def from_transformers(state: State, hints: Hints) -> Converted:
+    """Any `Beit*` model: its encoder, and as heads `masked_patch` and `classification` (of 0 classes for the norm of a
+    model that pools, without classifier). A classifier on CLS, and the heads of segmentation, are `unexpected`.
+    """
+    ours: State = {}
+    sources: dict[str, tuple[str, ...]] = {}
+    hub_names: dict[str, str] = {}
+    for name, value in state.items():
+        hub = _hub_name(name)
+        if hub.endswith("relative_position_index"):
+            continue  # computed
+        if hub in hub_names:
+            raise DataError(f"{hub_names[hub]} and {name}: the encoder of vlbeit has one of these")
+        hub_names[hub] = name
+        own = _our_name(hub, "pooler.layernorm.weight" in state or "beit.pooler.layernorm.weight" in state)
+        ours[own or name], sources[own or name] = value, (name,)
+    _join_qkv(ours, sources, hub_names)
+    shared = _SHARED in hub_names
+    if shared and any(_TABLE in hub for hub in hub_names):
+        raise DataError(f"both {_SHARED} and a table per layer: the encoder of vlbeit has the one or the other")
+    spec = image_spec(ours, hints, shared)
+    if spec.grid is not None and spec.grid[0] != spec.grid[1]:
+        raise DataError("transformers computes the positions of pictures that are not square in another way: only square")
+    heads: dict[str, dict[str, Any]] = {}
+    if "heads.masked_patch.weight" in ours:
+        tokens = len(ours["heads.masked_patch.weight"])
+        heads["masked_patch"] = {"kind": "masked_patch", "dim": spec.embed_dim, "dim_out": tokens}
+    if "heads.classification.fc_norm.weight" in ours:
+        classes = len(ours.get("heads.classification.fc.weight", ()))
+        heads["classification"] = {"kind": "classification", "dim": spec.embed_dim, "num_classes": classes}
+    part = ImagePart(spec, heads)
+
+    def named(name: str) -> list[str]:
+        return list(_hub_tensors(name, torch.zeros(3), part))
+
+    return settled("transformers", {"encoder": spec.to_dict(), "heads": heads}, ours, sources, named)
+
+
+def to_transformers(
+    description: dict[str, Any],
+    state: State,
+    folder: Path,
+    *,
+    classes: Sequence[str] = (),
+    normalize: str = DataConfig.normalize,
+) -> State:
+    """Write the image part of a checkpoint as a folder that `from_pretrained` takes; returns what was written.
+
+    Args:
+        description: of the checkpoint.
+        state: its tensors, under our names.
+        folder: gets config.json, model.safetensors and preprocessor_config.json.
+        classes: names of the classes, in the order of the classifier.
+        normalize: `data.normalize` that it was trained with.
+
+    Raises:
+        UsageError: there is no image part, or one that transformers' Beit has no place for.
+    """
+    part = image_part(description, "transformers")
+    spec = part.spec
+    assert spec.image_size is not None
+    if spec.image_size[0] != spec.image_size[1]:
+        raise UsageError(
+            f"this tower is for pictures of {spec.image_size[0]}x{spec.image_size[1]}; transformers computes positions "
+            "rightly for square ones alone: --to timm takes it"
+        )
+    out: State = {}
+    for name, value in image_state(part, state).items():
+        out.update(_hub_tensors(name, value, part))
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in out.items()}
+    files.write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    files.write_json(folder / "preprocessor_config.json", _preprocessor(spec.image_size[0], normalize), indent=2)
+    files.write_text(folder / "config.json", _config(part, out, classes))
+    return out
+
+
+def architecture(part: ImagePart) -> str:
+    """The class of transformers that takes all of the image part."""
+    if part.classes:
+        return "BeitForImageClassification"
+    return "BeitForMaskedImageModeling" if "masked_patch" in part.heads else "BeitModel"
+
+
+def _hub_name(name: str) -> str:
+    """The name in a file of the hub, without the prefix of a model with a head."""
+    name = name.removeprefix("beit.")
+    for pattern, replacement in _NEWER:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _our_name(hub: str, pooled: bool) -> str | None:
+    """One name of the hub's to ours, the three projections left out; None where there is none. A classifier is ours
+    where the model pools patches through a norm (`pooled`).
+    """
+    if hub.startswith("classifier.") and not pooled:
+        return None
+    match = _OF_LAYER.fullmatch(hub)
+    if match and match[2] == _TABLE:
+        return f"encoder.rel_pos.{match[1]}.image"
+    names, rest, prefix = (_BLOCK, match[2], f"encoder.blocks.{match[1]}.") if match else (_STEM, hub, "")
+    if rest in names:
+        return prefix + names[rest]
+    stem, _, leaf = rest.rpartition(".")
+    if stem in names and leaf in ("weight", "bias"):
+        return f"{prefix}{names[stem]}.{leaf}"
+    part = stem.removeprefix("attention.attention.")
+    return prefix + _BIASES[part] if match and part in _BIASES and leaf == "bias" else None
+
+
+def _join_qkv(ours: State, sources: dict[str, tuple[str, ...]], hub_names: dict[str, str]) -> None:
+    """The weights of queries, keys and values of every layer as one, in that order."""
+    for hub in [hub for hub in hub_names if hub.endswith("attention.attention.query.weight")]:
+        three = [hub.replace("query", part) for part in ("query", "key", "value")]
+        missing = [part for part in three if part not in hub_names]
+        if missing:
+            raise DataError(f"{missing[0]} is missing in this transformers checkpoint: was it cut, or saved in part?")
+        name = f"encoder.blocks.{hub.split('.')[2]}.attn.qkv.weight"
+        theirs = tuple(hub_names[part] for part in three)
+        ours[name], sources[name] = torch.cat([ours.pop(part) for part in theirs]), theirs
+
+
+def _hub_tensors(name: str, value: Tensor, part: ImagePart) -> State:
+    """One of our tensors under the hub's names: three for the projections of queries, keys and values."""
+    prefix = "" if architecture(part) == "BeitModel" else "beit."
+    match = re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", name)
+    if match is None:
+        if table := re.fullmatch(r"encoder\.rel_pos\.(\d+)\.image", name):
+            own = _SHARED if part.spec.positions == "shared" else f"encoder.layer.{table[1]}.{_TABLE}"
+            return {prefix + own: value}
+        hub = _translated(name, _STEM)
+        return {hub if hub.split(".")[0] in _TOP else prefix + hub: value}
+    layer, rest = f"{prefix}encoder.layer.{match[1]}.", match[2]
+    attention = f"{layer}attention.attention."
+    if rest == "attn.qkv.weight":
+        return {f"{attention}{p}.weight": v for p, v in zip(("query", "key", "value"), value.chunk(3), strict=True)}
+    for theirs, ours in _BIASES.items():
+        if rest == ours:
+            return {f"{attention}{theirs}.bias": value}
+    return {layer + _translated(rest, _BLOCK): value}
+
+
+def _translated(name: str, names: Mapping[str, str]) -> str:
+    back = {ours: theirs for theirs, ours in names.items()}
+    stem, _, leaf = name.rpartition(".")
+    return back[name] if name in back else f"{back[stem]}.{leaf}"
+
+
+def _config(part: ImagePart, out: State, classes: Sequence[str]) -> str:
+    """config.json, made by transformers itself. Its default of 1e-12 in the norms is not BEiT's, which is 1e-6."""
+    from transformers import BeitConfig
+
+    spec = part.spec
+    assert spec.image_size is not None
+    named = list(classes) if len(classes) == part.classes else [f"LABEL_{i}" for i in range(part.classes)]
+    config = BeitConfig(
+        vocab_size=part.heads.get("masked_patch", {}).get("dim_out", 8192),
+        hidden_size=spec.embed_dim,
+        num_hidden_layers=spec.depth,
+        num_attention_heads=spec.num_heads,
+        intermediate_size=int(spec.embed_dim * spec.mlp_ratio),
+        layer_norm_eps=1e-6,
+        image_size=spec.image_size[0],
+        patch_size=spec.patch_size,
+        use_mask_token=spec.mask_token,
+        use_absolute_position_embeddings=spec.positions == "absolute",
+        use_relative_position_bias=spec.positions == "per_layer",
+        use_shared_relative_position_bias=spec.positions == "shared",
+        layer_scale_init_value=float(spec.layer_scale),
+        drop_path_rate=float(spec.drop_path),
+        use_mean_pooling=not (spec.final_norm and architecture(part) == "BeitModel"),
+        architectures=[architecture(part)],
+        dtype=str(out[next(name for name in out if name.endswith("cls_token"))].dtype).removeprefix("torch."),
+        **({"id2label": dict(enumerate(named)), "label2id": {n: i for i, n in enumerate(named)}} if named else {}),
+    )
+    return config.to_json_string(use_diff=False)
+
+
+def _preprocessor(size: int, normalize: str) -> dict[str, Any]:
+    """preprocessor_config.json: the shorter side resized, the centre cropped, as in BEiT's evaluation."""
+    mean, std = RunConfig(data=DataConfig(normalize=normalize)).normalization
+    square = {"height": size, "width": size}
+    return {
+        "image_processor_type": "BeitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": math.floor(size / (0.875 if size < 384 else 1.0))},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "do_reduce_labels": False,
+    }
+
+
+LAYOUT = Layout("transformers", matches, from_transformers)
