@@ -9,7 +9,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from vlbeit.models.spec import EncoderSpec
 
-_TASKS = {"classification": "image-classification", "vqa": "visual-question-answering", "mim": "image-feature-extraction"}
+_TASKS = {
+    "classification": "image-classification",
+    "vqa": "visual-question-answering",
+    "mim": "image-feature-extraction",
+}
 _RUN = ("epochs", "steps", "global_batch_size", "precision", "seed")
 _DATA = ("train_split", "val_split", "image_size", "normalize", "limit")
 _USE = """```python
@@ -98,7 +102,9 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     rows += _chosen(config, _RUN)
     for group in ("optim", "task" if config.get("task") else "stage"):
         values = config.get(group) or {}
-        rows += [(f"{group}.{key}", value) for key, value in _chosen(values, values) if key not in ("name", "tokenizer")]
+        rows += [
+            (f"{group}.{key}", value) for key, value in _chosen(values, values) if key not in ("name", "tokenizer")
+        ]
     return rows
 
 

@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "pooled": ("BeitModel", {}),
     "normalised": ("BeitModel", {"use_mean_pooling": False}),
     "classifier": ("BeitForImageClassification", {}),
+    "classifier on CLS": ("BeitForImageClassification", {"use_mean_pooling": False}),
     "absolute": ("BeitForImageClassification", {**ABSOLUTE, "layer_scale_init_value": 0.0}),
     "mim": ("BeitForMaskedImageModeling", {**SHARED, "use_mask_token": True}),
     "mim with a table per layer": ("BeitForMaskedImageModeling", {"use_mask_token": True, "patch_size": 8}),
@@ -85,7 +86,7 @@ def test_in_and_out(variant: str, names: str, tmp_path: Path, shaken: Any, ours:
         theirs.save_pretrained(tmp_path / "theirs")
         state = load_file(tmp_path / "theirs/model.safetensors")
     converted = convert(state, Hints(num_heads=4))
-    assert converted.layout == "transformers" and not converted.unexpected
+    assert converted.layout == "transformers" and not converted.unexpected and not converted.missing
     compare(theirs, ours(converted), image())
     to_transformers(converted.description, converted.state, tmp_path / "ours")
     again = loaded(name, tmp_path / "ours")
@@ -104,6 +105,8 @@ def test_published_sizes(size: str, tmp_path: Path, blank: Any, shaken: Any, our
         theirs = shaken(BeitForImageClassification(BeitConfig(**settings)))
     converted = convert(theirs.state_dict())
     compare(theirs, ours(converted), image(224)[:1])
+    if size == "large":
+        return  # written and read as base is, at four times the cost
     to_transformers(converted.description, converted.state, tmp_path)
     again = loaded("BeitForImageClassification", tmp_path)
     with torch.inference_mode():
@@ -168,19 +171,17 @@ def test_nothing_to_give_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("taken", "missing"),
     [
-        ("encoder.layer.1.output.dense.bias", "beit.encoder.layer.1.output.dense.bias is missing"),
-        ("encoder.layer.1.attention.attention.key.weight", "key.weight is missing"),
-        ("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.weight"),
+        ("output.dense.bias", "encoder.blocks.1.experts.image.mlp.fc2.bias"),
+        ("attention.attention.key.weight", "encoder.blocks.1.attn.qkv.weight"),
     ],
 )
-def test_what_is_missing_is_named(change: str, message: str, tmp_path: Path) -> None:
+def test_what_is_missing_is_named(taken: str, missing: str, tmp_path: Path) -> None:
     made().save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
-    del state[f"beit.{change}"]
-    with pytest.raises(DataError, match=message):
-        convert(state)
+    del state[f"beit.encoder.layer.1.{taken}"]
+    assert convert(state).missing == [missing]
 
 
 def test_two_final_norms_are_refused() -> None:

@@ -27,10 +27,11 @@ _NOT_IN_TIMM = ("encoder.mask_token", "heads.masked_patch.")
 def matches(state: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of a timm BEiT, and none tells of unilm.
 
-    A fine-tuned model of unilm with absolute positions has no such name: it is the same file in both.
+    With absolute positions the files of both are the same to the name: unilm's layout reads those.
     """
     own = {"cls_token", "patch_embed.proj.weight", "blocks.0.attn.q_bias", "blocks.0.norm2.weight"} <= state.keys()
-    return own and not any(_OTHERS.search(name) for name in state)
+    relative = any(name.endswith("relative_position_bias_table") for name in state)
+    return own and relative and not any(_OTHERS.search(name) for name in state)
 
 
 def from_timm(state: State, hints: Hints) -> Converted:

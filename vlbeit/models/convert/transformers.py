@@ -1,5 +1,7 @@
-"""The names of transformers' `Beit*` models: in (hub files, and state dicts of newer versions, which rename inside), and
-out of the image part of any of our runs, under the hub's names, which every version reads.
+"""The names of transformers' `Beit*` models, in and out.
+
+In: hub files, and state dicts of newer versions, which rename inside. Out: the image part of any of our runs under the
+hub's names, which every version reads.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from vlbeit.config import DataConfig, RunConfig
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.convert.image_part import ImagePart, image_part, image_state
 from vlbeit.models.convert.layout import Converted, Hints, Layout, State
-from vlbeit.models.convert.shape import image_spec, settled
+from vlbeit.models.convert.reading import read_encoder, read_heads, settle
 
 _SHARED = "encoder.relative_position_bias.relative_position_bias_table"
 _TABLE = "attention.attention.relative_position_bias.relative_position_bias_table"
@@ -55,8 +57,8 @@ _NEWER = (  # what version 5.23 calls what is in the hub's files
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
+_PROJECTION = re.compile(r"encoder\.layer\.\d+\.attention\.attention\.(query|key|value)\.weight")
 _OF_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
-_TOP = ("lm_head", "classifier", "layernorm")  # outside `beit.` where there is that prefix
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
@@ -68,11 +70,12 @@ def matches(state: Mapping[str, Tensor]) -> bool:
 
 def from_transformers(state: State, hints: Hints) -> Converted:
     """Any `Beit*` model: its encoder, and as heads `masked_patch` and `classification` (of 0 classes for the norm of a
-    model that pools, without classifier). A classifier on CLS, and the heads of segmentation, are `unexpected`.
+    model that pools, without classifier). The heads of segmentation are `unexpected`.
     """
     ours: State = {}
     sources: dict[str, tuple[str, ...]] = {}
     hub_names: dict[str, str] = {}
+    unexpected = []
     for name, value in state.items():
         hub = _hub_name(name)
         if hub.endswith("relative_position_index"):
@@ -80,28 +83,20 @@ def from_transformers(state: State, hints: Hints) -> Converted:
         if hub in hub_names:
             raise DataError(f"{hub_names[hub]} and {name}: the encoder of vlbeit has one of these")
         hub_names[hub] = name
-        own = _our_name(hub, "pooler.layernorm.weight" in state or "beit.pooler.layernorm.weight" in state)
-        ours[own or name], sources[own or name] = value, (name,)
-    _join_qkv(ours, sources, hub_names)
+        own = _our_name(hub)
+        if own is not None:
+            ours[own], sources[own] = value, (name,)
+        elif not _PROJECTION.fullmatch(hub):
+            unexpected.append(name)
+    _join_qkv(state, hub_names, ours, sources)
     shared = _SHARED in hub_names
     if shared and any(_TABLE in hub for hub in hub_names):
         raise DataError(f"both {_SHARED} and a table per layer: the encoder of vlbeit has the one or the other")
-    spec = image_spec(ours, hints, shared)
+    spec = read_encoder(ours, hints, shared=shared)
     if spec.grid is not None and spec.grid[0] != spec.grid[1]:
-        raise DataError("transformers computes the positions of pictures that are not square in another way: only square")
-    heads: dict[str, dict[str, Any]] = {}
-    if "heads.masked_patch.weight" in ours:
-        tokens = len(ours["heads.masked_patch.weight"])
-        heads["masked_patch"] = {"kind": "masked_patch", "dim": spec.embed_dim, "dim_out": tokens}
-    if "heads.classification.fc_norm.weight" in ours:
-        classes = len(ours.get("heads.classification.fc.weight", ()))
-        heads["classification"] = {"kind": "classification", "dim": spec.embed_dim, "num_classes": classes}
-    part = ImagePart(spec, heads)
-
-    def named(name: str) -> list[str]:
-        return list(_hub_tensors(name, torch.zeros(3), part))
-
-    return settled("transformers", {"encoder": spec.to_dict(), "heads": heads}, ours, sources, named)
+        raise DataError("transformers computes positions in another way for pictures that are not square: only square")
+    heads = read_heads(ours, spec, hints)
+    return settle("transformers", ours, sources, unexpected, spec, heads, hints.normalize or "half")
 
 
 def to_transformers(
@@ -157,12 +152,8 @@ def _hub_name(name: str) -> str:
     return name
 
 
-def _our_name(hub: str, pooled: bool) -> str | None:
-    """One name of the hub's to ours, the three projections left out; None where there is none. A classifier is ours
-    where the model pools patches through a norm (`pooled`).
-    """
-    if hub.startswith("classifier.") and not pooled:
-        return None
+def _our_name(hub: str) -> str | None:
+    """One name of the hub's to ours; None where there is none, and for the weights of queries, keys and values."""
     match = _OF_LAYER.fullmatch(hub)
     if match and match[2] == _TABLE:
         return f"encoder.rel_pos.{match[1]}.image"
@@ -176,16 +167,14 @@ def _our_name(hub: str, pooled: bool) -> str | None:
     return prefix + _BIASES[part] if match and part in _BIASES and leaf == "bias" else None
 
 
-def _join_qkv(ours: State, sources: dict[str, tuple[str, ...]], hub_names: dict[str, str]) -> None:
-    """The weights of queries, keys and values of every layer as one, in that order."""
+def _join_qkv(state: State, hub_names: dict[str, str], ours: State, sources: dict[str, tuple[str, ...]]) -> None:
+    """The weights of queries, keys and values of every layer as one, in that order; a layer that lacks one has none."""
     for hub in [hub for hub in hub_names if hub.endswith("attention.attention.query.weight")]:
         three = [hub.replace("query", part) for part in ("query", "key", "value")]
-        missing = [part for part in three if part not in hub_names]
-        if missing:
-            raise DataError(f"{missing[0]} is missing in this transformers checkpoint: was it cut, or saved in part?")
-        name = f"encoder.blocks.{hub.split('.')[2]}.attn.qkv.weight"
-        theirs = tuple(hub_names[part] for part in three)
-        ours[name], sources[name] = torch.cat([ours.pop(part) for part in theirs]), theirs
+        if all(part in hub_names for part in three):
+            name = f"encoder.blocks.{hub.split('.')[2]}.attn.qkv.weight"
+            theirs = tuple(hub_names[part] for part in three)
+            ours[name], sources[name] = torch.cat([state[part] for part in theirs]), theirs
 
 
 def _hub_tensors(name: str, value: Tensor, part: ImagePart) -> State:
@@ -197,7 +186,9 @@ def _hub_tensors(name: str, value: Tensor, part: ImagePart) -> State:
             own = _SHARED if part.spec.positions == "shared" else f"encoder.layer.{table[1]}.{_TABLE}"
             return {prefix + own: value}
         hub = _translated(name, _STEM)
-        return {hub if hub.split(".")[0] in _TOP else prefix + hub: value}
+        masked = architecture(part) == "BeitForMaskedImageModeling"
+        on_top = hub.startswith(("lm_head.", "classifier.", *(["layernorm."] if masked else [])))
+        return {hub if on_top else prefix + hub: value}
     layer, rest = f"{prefix}encoder.layer.{match[1]}.", match[2]
     attention = f"{layer}attention.attention."
     if rest == "attn.qkv.weight":
@@ -236,7 +227,7 @@ def _config(part: ImagePart, out: State, classes: Sequence[str]) -> str:
         use_shared_relative_position_bias=spec.positions == "shared",
         layer_scale_init_value=float(spec.layer_scale),
         drop_path_rate=float(spec.drop_path),
-        use_mean_pooling=not (spec.final_norm and architecture(part) == "BeitModel"),
+        use_mean_pooling=not spec.final_norm or architecture(part) == "BeitForMaskedImageModeling",
         architectures=[architecture(part)],
         dtype=str(out[next(name for name in out if name.endswith("cls_token"))].dtype).removeprefix("torch."),
         **({"id2label": dict(enumerate(named)), "label2id": {n: i for i, n in enumerate(named)}} if named else {}),
@@ -264,4 +255,4 @@ def _preprocessor(size: int, normalize: str) -> dict[str, Any]:
     }
 
 
-LAYOUT = Layout("transformers", matches, from_transformers)
+TRANSFORMERS = Layout("transformers", matches, from_transformers)
