@@ -16,7 +16,10 @@ from vlbeit.cli import main
 from vlbeit.errors import DataError, UsageError
 
 HEAVY = ("torch", "hydra", "omegaconf", "transformers", "accelerate", "datasets", "timm", "numpy")
-VERBS = ("train", "evaluate", "predict", "submit", "export", "prepare", "checks", "demo", "tasks", "runs", "models")
+VERBS = (
+    *("train", "evaluate", "predict", "submit", "convert", "export"),
+    *("prepare", "checks", "demo", "tasks", "runs", "models"),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -153,6 +153,28 @@ def export(
     print(f"wrote {', '.join(map(str, found.files))}\nnext: {found.usage}")
 
 
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="run, checkpoint, or foreign file", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="folder to write", show_default=False)],
+    to: Annotated[str, typer.Option(help="vlbeit | timm | transformers | unilm")] = "vlbeit",
+    num_heads: Annotated[int | None, typer.Option(help="where a file does not tell", min=1, show_default=False)] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="pixels, where a file does not tell", show_default=False)
+    ] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="name that may be missing or in excess; a * fits all")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write where something lies already.")] = False,
+) -> None:
+    """Bring a checkpoint from or to other programs: official BEiT and VLMo files, timm, transformers."""
+    from vlbeit import converting
+    from vlbeit.models.convert.layout import Hints
+
+    size = None if image_size is None else (image_size, image_size)
+    hints = Hints(num_heads=num_heads, image_size=size)
+    done = converting.run(source, out, to=to, hints=hints, allow=allow or [], overwrite=overwrite)
+    print(*done.lines, f"wrote {', '.join(map(str, done.written))}", f"next: {done.next}", sep="\n")
+
+
 @app.command(context_settings={**_FREE, "allow_extra_args": True}, add_help_option=False)
 def prepare(context: typer.Context, name: Annotated[str, typer.Argument()] = "") -> Any:
     """Make or index data: `vlbeit prepare scenes --out data/scenes`; without a name, list what there is."""

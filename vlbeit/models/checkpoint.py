@@ -253,14 +253,24 @@ def _built(found: Checkpoint) -> Model:
         dvae = DVAE.from_description(found.description["dvae"])
     elif "dvae" in found.description.get("target", {}):  # a mim run carries its tokenizer along
         dvae, dvae_prefix = DVAE.from_description(found.description["target"]["dvae"]), "target.dvae."
-    taken: set[str] = set()
-    for prefix, module in (("encoder.", encoder), ("heads.", heads), (dvae_prefix, dvae)):
-        if module is not None:
-            taken |= _fill(module, found, prefix)
+    built = (("encoder.", encoder), ("heads.", heads), (dvae_prefix, dvae))
+    parts: dict[str, nn.Module] = {prefix: module for prefix, module in built if module is not None}
+    taken = {name for prefix, module in parts.items() for name in _fill(module, found, prefix)}
     # what a run of ours has beyond these, such as the head of a plug-in
     report = replace(found.report, loaded=[name for name in found.report.loaded if name in taken])
     report.unexpected = [*report.unexpected, *(name for name in found.state if name not in taken)]
-    return Model(encoder, heads, dvae, found.meta, found.config, found.normalize, report)
+    return Model(
+        encoder,
+        heads,
+        dvae,
+        found.meta,
+        found.config,
+        found.normalize,
+        report,
+        description=found.description,
+        origin=found.path,
+        parts=parts,
+    )
 
 
 def without_initial_values(spec: EncoderSpec | None, report: LoadReport) -> AbstractContextManager[Any]:

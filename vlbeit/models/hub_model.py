@@ -4,45 +4,46 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import SoftTemporaryDirectory
+from torch import nn
 
 from vlbeit import files, hub
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.card import model_card
+from vlbeit.models.heads import Heads
+from vlbeit.types import Meta
+
+if TYPE_CHECKING:
+    from vlbeit.models.model import Model
 
 _FILES = ("*.json", "*.safetensors")
 
 
 class HubModel:
-    """What `save_pretrained`, `from_pretrained` and `push_to_hub` need; `vlbeit.load` gives a subclass.
-
-    A subclass has the attributes and says by `write` and `read` how its checkpoint folder is made and read.
-    """
+    """Saving and sharing what `vlbeit.load` gives: the base of `Model`, whose fields these are."""
 
     description: dict[str, Any]
     config: dict[str, Any]
-    origin: Path | None  # the checkpoint folder that it was read from
-
-    def write(self, folder: Path) -> None:
-        """Write config.json, weights and meta into a folder."""
-        raise NotImplementedError
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The model of a folder that `write` made."""
-        raise NotImplementedError
+    meta: Meta
+    heads: Heads
+    origin: Path | None
+    parts: dict[str, nn.Module]
 
     def save_pretrained(self, folder: str | Path, *, name: str | None = None) -> Path:
         """Write the model as it is now, its numbers (evaluation.json, where its run has one) and a model card.
 
         A README.md that is there already stays. `name` is the card's title; the folder's name without it.
         """
+        from vlbeit.models.checkpoint import save_checkpoint  # which makes models of this class
+
         folder = Path(folder)
-        self.write(folder)
+        state = {prefix + key: value for prefix, part in self.parts.items() for key, value in part.state_dict().items()}
+        heads = {"heads": self.heads.specs} if "heads" in self.description else {}  # those of plug-ins are not built
+        save_checkpoint(folder, state, {**self.description, **heads}, self.config, self.meta)
         evaluation = self.evaluation()
         if evaluation:
             files.write_json(folder / "evaluation.json", evaluation, indent=2)
@@ -51,22 +52,23 @@ class HubModel:
             files.write_text(folder / "README.md", str(card))
         return folder
 
-    @classmethod
+    @staticmethod
     def from_pretrained(
-        cls,
         source: str | Path,
         *,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-    ) -> Self:
+    ) -> Model:
         """The model of a folder or run, or of a repository `owner/name` of the hub; weights only, no code is run.
 
         Raises DataError where neither is there.
         """
+        from vlbeit.models.checkpoint import load
+
         if Path(source).exists():
-            return cls.read(Path(source))
+            return load(source)
         try:
             with hub.asked():
                 folder = snapshot_download(
@@ -80,7 +82,7 @@ class HubModel:
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(f"{source} is no folder here, and the hub does not give it: {reason}") from error
-        return cls.read(Path(folder))
+        return load(folder)
 
     def push_to_hub(
         self,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlbeit.config import DataConfig, RunConfig, TextConfig
 from vlbeit.data.records import open_image
@@ -22,6 +22,7 @@ from vlbeit.data.transforms import ClassificationEval, EvalImage
 from vlbeit.models.dvae import DVAE
 from vlbeit.models.encoder import MoMEEncoder, join
 from vlbeit.models.heads import Heads
+from vlbeit.models.hub_model import HubModel
 from vlbeit.models.report import LoadReport
 from vlbeit.types import Meta, Tokens
 
@@ -29,10 +30,12 @@ Picture = str | Path | bytes | Image.Image
 
 
 @dataclass
-class Model:
+class Model(HubModel):
     """A trained encoder with the heads found beside it, in evaluation mode on the CPU.
 
     `normalize` is `data.normalize` of its pictures; `report` says what became of every tensor of the file.
+    `description` and `origin` are what the checkpoint says of itself and where it lies; `parts` are the modules that
+    were built of it, by what the names of their tensors begin with there.
     """
 
     encoder: MoMEEncoder | None
@@ -42,6 +45,9 @@ class Model:
     config: dict[str, Any]
     normalize: str = "half"
     report: LoadReport = field(default_factory=LoadReport)
+    description: dict[str, Any] = field(default_factory=dict)
+    origin: Path | None = None
+    parts: dict[str, nn.Module] = field(default_factory=dict)
 
     @torch.no_grad()
     def encode(

@@ -6,11 +6,12 @@ timm took unilm's names over; its files differ by what they lack: index buffers,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from vlbeit.config import DataConfig, RunConfig
 from vlbeit.errors import DataError
 from vlbeit.models.convert.image_part import image_part, image_state
 from vlbeit.models.convert.layout import Converted, Hints, Layout, State
@@ -107,6 +108,35 @@ def timm_arguments(description: dict[str, Any], normalize: str = "half") -> tupl
     return name, {
         "num_classes": part.classes,
         **{key: value for key, value in wanted.items() if value != of_the_name[key]},
+    }
+
+
+def timm_config(description: dict[str, Any], classes: Sequence[str], normalize: str) -> dict[str, Any]:
+    """The config.json with which `timm.create_model("local-dir:FOLDER", pretrained=True)` is that model; arguments as
+    of `timm_arguments`, and the names of the classes.
+    """
+    name, arguments = timm_arguments(description, normalize)
+    spec, number = image_part(description, "timm").spec, arguments.pop("num_classes")
+    assert spec.image_size is not None
+    mean, std = RunConfig(data=DataConfig(normalize=normalize)).normalization
+    return {
+        "architecture": name,
+        "num_classes": number,
+        "num_features": spec.embed_dim,
+        "global_pool": arguments.pop("global_pool", "avg"),
+        **({"label_names": list(classes)} if number and len(classes) == number else {}),
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "num_classes": number,
+            "input_size": [3, *spec.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 0.875 if max(spec.image_size) < 384 else 1.0,
+            "mean": list(mean),
+            "std": list(std),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
     }
 
 
