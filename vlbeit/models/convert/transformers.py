@@ -212,6 +212,9 @@ def _config(part: ImagePart, out: State, classes: Sequence[str]) -> str:
     spec = part.spec
     assert spec.image_size is not None
     named = list(classes) if len(classes) == part.classes else [f"LABEL_{i}" for i in range(part.classes)]
+    labels: dict[str, Any] = {}
+    if named:
+        labels = {"id2label": dict(enumerate(named)), "label2id": {name: i for i, name in enumerate(named)}}
     config = BeitConfig(
         vocab_size=part.heads.get("masked_patch", {}).get("dim_out", 8192),
         hidden_size=spec.embed_dim,
@@ -230,7 +233,7 @@ def _config(part: ImagePart, out: State, classes: Sequence[str]) -> str:
         use_mean_pooling=not spec.final_norm or architecture(part) == "BeitForMaskedImageModeling",
         architectures=[architecture(part)],
         dtype=str(out[next(name for name in out if name.endswith("cls_token"))].dtype).removeprefix("torch."),
-        **({"id2label": dict(enumerate(named)), "label2id": {n: i for i, n in enumerate(named)}} if named else {}),
+        **labels,
     )
     return config.to_json_string(use_diff=False)
 
