@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 import vlbeit
 from vlbeit.cli import main
 from vlbeit.models.checkpoint import read_checkpoint, save_checkpoint
+from vlbeit.models.convert import convert
+from vlbeit.models.convert.layout import Hints
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import EncoderSpec
@@ -27,6 +29,10 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "classification": ({"final_norm": False}, CLASSIFIER),
     "mim": ({"positions": "shared", "mask_token": True}, MIM),
     "vl": ({"experts": ("image", "text"), "fused_layers": 1, "vocab_size": 50, "text_positions": 8}, {}),
+    "vl absolute": (
+        {"experts": ("image", "text"), "vocab_size": 50, "text_positions": 8, "positions": "absolute"},
+        {"pooler": {"kind": "pooler", "dim": 32}},
+    ),
     "text": ({"experts": ("text",), "image_size": None, "vocab_size": 50}, {}),
     "wide": ({"final_norm": False, "image_size": (32, 64), "layer_scale": 0.0}, CLASSIFIER),
 }
@@ -123,6 +129,33 @@ def test_what_the_target_cannot_hold_is_named(tmp_path: Path, capsys: pytest.Cap
         assert f"{line}\n" in out
     changed = [line.rpartition(" ")[2] for line in out.splitlines() if line.startswith("changed")]
     assert changed == ["encoder.cls_token", "encoder.patch_embed.proj.bias"]
+
+
+@pytest.mark.parametrize("kind", ["classification", "mim", "vl", "vl absolute", "wide"])
+def test_to_unilm_and_back(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made(tmp_path / "run", kind)
+    assert main(["convert", str(run), str(tmp_path / "out.pth"), "--to", "unilm"]) == 0
+    out = capsys.readouterr().out
+    first = read_checkpoint(run)
+    assert f"to unilm: {len(first.state)} tensors, bit for bit" in out and "not in unilm" not in out
+    spec = first.encoder_spec
+    hints = Hints(num_heads=4, image_size=spec.image_size, text_positions=8)  # type: ignore[union-attr]
+    back = convert(torch.load(tmp_path / "out.pth", weights_only=True)["model"], hints)
+    assert back.state.keys() == first.state.keys()
+    assert all(torch.equal(value, first.state[name]) for name, value in back.state.items())
+
+
+@pytest.mark.parametrize("to", ["timm", "transformers"])
+def test_image_part_with_absolute_positions(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made(tmp_path / "run", "vl absolute")
+    assert main(["convert", str(run), str(tmp_path / "out"), "--to", to]) == 0
+    assert f"not in {to}: heads.pooler.dense.weight\n" in capsys.readouterr().out
+    with torch.inference_mode():
+        if to == "timm":
+            tokens = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval().forward_features(image())
+        else:
+            tokens = transformers.BeitModel.from_pretrained(tmp_path / "out").eval()(image()).last_hidden_state
+    torch.testing.assert_close(tokens, vlbeit.load(run).encode(image=image()).x_BLD, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("to", ["timm", "transformers", "unilm"])

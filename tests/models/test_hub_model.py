@@ -14,6 +14,7 @@ from huggingface_hub.hf_api import RepoUrl
 import vlbeit
 from vlbeit.errors import DataError
 from vlbeit.models.checkpoint import Model, read_checkpoint, save_checkpoint
+from vlbeit.models.dvae import DVAE, DVAESpec
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import EncoderSpec
@@ -55,6 +56,21 @@ def test_round_trip_is_exact(run: Path, tmp_path: Path) -> None:
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(loaded.encode(image=x).x_BLD, model.encode(image=x).x_BLD)
     assert loaded.evaluation() == {"top1": 0.8125, "top5": None, "split": "val"}
+
+
+def test_a_tokenizer_that_a_run_carries_is_kept(tmp_path: Path) -> None:
+    spec = EncoderSpec(32, 2, 4, image_size=(32, 32), mask_token=True, positions="shared")
+    dvae = DVAE(DVAESpec(vocab_size=16, hidden=8))
+    heads = {"masked_patch": {"kind": "masked_patch", "dim": 32, "dim_out": 16}}
+    parts = {"encoder": MoMEEncoder(spec), "heads": Heads(heads), "target": torch.nn.ModuleDict({"dvae": dvae})}
+    target = {"target": "dvae", "dvae": dvae.describe()}
+    description = {"encoder": spec.to_dict(), "heads": heads, "target": target}
+    save_checkpoint(tmp_path / "run", torch.nn.ModuleDict(parts).state_dict(), description, {}, {"target": target})
+    vlbeit.load(tmp_path / "run").save_pretrained(tmp_path / "shared")
+    first, again = read_checkpoint(tmp_path / "run"), read_checkpoint(tmp_path / "shared")
+    assert (again.description, again.meta) == (first.description, first.meta)
+    assert first.state.keys() == again.state.keys()
+    assert all(torch.equal(value, again.state[name]) for name, value in first.state.items())
 
 
 def test_a_changed_model_is_saved_as_it_is(run: Path, tmp_path: Path) -> None:
