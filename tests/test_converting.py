@@ -237,3 +237,34 @@ def test_config_beside_foreign_weights_is_read(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "theirs/config.json").write_text(json.dumps(values))
     assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "other")]) == 1
     assert "hidden_act=relu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("run", ["mim", "mlm", "vl", "vl-vqa", "mim-classification"])
+def test_runs_that_were_trained_here(run: str, in_chain: Path, tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    assert main(["convert", f"runs/{run}", str(tmp_path / "timm"), "--to", "timm"]) == 0
+    assert main(["convert", f"runs/{run}", str(tmp_path / "transformers"), "--to", "transformers"]) == 0
+    theirs = timm.create_model(f"local-dir:{tmp_path}/timm", pretrained=True).eval()
+    (name,) = json.loads((tmp_path / "transformers/config.json").read_text())["architectures"]
+    also = getattr(transformers, name).from_pretrained(tmp_path / "transformers").eval()
+    encoder = vlbeit.load(f"runs/{run}").encoder
+    assert encoder is not None
+    with torch.inference_mode():
+        tokens = encoder(encoder.embed_image(x)).x_BLD
+        torch.testing.assert_close(theirs.forward_features(x), tokens, atol=1e-5, rtol=1e-5)
+        if name == "BeitModel":
+            torch.testing.assert_close(also(x).last_hidden_state, tokens, atol=1e-5, rtol=1e-5)
+        elif name == "BeitForImageClassification":
+            torch.testing.assert_close(also(x).logits, theirs(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_tokenizer_run_goes_nowhere(in_chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "runs/tokenizer", str(tmp_path / "out"), "--to", "timm"]) == 2
+    assert "no image tower" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_shared_run_can_be_evaluated(in_chain: Path, tmp_path: Path) -> None:
+    vlbeit.load("runs/mim-classification").save_pretrained(tmp_path / "shared")
+    before = json.loads((tmp_path / "shared/evaluation.json").read_text())
+    assert main(["evaluate", str(tmp_path / "shared")]) == 0
+    assert json.loads((tmp_path / "shared/evaluation.json").read_text())["top1"] == pytest.approx(before["top1"])
