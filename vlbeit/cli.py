@@ -170,7 +170,7 @@ def convert(
     from vlbeit.models.convert.layout import Hints
 
     size = None if image_size is None else (image_size, image_size)
-    hints = Hints(num_heads=num_heads, image_size=size)
+    hints = None if num_heads is None and size is None else Hints(num_heads=num_heads, image_size=size)
     done = converting.run(source, out, to=to, hints=hints, allow=allow or [], overwrite=overwrite)
     print(*done.lines, f"wrote {', '.join(map(str, done.written))}", f"next: {done.next}", sep="\n")
 

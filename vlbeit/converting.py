@@ -3,57 +3,30 @@
 from __future__ import annotations
 
 import io
-import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
 
 from vlbeit import files
-from vlbeit.config import DataConfig, one_of
-from vlbeit.errors import DataError, UsageError
-from vlbeit.models.checkpoint import checkpoint_folder, read_checkpoint, save_checkpoint
+from vlbeit.config import one_of
+from vlbeit.errors import UsageError
+from vlbeit.models.checkpoint import Checkpoint, locate, read_checkpoint, save_checkpoint
 from vlbeit.models.convert import convert
-from vlbeit.models.convert.beside import read_beside
 from vlbeit.models.convert.image_part import image_part
 from vlbeit.models.convert.layout import Hints, State
-from vlbeit.models.convert.timm import timm_config, to_timm
+from vlbeit.models.convert.timm import timm_arguments, timm_config, to_timm
 from vlbeit.models.convert.transformers import architecture, to_transformers
 from vlbeit.models.convert.unilm import to_unilm
 from vlbeit.models.presets import PRESETS
-from vlbeit.models.report import LoadReport
+from vlbeit.models.report import collapsed
 from vlbeit.models.spec import EncoderSpec
-from vlbeit.models.weights import read_weights
-from vlbeit.types import Meta
 
 TARGETS = ("vlbeit", "timm", "transformers", "unilm")
 _FILE = {".safetensors": ("timm", "unilm"), ".pth": ("timm", "unilm"), ".pt": ("timm", "unilm")}
-
-
-class Source(NamedTuple):
-    """A checkpoint to be converted; `report` has the lines about what was taken from a foreign file."""
-
-    path: Path
-    description: dict[str, Any]
-    config: dict[str, Any]
-    meta: Meta
-    state: State
-    report: list[str]
-
-    @property
-    def normalize(self) -> str:
-        """`data.normalize` of its run, or what its file tells."""
-        told = self.description.get("normalize", DataConfig.normalize)
-        return self.config.get("data", {}).get("normalize", told)
-
-    @property
-    def spec(self) -> EncoderSpec | None:
-        """Of its encoder; None for a tokenizer."""
-        values = self.description.get("encoder")
-        return None if values is None else EncoderSpec.from_dict(values)
 
 
 class Conversion(NamedTuple):
@@ -71,16 +44,16 @@ def run(
     to: str = "vlbeit",
     hints: Hints | None = None,
     allow: Sequence[str] = (),
-    overwrite: bool,
+    overwrite: bool = False,
 ) -> Conversion:
     """Convert a run, checkpoint folder, or foreign file or folder.
 
     Args:
-        source: its path.
+        source: its path or name.
         out: folder to write; for timm and unilm also a file (.safetensors, .pth).
         to: vlbeit | timm | transformers | unilm.
-        hints: what a foreign file cannot tell of itself.
-        allow: patterns of names that may be missing or without a place.
+        hints: what a foreign file cannot tell of itself; None: nothing is said.
+        allow: names, or patterns with `*`, that a foreign file may lack or have in excess.
         overwrite: write where something lies already.
 
     Raises:
@@ -88,22 +61,16 @@ def run(
         DataError: the source cannot be read, or not all of it is there.
     """
     one_of("--to", to, TARGETS)
-    path = _located(source)
+    path, _ = locate(source)
     _check_out(path, out, to, overwrite)
-    found = _read(path, hints or Hints(), allow)
+    found = read_checkpoint(source, hints, allow)
+    taken = found.report.lines() if found.report.layout else []
     if to == "vlbeit":
         save_checkpoint(out, found.state, found.description, found.config, found.meta)
         written = [out / name for name in ("config.json", "model.safetensors", *(f"{key}.json" for key in found.meta))]
-        return Conversion(found.report, written, _training(found, out))
+        return Conversion(taken, written, _training(found, out))
     sent, written, following = _write(found, out, to)
-    return Conversion([*found.report, *_compared(found, sent, to)], written, following)
-
-
-def _located(source: str) -> Path:
-    path = Path(source)
-    if not path.exists():
-        raise DataError(f"{source}: no such file or folder: name a checkpoint, or a run of `vlbeit runs`")
-    return path
+    return Conversion([*taken, *_compared(found, sent, to)], written, following)
 
 
 def _check_out(source: Path, out: Path, to: str, overwrite: bool) -> None:
@@ -120,33 +87,7 @@ def _check_out(source: Path, out: Path, to: str, overwrite: bool) -> None:
         raise UsageError(f"{out} is what is converted: name another place")
 
 
-def _read(path: Path, hints: Hints, allow: Sequence[str]) -> Source:
-    """A checkpoint of ours, or a foreign one in our terms, its report checked."""
-    if _is_ours(path):
-        own = read_checkpoint(path)
-        return Source(path, own.description, own.config, own.meta, own.state, [])
-    hints, classes = read_beside(path, hints)
-    converted = convert(read_weights(path, allow=allow), hints)
-    names = list(converted.state)
-    report = LoadReport(names, [], converted.sources, converted.missing, converted.unexpected)
-    report.check(str(path), allow=allow)
-    meta: Meta = {"classes": list(classes)} if classes else {}
-    lines = [f"{path} is a checkpoint of {converted.layout}", *report.lines()]
-    return Source(path, converted.description, {}, meta, converted.state, lines)
-
-
-def _is_ours(path: Path) -> bool:
-    if path.is_file():
-        return False
-    try:
-        config = checkpoint_folder(path) / "config.json"
-    except DataError:
-        return False
-    text = config.read_text(encoding="utf-8", errors="replace")
-    return all(f'"{key}"' in text for key in ("description", "meta", "sha256"))
-
-
-def _write(found: Source, out: Path, to: str) -> tuple[State, list[Path], str]:
+def _write(found: Checkpoint, out: Path, to: str) -> tuple[State, list[Path], str]:
     """The tensors that went, the files, and what to try with them."""
     classes = found.meta.get("classes", ())
     if to == "transformers":
@@ -157,18 +98,17 @@ def _write(found: Source, out: Path, to: str) -> tuple[State, list[Path], str]:
     if to == "unilm":
         sent = to_unilm(found.description, found.state)
         file = out if out.suffix in _FILE else out / "model.pth"
-        spec = found.spec
+        spec = found.encoder_spec
         script = "run_class_finetuning.py --finetune" if spec and spec.vocab_size is None else "run.py with load_path="
         return sent, [_save(sent, file)], f"in microsoft/unilm: python {script} {shlex.quote(str(file))}"
     sent = to_timm(found.description, found.state)
-    config = timm_config(found.description, classes, found.normalize)
     if out.suffix in _FILE:
-        arguments = {"num_classes": config["num_classes"], **config["model_args"]}
+        name, arguments = timm_arguments(found.description, found.normalize)
         words = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        made = f"timm.create_model({config['architecture']!r}, {words}, checkpoint_path={str(out)!r})"
+        made = f"timm.create_model({name!r}, {words}, checkpoint_path={str(out)!r})"
         return sent, [_save(sent, out)], _python(f"import timm; print({made})")
     weights = _save(sent, out / "model.safetensors")
-    files.write_json(out / "config.json", config, indent=2)
+    files.write_json(out / "config.json", timm_config(found.description, classes, found.normalize), indent=2)
     made = f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
     return sent, [out / "config.json", weights], _python(f"import timm; print({made})")
 
@@ -182,9 +122,9 @@ def _save(state: State, file: Path) -> Path:
     return files.write_bytes(file, buffer.getvalue())
 
 
-def _compared(found: Source, sent: State, to: str) -> list[str]:
+def _compared(found: Checkpoint, sent: State, to: str) -> list[str]:
     """What of the source went, found by reading back what was written: bit for bit, changed, new, or not at all."""
-    spec = found.spec
+    spec = found.encoder_spec
     assert spec is not None
     hints = Hints(num_heads=spec.num_heads, image_size=spec.image_size, text_positions=spec.text_positions)
     back = convert(sent, hints).state
@@ -196,21 +136,13 @@ def _compared(found: Source, sent: State, to: str) -> list[str]:
         ("new there", [name for name in back if name not in found.state]),
         (f"not in {to}", [name for name in found.state if name not in back]),
     ):
-        lines += [f"{word}: {line}" for line in _collapsed(names)]
+        lines += [f"{word}: {line}" for line in collapsed(names)]
     return lines
 
 
-def _collapsed(names: Iterable[str]) -> list[str]:
-    """Names that differ in a number alone as one, with how many they are."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
-    return [found[0] if len(found) == 1 else f"{pattern} ({len(found)})" for pattern, found in groups.items()]
-
-
-def _training(found: Source, out: Path) -> str:
+def _training(found: Checkpoint, out: Path) -> str:
     """The training that begins with a converted checkpoint."""
-    place, spec = shlex.quote(str(out)), found.spec
+    place, spec = shlex.quote(str(out)), found.encoder_spec
     if spec is None:
         return f"vlbeit train stage=mim stage.tokenizer={place} data=imagefolder data.root=DIR"
     words = [f"model={_preset(spec)}", f"init={place}"]

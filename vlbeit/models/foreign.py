@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlbeit.errors import DataError, UserError
 from vlbeit.models.convert import Hints, convert
+from vlbeit.models.convert.beside import hints_beside
 from vlbeit.models.convert.layout import State
 from vlbeit.models.report import LoadReport
 from vlbeit.models.weights import read_weights
@@ -76,7 +77,7 @@ def from_state(
 
 
 def _read(path: Path, hints: Hints, allow: Sequence[str]) -> Foreign:
-    return _converted(read_weights(path, allow=allow), hints, allow, str(path))
+    return _converted(read_weights(path, allow=allow), hints_beside(path, hints), allow, str(path))
 
 
 def _converted(state: State, hints: Hints, allow: Sequence[str], origin: str) -> Foreign:
@@ -85,7 +86,11 @@ def _converted(state: State, hints: Hints, allow: Sequence[str], origin: str) ->
     except UserError as error:
         raise type(error)(f"{origin}: {error}") from error
     report = LoadReport(
-        loaded=list(found.state), remapped=dict(found.sources), missing=found.missing, unexpected=found.unexpected
+        list(found.state),
+        remapped=dict(found.sources),
+        missing=found.missing,
+        unexpected=found.unexpected,
+        layout=found.layout,
     )
     report.check(f"{origin} ({found.layout})", allow=allow)
     return Foreign(found.description, found.state, report)

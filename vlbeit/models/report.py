@@ -12,7 +12,7 @@ from vlbeit.errors import DataError
 COMPUTED = ("*relative_position_index", "*position_ids", "text_embeddings.position_embeddings.weight")
 """In files and never read: index buffers, and the text positions of VLMo models whose positions are relative."""
 
-SEGMENTATION = ("decode_head.*", "auxiliary_head.*", "backbone.fpn*")
+SEGMENTATION = ("decode_head.*", "auxiliary_head.*", "backbone.fpn*", "fpn*")
 """Necks and heads of segmentation checkpoints: the backbone alone is taken."""
 
 EXPECTED = (*COMPUTED, *SEGMENTATION)
@@ -28,6 +28,7 @@ class LoadReport:
     loaded: taken as they are. resized: fitted to another size of pictures, length of texts or list of answers.
     remapped: our name <- the names that it was made of, for those of the two above that bear another name there.
     missing: wanted and not there; they keep their initial values. unexpected: there, and without a place.
+    layout: what a foreign file was taken for.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -35,6 +36,7 @@ class LoadReport:
     remapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    layout: str = ""
 
     def line(self) -> str:
         """One line for people: how many tensors were taken, and the parts that were not taken as they are."""
@@ -47,7 +49,8 @@ class LoadReport:
 
     def lines(self) -> list[str]:
         """All of it for people: a line for every name, numbers of layers put together."""
-        out = [f"loaded: {len(self.loaded)} tensors"]
+        out = [f"layout: {self.layout}"] if self.layout else []
+        out.append(f"loaded: {len(self.loaded)} tensors")
         pairs = [f"{ours} <- {' + '.join(theirs)}" for ours, theirs in self.remapped.items()]
         for word, names in (
             ("resized", self.resized),
@@ -55,7 +58,7 @@ class LoadReport:
             ("missing", self.missing),
             ("unexpected", self.unexpected),
         ):
-            out += [f"{word}: {line}" for line in _collapsed(names)]
+            out += [f"{word}: {line}" for line in collapsed(names)]
         return out
 
     def check(self, origin: str, expected: Iterable[str] = EXPECTED, allow: Iterable[str] = ()) -> None:
@@ -82,7 +85,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _collapsed(names: Iterable[str]) -> list[str]:
+def collapsed(names: Iterable[str]) -> list[str]:
     """Names that differ in numbers alone as one, with `*` for those, and how many they are."""
     groups: dict[str, list[str]] = {}
     for name in names:

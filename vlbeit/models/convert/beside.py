@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vlbeit.config import DataConfig, RunConfig
 from vlbeit.errors import DataError
 from vlbeit.models.convert.layout import Hints
 
 
-class Beside(NamedTuple):
-    """Hints, those of the caller first, and the names of the classes, where they are told."""
+def hints_beside(path: Path, hints: Hints) -> Hints:
+    """Complete `hints` by config.json (and preprocessor_config.json) of the folder `path`, or the file's folder.
 
-    hints: Hints
-    classes: tuple[str, ...] = ()
-
-
-def read_beside(path: Path, hints: Hints) -> Beside:
-    """Read config.json (and preprocessor_config.json) of the folder `path`, or of the folder of the file `path`.
-
-    A folder without one, or with that of another program, tells nothing. Raises DataError where the file cannot be
-    read, or describes a BEiT that computes otherwise than ours.
+    What the caller says goes first. A folder without them, or with those of other programs, tells nothing. Raises
+    DataError where they cannot be read, or describe a BEiT that computes otherwise than ours.
     """
     folder = path if path.is_dir() else path.parent
     config = _json(folder / "config.json")
@@ -32,27 +24,18 @@ def read_beside(path: Path, hints: Hints) -> Beside:
         return _of_transformers(config, _json(folder / "preprocessor_config.json"), hints, folder)
     if str(config.get("architecture", "")).startswith("beit"):
         return _of_timm(config, hints, folder)
-    return Beside(hints)
+    return hints
 
 
-def _of_transformers(config: dict[str, Any], processor: dict[str, Any], hints: Hints, folder: Path) -> Beside:
+def _of_transformers(config: dict[str, Any], processor: dict[str, Any], hints: Hints, folder: Path) -> Hints:
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":
         raise DataError(f"{folder}/config.json: hidden_act={activation}, and the encoder of vlbeit has gelu alone")
-    labels = config.get("id2label") or {}
-    classes = tuple(str(labels[key]) for key in sorted(labels, key=int))
-    named = any(name != f"LABEL_{number}" for number, name in enumerate(classes))
-    return Beside(
-        replace(
-            hints,
-            num_heads=hints.num_heads or config.get("num_attention_heads"),
-            normalize=hints.normalize or _normalize(processor.get("image_mean"), processor.get("image_std")),
-        ),
-        classes if named else (),
-    )
+    normalize = hints.normalize or _normalize(processor.get("image_mean"), processor.get("image_std"))
+    return hints.over(Hints(num_heads=config.get("num_attention_heads"), normalize=normalize))
 
 
-def _of_timm(config: dict[str, Any], hints: Hints, folder: Path) -> Beside:
+def _of_timm(config: dict[str, Any], hints: Hints, folder: Path) -> Hints:
     arguments, pretrained = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
     pool = config.get("global_pool", arguments.get("global_pool", "avg"))
     if pool == "avg" and arguments.get("use_fc_norm") is False and config.get("num_classes", 0):
@@ -61,17 +44,9 @@ def _of_timm(config: dict[str, Any], hints: Hints, folder: Path) -> Beside:
             "a classifier of vlbeit normalises the mean"
         )
     size = arguments.get("img_size")
-    wide = tuple(size) if isinstance(size, list) and len(set(size)) == 2 else None
-    names = config.get("label_names") or ()
-    return Beside(
-        replace(
-            hints,
-            num_heads=hints.num_heads or arguments.get("num_heads"),
-            image_size=hints.image_size or wide,
-            normalize=hints.normalize or _normalize(pretrained.get("mean"), pretrained.get("std")),
-        ),
-        tuple(map(str, names)) if isinstance(names, list) else (),
-    )
+    wide = (size[0], size[1]) if isinstance(size, list) and len(set(size)) == 2 else None
+    normalize = hints.normalize or _normalize(pretrained.get("mean"), pretrained.get("std"))
+    return hints.over(Hints(num_heads=arguments.get("num_heads"), image_size=wide, normalize=normalize))
 
 
 def _normalize(mean: Sequence[float] | None, std: Sequence[float] | None) -> str | None:
