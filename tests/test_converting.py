@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_one_file_for_timm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for suffix in (".pth", ".safetensors"):
         file = tmp_path / f"out{suffix}"
         assert main(["convert", str(run), str(file), "--to", "timm"]) == 0
-        code = capsys.readouterr().out.rpartition("python -c ")[2].strip().strip("'").replace("'\"'\"'", "'")
+        code = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])[2]
         theirs = eval(code.partition("print(")[2][:-1], {"timm": timm}).eval()  # what the last line tells to type
         with torch.inference_mode():
             torch.testing.assert_close(theirs(image()), logits(run, image()), atol=1e-5, rtol=1e-5)

@@ -31,7 +31,7 @@ def config_for(checkpoint: Checkpoint, words: Sequence[str]) -> RunConfig:
     task = next(word.partition("=")[2] for word in words if word.startswith("task="))
     source = [] if "data" in typed else [f"data={_source(task)}"]
     stage = [] if "stage" in typed else [f"stage={'vl' if spec.vocab_size else 'mim'}"]
-    own = [word for word in _words(spec, checkpoint) if word.partition("=")[0] not in typed]
+    own = [word for word in words_for(spec) if word.partition("=")[0] not in typed]
     config = with_tokenizer(compose.compose([*stage, *source, *own, *words]).config, checkpoint)
     check_answers(config, checkpoint)
     return config
@@ -64,8 +64,8 @@ def _source(task: str) -> str:
     return next((name for name in others if kind in registry.get("data", name).kinds), chain.BUILT_IN)
 
 
-def _words(spec: EncoderSpec, checkpoint: Checkpoint) -> list[str]:
-    """The nearest preset and what differs from it."""
+def words_for(spec: EncoderSpec) -> list[str]:
+    """The words of a run whose encoder takes these weights: the nearest preset and what differs from it."""
     preset = next(
         (p for p in PRESETS.values() if (p.embed_dim, p.depth) == (spec.embed_dim, spec.depth)), PRESETS["base"]
     )
@@ -80,7 +80,8 @@ def _words(spec: EncoderSpec, checkpoint: Checkpoint) -> list[str]:
     words = [f"model={preset.name}"]
     words += [f"model.{name}={value}" for name, value in sizes.items() if value != getattr(preset, name)]
     if spec.image_size is not None:
-        words.append(f"data.image_size=[{spec.image_size[0]},{spec.image_size[1]}]")
+        height, width = spec.image_size
+        words.append(f"data.image_size={height if height == width else f'[{height},{width}]'}")
     if spec.vocab_size is not None:
         words.append(f"text.positions={spec.text_positions}")
     return words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save
 
 from vlbeit import files
+from vlbeit.adopt import words_for
 from vlbeit.config import one_of
 from vlbeit.errors import UsageError
 from vlbeit.models.checkpoint import Checkpoint, locate, read_checkpoint, save_checkpoint
@@ -21,7 +23,6 @@ from vlbeit.models.convert.layout import Hints, State
 from vlbeit.models.convert.timm import timm_arguments, timm_config, to_timm
 from vlbeit.models.convert.transformers import architecture, to_transformers
 from vlbeit.models.convert.unilm import to_unilm
-from vlbeit.models.presets import PRESETS
 from vlbeit.models.report import collapsed
 from vlbeit.models.spec import EncoderSpec
 
@@ -68,7 +69,7 @@ def run(
     if to == "vlbeit":
         save_checkpoint(out, found.state, found.description, found.config, found.meta)
         written = [out / name for name in ("config.json", "model.safetensors", *(f"{key}.json" for key in found.meta))]
-        return Conversion(taken, written, _training(found, out))
+        return Conversion(taken, written, _training(found.encoder_spec, out))
     sent, written, following = _write(found, out, to)
     return Conversion([*taken, *_compared(found, sent, to)], written, following)
 
@@ -94,7 +95,8 @@ def _write(found: Checkpoint, out: Path, to: str) -> tuple[State, list[Path], st
         sent = to_transformers(found.description, found.state, out, classes=classes, normalize=found.normalize)
         name = architecture(image_part(found.description, to))
         written = [out / file for file in ("config.json", "model.safetensors", "preprocessor_config.json")]
-        return sent, written, _python(f"from transformers import {name}; print({name}.from_pretrained({str(out)!r}))")
+        made = f"{name}.from_pretrained({json.dumps(str(out))})"
+        return sent, written, _python(f"from transformers import {name}; print({made})")
     if to == "unilm":
         sent = to_unilm(found.description, found.state)
         file = out if out.suffix in _FILE else out / "model.pth"
@@ -104,12 +106,12 @@ def _write(found: Checkpoint, out: Path, to: str) -> tuple[State, list[Path], st
     sent = to_timm(found.description, found.state)
     if out.suffix in _FILE:
         name, arguments = timm_arguments(found.description, found.normalize)
-        words = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        made = f"timm.create_model({name!r}, {words}, checkpoint_path={str(out)!r})"
+        words = ", ".join(f"{key}={_literal(value)}" for key, value in arguments.items())
+        made = f'timm.create_model("{name}", {words}, checkpoint_path={json.dumps(str(out))})'
         return sent, [_save(sent, out)], _python(f"import timm; print({made})")
     weights = _save(sent, out / "model.safetensors")
     files.write_json(out / "config.json", timm_config(found.description, classes, found.normalize), indent=2)
-    made = f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
+    made = f"timm.create_model({json.dumps(f'local-dir:{out}')}, pretrained=True)"
     return sent, [out / "config.json", weights], _python(f"import timm; print({made})")
 
 
@@ -140,26 +142,19 @@ def _compared(found: Checkpoint, sent: State, to: str) -> list[str]:
     return lines
 
 
-def _training(found: Checkpoint, out: Path) -> str:
+def _training(spec: EncoderSpec | None, out: Path) -> str:
     """The training that begins with a converted checkpoint."""
-    place, spec = shlex.quote(str(out)), found.encoder_spec
     if spec is None:
-        return f"vlbeit train stage=mim stage.tokenizer={place} data=imagefolder data.root=DIR"
-    words = [f"model={_preset(spec)}", f"init={place}"]
-    if spec.vocab_size is None:
-        return f"vlbeit train stage=mim task=classification {' '.join(words)} data=imagefolder data.root=DIR"
-    return f"vlbeit train stage=vl task=vqa {' '.join(words)} data=vqa_v2 data.root=DIR"
+        return f"vlbeit train stage=mim stage.tokenizer={shlex.quote(str(out))} data=imagefolder data.root=DIR"
+    recipe = ["stage=mim", "task=classification", "data=imagefolder"]
+    if spec.vocab_size is not None:
+        recipe = ["stage=vl", "task=vqa", "data=vqa_v2"]
+    return shlex.join(["vlbeit", "train", *recipe, "data.root=DIR", f"init={out}", *words_for(spec)])
 
 
-def _preset(spec: EncoderSpec) -> str:
-    """The published size with these numbers; else the base one, its numbers changed."""
-    keys = ("embed_dim", "depth", "num_heads", "patch_size")
-    ours = {key: getattr(spec, key) for key in keys}
-    for preset in PRESETS.values():
-        if ours == {key: getattr(preset, key) for key in keys}:
-            return preset.name
-    base = PRESETS["base"]
-    return " ".join(["base", *(f"model.{key}={value}" for key, value in ours.items() if value != getattr(base, key))])
+def _literal(value: object) -> str:
+    """A Python literal in double quotes: the shell's stand around it."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _python(code: str) -> str:
