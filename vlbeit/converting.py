@@ -16,7 +16,7 @@ from vlbeit import files
 from vlbeit.adopt import words_for
 from vlbeit.config import one_of
 from vlbeit.errors import UsageError
-from vlbeit.models.checkpoint import Checkpoint, locate, read_checkpoint, save_checkpoint
+from vlbeit.models.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from vlbeit.models.convert import convert
 from vlbeit.models.convert.image_part import image_part
 from vlbeit.models.convert.layout import Hints, State
@@ -62,8 +62,7 @@ def run(
         DataError: the source cannot be read, or not all of it is there.
     """
     one_of("--to", to, TARGETS)
-    path, _ = locate(source)
-    _check_out(path, out, to, overwrite)
+    _check_out(Path(source), out, to, overwrite)
     found = read_checkpoint(source, hints, allow)
     taken = found.report.lines() if found.report.layout else []
     if to == "vlbeit":
