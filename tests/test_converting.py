@@ -269,3 +269,22 @@ def test_a_shared_run_can_be_evaluated(in_chain: Path, tmp_path: Path) -> None:
     before = json.loads((tmp_path / "shared/evaluation.json").read_text())
     assert main(["evaluate", str(tmp_path / "shared")]) == 0
     assert json.loads((tmp_path / "shared/evaluation.json").read_text())["top1"] == pytest.approx(before["top1"])
+
+
+def test_backbone_of_a_segmentation_folder_needs_no_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.BeitConfig(
+        **small, image_size=64, use_relative_position_bias=True, out_indices=[1, 2, 3, 4], num_labels=3
+    )
+    transformers.BeitForSemanticSegmentation(config).save_pretrained(tmp_path / "theirs")
+    assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "out")]) == 0
+    assert "unexpected: decode_head." in capsys.readouterr().out
+    assert vlbeit.load(tmp_path / "out").encode(image=image()).x_BLD.shape == (2, 17, 32)
+
+
+def test_pictures_are_prepared_as_the_folder_says(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", "classification", data={"normalize": "imagenet"})
+    for to in ("timm", "transformers"):
+        assert main(["convert", str(run), str(tmp_path / to), "--to", to]) == 0
+        assert vlbeit.load(tmp_path / to).normalize == "imagenet"
+        assert vlbeit.load(tmp_path / to, normalize="half").normalize == "half"
