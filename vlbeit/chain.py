@@ -13,7 +13,7 @@ from vlbeit import compose, registry
 from vlbeit.config import RunConfig
 from vlbeit.engine.folder import RunFolder
 from vlbeit.errors import UsageError
-from vlbeit.models.checkpoint import read_head
+from vlbeit.models.checkpoint import is_foreign, read_head
 from vlbeit.task import Recipe, Stage
 
 BUILT_IN = "scenes"
@@ -109,8 +109,8 @@ def planned_steps(folder: RunFolder) -> int | None:
 
 
 def has_checkpoint(path: str) -> bool:
-    """Whether a run or a checkpoint folder lies there that can be loaded."""
-    return any((Path(path) / part / "config.json").is_file() for part in ("checkpoint", "."))
+    """Whether a run, a checkpoint folder or weights from elsewhere lie there."""
+    return is_foreign(path) or any((Path(path) / part / "config.json").is_file() for part in ("checkpoint", "."))
 
 
 def _is_ready(path: str) -> bool:
@@ -122,6 +122,8 @@ def _is_ready(path: str) -> bool:
 
 def _check_stage(path: str, stage: str) -> None:
     """UsageError unless the run at `path` is one of the stage. A checkpoint from elsewhere may not say."""
+    if is_foreign(path):  # what it is shows when it is read; that it is a tokenizer, stage=mim sees to
+        return
     config = read_head(path)["config"]
     made_by, task = compose.group_names(config, f"{path}: the config of its checkpoint") if config else (None, None)
     if (made_by, task) not in ((stage, None), (None, None)):
@@ -131,8 +133,10 @@ def _check_stage(path: str, stage: str) -> None:
 
 def _check_not_a_toy(config: RunConfig, path: str, stage: str) -> None:
     """UsageError where a run on the user's own data would start from one on drawn shapes without being told to."""
+    if path != f"runs/{stage}":
+        return
     made_on = ((read_head(path)["config"] or {}).get("data") or {}).get("name")
-    if path == f"runs/{stage}" and made_on == BUILT_IN != config.data.name:
+    if made_on == BUILT_IN != config.data.name:
         key = "stage.tokenizer" if stage == "tokenizer" else "init"
         raise UsageError(
             f"{path} was trained on the built-in data, this run is on data={config.data.name}: train stage={stage} on "

@@ -20,13 +20,17 @@ from torch import Tensor, nn
 
 from vlbeit import __version__, files
 from vlbeit.errors import DataError, UsageError
-from vlbeit.models.dvae import DVAE
+from vlbeit.models.convert import convert
+from vlbeit.models.convert.dvae import join_pair
 from vlbeit.models.encoder import MoMEEncoder, join
 from vlbeit.models.heads import KINDS, Heads
+from vlbeit.models.image_tokenizer import ImageTokenizer
 from vlbeit.models.spec import EncoderSpec
+from vlbeit.models.tokenizer_kinds import build_tokenizer, kind_of
 from vlbeit.types import Meta, Tokens
 
 FORMAT = 1
+_HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Model:
 
     encoder: MoMEEncoder | None
     heads: Heads
-    dvae: DVAE | None
+    tokenizer: ImageTokenizer | None
     meta: Meta
     config: dict[str, Any]
 
@@ -69,7 +73,7 @@ class Model:
             ValueError: neither is given, or the encoder lacks the part.
         """
         if self.encoder is None:
-            raise ValueError("this checkpoint has no encoder: a tokenizer run gives `dvae` alone")
+            raise ValueError("this checkpoint has no encoder: it is a tokenizer, `model.tokenizer`")
         parts = []
         if text_ids is not None:
             parts.append(self.encoder.embed_text(text_ids, text_keep))
@@ -119,8 +123,29 @@ def checkpoint_folder(path: str | Path) -> Path:
     raise DataError(f"{path}: holds no checkpoint/config.json; has the run finished its first evaluation?")
 
 
+def is_foreign(path: str | Path) -> bool:
+    """Whether weights from elsewhere lie there: a file, DALL-E's two files, or a folder of transformers."""
+    path = Path(path)
+    config = path / "config.json"
+    of_transformers = config.is_file() and '"model_type"' in config.read_text(encoding="utf-8", errors="replace")
+    return path.is_file() or (path / "encoder.pkl").is_file() or of_transformers
+
+
+def _foreign_weights(path: Path) -> dict[str, Tensor]:
+    if (path / "encoder.pkl").is_file():
+        parts = [_foreign_weights(file) for name in ("encoder", "decoder") if (file := path / f"{name}.pkl").is_file()]
+        return parts[0] if len(parts) == 1 else join_pair(*parts)
+    file = next((path / name for name in _HUB_NAMES if (path / name).is_file()), path)
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    values = torch.load(file, map_location="cpu", weights_only=True)
+    return values.get("model", values)
+
+
 def read_head(path: str | Path) -> dict[str, Any]:
     """`config.json` of a run or checkpoint folder, no weights. Raises DataError naming the file."""
+    if is_foreign(path):
+        return {"description": read_checkpoint(path).description, "config": {}, "meta": []}
     file = checkpoint_folder(path) / "config.json"
     try:
         head = json.loads(file.read_text(encoding="utf-8"))
@@ -146,6 +171,9 @@ def spec_of(description: dict[str, Any], origin: str | Path) -> EncoderSpec | No
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a run or checkpoint folder; the weights' hash is compared. Raises DataError naming the file."""
+    if is_foreign(path):
+        found = convert(_foreign_weights(Path(path)))
+        return Checkpoint(Path(path), found.description, {}, {}, found.state)
     folder, head = checkpoint_folder(path), read_head(path)
     meta = read_meta(folder, head["meta"])
     weights = folder / "model.safetensors"
@@ -188,15 +216,20 @@ def load(path: str | Path) -> Model:
     encoder = None if spec is None else MoMEEncoder(spec)
     known = {n: s for n, s in found.description.get("heads", {}).items() if s.get("kind") in KINDS}
     heads = Heads(known)
-    dvae, dvae_prefix = None, "dvae."
-    if "dvae" in found.description:
-        dvae = DVAE.from_description(found.description["dvae"])
-    elif "dvae" in found.description.get("target", {}):  # a mim run carries its tokenizer along
-        dvae, dvae_prefix = DVAE.from_description(found.description["target"]["dvae"]), "target.dvae."
-    for prefix, module in (("encoder.", encoder), ("heads.", heads), (dvae_prefix, dvae)):
+    tokenizer, prefix_of_it = _tokenizer(found.description)
+    for prefix, module in (("encoder.", encoder), ("heads.", heads), (prefix_of_it, tokenizer)):
         if module is not None:
             _fill(module, found, prefix)
-    return Model(encoder, heads, dvae, found.meta, found.config)
+    return Model(encoder, heads, tokenizer, found.meta, found.config)
+
+
+def _tokenizer(description: dict[str, Any]) -> tuple[ImageTokenizer | None, str]:
+    """The tokenizer that a checkpoint is, or that a mim run carries along, and what its weights' names begin with."""
+    for part, before in ((description, ""), (description.get("target", {}), "target.")):
+        kind = kind_of(part)
+        if kind is not None:
+            return build_tokenizer(part), f"{before}{kind}."
+    return None, ""
 
 
 def _fill(module: nn.Module, found: Checkpoint, prefix: str) -> None:

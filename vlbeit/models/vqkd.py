@@ -103,8 +103,8 @@ class VQKD(ImageTokenizer):
         assert size is not None and grid is not None
         if (height, width) != tuple(size):
             raise UsageError(
-                f"the VQ-KD tokenizer takes pictures of {size[0]}x{size[1]} pixels, not {height}x{width}: its positions "
-                f"are absolute, so the encoder must have {grid[0]}x{grid[1]} patches (data.image_size, model.patch_size)"
+                f"the VQ-KD tokenizer takes pictures of {size[0]}x{size[1]} pixels, not {height}x{width}: it has "
+                f"{grid[0]}x{grid[1]} positions, so choose data.image_size and model.patch_size for as many patches"
             )
         return grid
 

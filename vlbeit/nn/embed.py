@@ -18,7 +18,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, image_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """[B, channels, height, width] -> [B, N, D] and the grid (rows, columns). Sides must be multiples of the patch."""
+        """[B, channels, height, width] -> [B, N, D] and the grid (rows, columns). Sides: multiples of the patch."""
         height, width = image_BCHW.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"image size {height}x{width} is not a multiple of patch_size {self.patch_size}")

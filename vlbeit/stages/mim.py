@@ -38,7 +38,10 @@ class MIMSettings(Settings):
     """Settings of masked image modeling; the defaults are BEiT's."""
 
     target: str = key("dvae", "dvae: visual tokens, of whatever tokenizer | pixels: the paper's ablation")
-    tokenizer: str = key("runs/tokenizer", "what makes the visual tokens: a run of stage=tokenizer, or published weights of VQ-KD, DALL-E or FLAVA")
+    tokenizer: str = key(
+        "runs/tokenizer",
+        "what makes the visual tokens: a run of stage=tokenizer, or published weights of VQ-KD, DALL-E or FLAVA",
+    )
     mask_ratio: float = key(75 / 196, "share of patches that is masked")
     min_block: float = key(16 / 196, "smallest masked block as a share of all patches")
     exact_count: bool = key(False, "mask exactly mask_ratio; false: up to it, as BEiT v1 did")

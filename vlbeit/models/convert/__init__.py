@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from vlbeit.errors import DataError
+from vlbeit.models.convert import dvae, vqkd
 from vlbeit.models.convert.layout import Converted, Hints, Layout, State
 
-LAYOUTS: tuple[Layout, ...] = ()  # in the order in which they are tried: the first that matches wins
+LAYOUTS: tuple[Layout, ...] = (
+    vqkd.LAYOUT,
+    dvae.DALLE,
+    dvae.FLAVA,
+)  # in the order in which they are tried: the first that matches wins
 
 
 def recognise(state: State) -> Layout:

@@ -33,6 +33,7 @@ class Converted:
     state: every tensor that has a place, under our names.
     sources: our name -> the names in the file that it was made of, where they differ.
     unexpected: names in the file that have no place with us.
+    dropped: names in the file that serve its training alone or belong to another model: a teacher, running averages.
     """
 
     layout: str
@@ -40,6 +41,7 @@ class Converted:
     state: State
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
 
 class Layout(NamedTuple):
