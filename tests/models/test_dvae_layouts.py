@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,47 +16,6 @@ from vlbeit.models.convert.layout import Converted
 from vlbeit.models.dvae import DVAE, map_pixels
 from vlbeit.models.tokenizer_kinds import build_tokenizer
 
-HIDDEN, VOCABULARY, START = 16, 300, 8
-State = dict[str, Tensor]
-
-
-def layers(widths: tuple[int, ...], kernels: tuple[int, ...], ends: tuple[int, int, int, int]) -> Iterator[tuple]:
-    """Name, outputs, inputs and kernel of every convolution of one half, named as openai/DALL-E names them.
-
-    ends: inputs and kernel of the first layer, inputs and outputs of the last.
-    """
-    yield "blocks.input", widths[0], ends[0], ends[1]
-    for group, (before, after) in enumerate(pairwise(widths), 1):
-        for block, inputs in enumerate((before, after), 1):
-            name, inner = f"blocks.group_{group}.block_{block}", after // 4
-            if inputs != after:
-                yield f"{name}.id_path", after, inputs, 1
-            sizes = ((inner, inputs), (inner, inner), (inner, inner), (after, inner))
-            for conv, ((out, into), kernel) in enumerate(zip(sizes, kernels, strict=True), 1):
-                yield f"{name}.res_path.conv_{conv}", out, into, kernel
-    yield "blocks.output.conv", ends[3], ends[2], 1
-
-
-def weights(seed: int, described: Iterator[tuple]) -> State:
-    """Random `w` and `b` that keep the size of what goes through."""
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for name, out, into, kernel in described:
-        scale = (2 / (into * kernel**2)) ** 0.5
-        state[f"{name}.w"] = scale * torch.randn(out, into, kernel, kernel, generator=generator)
-        state[f"{name}.b"] = 0.1 * torch.randn(out, generator=generator)
-    return state
-
-
-def encoder_weights() -> State:
-    widths = (HIDDEN, HIDDEN, 2 * HIDDEN, 4 * HIDDEN, 8 * HIDDEN)
-    return weights(0, layers(widths, (3, 3, 3, 1), (3, 7, 8 * HIDDEN, VOCABULARY)))
-
-
-def decoder_weights() -> State:
-    widths = (START, 8 * HIDDEN, 4 * HIDDEN, 2 * HIDDEN, HIDDEN)
-    return weights(1, layers(widths, (1, 3, 3, 3), (VOCABULARY, 1, HIDDEN, 6)))
-
 
 def picture(rows: int, columns: int) -> Tensor:
     """Two pictures of squares in pure colours, one square per token, so that tokens differ."""
@@ -65,7 +23,7 @@ def picture(rows: int, columns: int) -> Tensor:
     return F.interpolate(colours, scale_factor=8, mode="nearest")
 
 
-def run(state: State, x: Tensor, resize: str) -> Tensor:
+def run(state: dict[str, Tensor], x: Tensor, resize: str) -> Tensor:
     """The published computation on such a state dict: resize is what follows the first three groups."""
 
     def conv(name: str, x: Tensor) -> Tensor:
@@ -84,15 +42,6 @@ def run(state: State, x: Tensor, resize: str) -> Tensor:
     return conv("blocks.output.conv", x.relu())
 
 
-def flava_names(state: State) -> State:
-    """DALL-E's names as FLAVA writes them."""
-    renamed = {}
-    for name, value in state.items():
-        name = name.replace(".block_", ".group.block_").replace("res_path.", "res_path.path.")
-        renamed[name.removesuffix(".w").removesuffix(".b") + (".weight" if name.endswith(".w") else ".bias")] = value
-    return renamed
-
-
 def built(converted: Converted) -> DVAE:
     model = build_tokenizer(converted.description).eval()
     model.load_state_dict({name.removeprefix("dvae."): value for name, value in converted.state.items()})
@@ -101,31 +50,34 @@ def built(converted: Converted) -> DVAE:
 
 
 @torch.no_grad()
-def test_dalle_encoder() -> None:
-    converted = convert(encoder_weights())
+def test_dalle_encoder(tokenizer_files: ModuleType) -> None:
+    converted = convert(tokenizer_files.encoder_weights())
     model, pixels_BCHW = built(converted), picture(4, 6)
     assert (converted.unexpected, model.decoder) == ([], None)
-    logits_BVYX = run(encoder_weights(), map_pixels(pixels_BCHW), "halve")
+    logits_BVYX = run(tokenizer_files.encoder_weights(), map_pixels(pixels_BCHW), "halve")
     torch.testing.assert_close(model.encode(pixels_BCHW), logits_BVYX, rtol=1e-5, atol=1e-5)
     ids_BYX = model.tokens(pixels_BCHW)
     assert ids_BYX.shape == (2, 4, 6) and torch.equal(ids_BYX, logits_BVYX.argmax(1)) and ids_BYX.unique().numel() > 3
 
 
 @torch.no_grad()
-def test_dalle_pair() -> None:
-    converted = convert(join_pair(encoder_weights(), decoder_weights()))
+def test_dalle_pair(tokenizer_files: ModuleType) -> None:
+    converted = convert(join_pair(tokenizer_files.encoder_weights(), tokenizer_files.decoder_weights()))
     model = built(converted)
-    assert converted.unexpected == [] and model.spec.decoder_input == START
-    ids_BYX = torch.randint(VOCABULARY, (2, 2, 3))
-    one_hot_BVYX = F.one_hot(ids_BYX, VOCABULARY).permute(0, 3, 1, 2).float()
-    expected_BSHW = run(decoder_weights(), one_hot_BVYX, "double")
+    assert converted.unexpected == [] and model.spec.decoder_input == tokenizer_files.START
+    ids_BYX = torch.randint(tokenizer_files.VOCABULARY, (2, 2, 3))
+    one_hot_BVYX = F.one_hot(ids_BYX, tokenizer_files.VOCABULARY).permute(0, 3, 1, 2).float()
+    expected_BSHW = run(tokenizer_files.decoder_weights(), one_hot_BVYX, "double")
     torch.testing.assert_close(model.decode_output(ids_BYX), expected_BSHW, rtol=1e-5, atol=1e-5)
     expected_BCHW = ((expected_BSHW[:, :3].sigmoid() - 0.1) / 0.8).clamp(0, 1)
     torch.testing.assert_close(model.decode(ids_BYX), expected_BCHW, rtol=1e-5, atol=1e-5)
 
 
-def test_dalle_and_flava_names_mean_the_same() -> None:
-    dalle, flava = convert(encoder_weights()), convert(flava_names(encoder_weights()))
+def test_dalle_and_flava_names_mean_the_same(tokenizer_files: ModuleType) -> None:
+    dalle, flava = (
+        convert(tokenizer_files.encoder_weights()),
+        convert(tokenizer_files.flava_names(tokenizer_files.encoder_weights())),
+    )
     assert (dalle.layout, flava.layout) == ("DALL-E encoder", "transformers FLAVA codebook")
     assert dalle.description == flava.description and dalle.state.keys() == flava.state.keys()
     assert all(torch.equal(value, flava.state[name]) for name, value in dalle.state.items())
@@ -133,12 +85,14 @@ def test_dalle_and_flava_names_mean_the_same() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("prefix", ["", "image_codebook."], ids=["codebook", "whole model"])
-def test_encoder_agrees_with_transformers(prefix: str) -> None:
+def test_encoder_agrees_with_transformers(tokenizer_files: ModuleType, prefix: str) -> None:
     from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
-    config = FlavaImageCodebookConfig(hidden_size=HIDDEN, vocab_size=VOCABULARY, num_blocks_per_group=2)
+    config = FlavaImageCodebookConfig(
+        hidden_size=tokenizer_files.HIDDEN, vocab_size=tokenizer_files.VOCABULARY, num_blocks_per_group=2
+    )
     reference = FlavaImageCodebook(config).eval()
-    reference.load_state_dict(flava_names(encoder_weights()), strict=True)
+    reference.load_state_dict(tokenizer_files.flava_names(tokenizer_files.encoder_weights()), strict=True)
     others = {"flava.text_model.weight": torch.zeros(1)} if prefix else {}
     converted = convert({**others, **{f"{prefix}{name}": v for name, v in reference.state_dict().items()}})
     assert converted.dropped == list(others) and converted.unexpected == []
@@ -149,9 +103,9 @@ def test_encoder_agrees_with_transformers(prefix: str) -> None:
     assert torch.equal(model.tokens(pixels_BCHW), reference.get_codebook_indices(map_pixels(pixels_BCHW)))
 
 
-def test_decoder_alone_is_refused() -> None:
+def test_decoder_alone_is_refused(tokenizer_files: ModuleType) -> None:
     with pytest.raises(DataError, match=r"decoder, which makes no tokens: name the folder with encoder\.pkl"):
-        convert(decoder_weights())
+        convert(tokenizer_files.decoder_weights())
 
 
 @pytest.mark.parametrize(
@@ -164,13 +118,17 @@ def test_decoder_alone_is_refused() -> None:
         ("blocks.group_1.block_9.res_path.conv_1.w", torch.zeros(1), "blocks in a group are numbered"),
     ],
 )
-def test_damaged_files_are_refused_by_name(name: str, value: Tensor | None, message: str) -> None:
-    state = {**encoder_weights(), name: value}
+def test_damaged_files_are_refused_by_name(
+    tokenizer_files: ModuleType, name: str, value: Tensor | None, message: str
+) -> None:
+    state = {**tokenizer_files.encoder_weights(), name: value}
     with pytest.raises(DataError, match=message):
         convert({key: tensor for key, tensor in state.items() if tensor is not None})
 
 
-def test_unknown_names_are_reported() -> None:
-    assert convert({**encoder_weights(), "blocks.extra.w": torch.zeros(1)}).unexpected == ["blocks.extra.w"]
+def test_unknown_names_are_reported(tokenizer_files: ModuleType) -> None:
+    assert convert({**tokenizer_files.encoder_weights(), "blocks.extra.w": torch.zeros(1)}).unexpected == [
+        "blocks.extra.w"
+    ]
     with pytest.raises(DataError, match="not a BEiT, VLMo or image tokenizer"):
         recognise({"blocks.extra.w": torch.zeros(1)})

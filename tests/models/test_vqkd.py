@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_heads_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16)])
-def test_heads_of_published_widths_are_known(width: int, heads: int) -> None:
+def test_heads_of_published_widths_are_known(tokenizer_files: ModuleType, width: int, heads: int) -> None:
     published = VQKDSpec(
         EncoderSpec(width, 1, heads, layer_scale=0.0, positions="absolute", mlp_ratio=0.125),
         EncoderSpec(
@@ -87,7 +88,7 @@ def test_heads_of_published_widths_are_known(width: int, heads: int) -> None:
         ),
     )
     with torch.device("meta"):
-        state = official(VQKD(published))
+        state = tokenizer_files.official(VQKD(published))
     assert VQKDSpec.from_dict(convert(state).description["vqkd"]) == published
 
 
@@ -135,7 +136,7 @@ def test_normalisation_is_that_of_training() -> None:
 
 
 def test_other_sizes_are_refused() -> None:
-    with pytest.raises(UsageError, match="takes pictures of 16x16 pixels, not 24x16"):
+    with pytest.raises(UsageError, match="makes 2x2 tokens of 16x16 pixels, 3x2 of 24x16 are needed"):
         VQKD(tiny()).tokens(torch.rand(1, 3, 24, 16))
 
 
@@ -160,21 +161,3 @@ def tiny() -> VQKDSpec:
     encoder = EncoderSpec(8, 1, 2, patch_size=8, image_size=(16, 16), layer_scale=0.0, positions="absolute")
     decoder = replace(encoder, patch_size=1, image_size=(2, 2))
     return VQKDSpec(encoder, decoder, vocab_size=16, code_dim=4, teacher_dim=6)
-
-
-def official(model: VQKD) -> dict[str, torch.Tensor]:
-    """The weights of a tokenizer under unilm's names."""
-    parts = {
-        "codebook": "quantize.embedding.weight",
-        "to_code.": "encode_task_layer.",
-        "to_teacher.": "decode_task_layer.",
-        "experts.image.mlp.": "mlp.",
-        "experts.image.norm.": "norm2.",
-        "coder.norm.": "coder.fc_norm.",
-    }
-    state = {}
-    for name, value in model.state_dict().items():
-        for ours, theirs in parts.items():
-            name = name.replace(ours, theirs)
-        state[name] = value
-    return state

@@ -190,6 +190,7 @@ class DVAE(ImageTokenizer):
 
     kind = "dvae"
     interpolation = "lanczos"  # of its view in BEiT v1
+    spec: DVAESpec
 
     def __init__(self, spec: DVAESpec) -> None:
         super().__init__()

@@ -69,6 +69,7 @@ class VQKD(ImageTokenizer):
 
     kind = "vqkd"
     interpolation = "bicubic"  # of the second view in BEiT v2; DALL-E's tokenizer had lanczos in BEiT v1
+    spec: VQKDSpec
     mean: Tensor
     std: Tensor
 
@@ -99,12 +100,13 @@ class VQKD(ImageTokenizer):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens; UsageError for any size but that of its positions."""
-        size, grid = self.spec.encoder.image_size, self.spec.encoder.grid
+        size, grid, step = self.spec.encoder.image_size, self.spec.encoder.grid, self.spec.downsample
         assert size is not None and grid is not None
         if (height, width) != tuple(size):
             raise UsageError(
-                f"the VQ-KD tokenizer takes pictures of {size[0]}x{size[1]} pixels, not {height}x{width}: it has "
-                f"{grid[0]}x{grid[1]} positions, so choose data.image_size and model.patch_size for as many patches"
+                f"the VQ-KD tokenizer makes {grid[0]}x{grid[1]} tokens of {size[0]}x{size[1]} pixels, "
+                f"{height // step}x{width // step} of {height}x{width} are needed: its positions are absolute, choose "
+                f"data.image_size and model.patch_size such that the encoder has {grid[0]}x{grid[1]} patches"
             )
         return grid
 
