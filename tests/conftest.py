@@ -6,9 +6,12 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: exact numbers hang on the number of threads
 
+import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -52,6 +55,16 @@ def chain(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for words in CHAIN:
             assert main(["train", *words, f"data.root={scenes}", *SMALL]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files() -> ModuleType:
+    """The module tokenizer_files.py beside this file."""
+    spec = importlib.util.spec_from_file_location("tokenizer_files", Path(__file__).with_name("tokenizer_files.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -143,8 +143,10 @@ def _check_stage(path: str, stage: str) -> None:
 
 def _check_not_a_toy(config: RunConfig, path: str, stage: str) -> None:
     """UsageError where a run on the user's own data would start from one on drawn shapes without being told to."""
+    if path != f"runs/{stage}":
+        return
     made_on = ((read_head(path)["config"] or {}).get("data") or {}).get("name")
-    if path == f"runs/{stage}" and made_on == BUILT_IN != config.data.name:
+    if made_on == BUILT_IN != config.data.name:
         key = "stage.tokenizer" if stage == "tokenizer" else "init"
         raise UsageError(
             f"{path} was trained on the built-in data, this run is on data={config.data.name}: train stage={stage} on "

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from vlbeit.errors import UsageError
-from vlbeit.models.convert.dvae import load_flava_state
 from vlbeit.models.dvae import (
     DVAE,
     MIN_LOG_SCALE,
@@ -20,30 +20,6 @@ from vlbeit.models.dvae import (
 
 TINY = DVAESpec(vocab_size=32, hidden=8, blocks_per_group=1, decoder_input=16)
 TINY_FSQ = DVAESpec(vocab_size=25, hidden=8, blocks_per_group=1, decoder_input=16, quantizer="fsq", likelihood="l1")
-
-
-def test_encoder_agrees_with_transformers() -> None:
-    from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
-
-    torch.manual_seed(0)
-    reference = FlavaImageCodebook(
-        FlavaImageCodebookConfig(hidden_size=16, vocab_size=300, num_blocks_per_group=2)
-    ).eval()
-    for parameter in reference.parameters():  # its own initial weights give nearly equal logits everywhere
-        torch.nn.init.normal_(parameter, std=(2 / max(parameter[0].numel(), 2)) ** 0.5)
-    encoder = DVAEEncoder(DVAESpec(hidden=16, blocks_per_group=2), 300)
-    encoder.load_state_dict(load_flava_state(reference.state_dict()), strict=True)
-    pixels_BCHW = torch.rand(2, 3, 48, 32)
-    with torch.no_grad():
-        ours, theirs = encoder(pixels_BCHW), reference(pixels_BCHW)
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-        assert theirs.std() > 0.1 and ours.argmax(1).unique().numel() > 3
-        assert torch.equal(ours.argmax(1), reference.get_codebook_indices(pixels_BCHW))
-
-
-def test_flava_mapping_refuses_unknown_names() -> None:
-    with pytest.raises(ValueError, match=r"blocks\.extra\.weight"):
-        load_flava_state({"blocks.extra.weight": torch.zeros(1)})
 
 
 def test_default_encoder_has_the_published_size() -> None:
@@ -143,3 +119,21 @@ def test_convolving_before_upsampling_is_the_same() -> None:
     x_BDHW = torch.randn(2, 8, 3, 5)
     doubled_BDHW = x_BDHW.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(block(x_BDHW), plain(doubled_BDHW))
+
+
+def test_without_decoder_it_makes_the_same_tokens() -> None:
+    whole = DVAE(TINY).eval()
+    alone = DVAE(replace(TINY, decoder=False)).eval()
+    alone.load_state_dict({name: v for name, v in whole.state_dict().items() if not name.startswith("decoder.")})
+    pixels_BCHW = torch.rand(1, 3, 16, 16)
+    assert torch.equal(alone.tokens(pixels_BCHW), whole.tokens(pixels_BCHW))
+    assert torch.equal(alone.posterior(pixels_BCHW), whole.posterior(pixels_BCHW))
+    for asked in (alone.decode, alone.decode_output):
+        with pytest.raises(ValueError, match="without its decoder"):
+            asked(alone.tokens(pixels_BCHW))
+
+
+def test_descriptions_from_before_the_decoder_was_optional() -> None:
+    described = DVAE(TINY).describe()
+    del described["decoder"]
+    assert DVAE.from_description(described).spec == TINY

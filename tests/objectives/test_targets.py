@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,15 @@ from torch import nn
 
 from vlbeit.errors import UsageError
 from vlbeit.models.dvae import DVAE, DVAESpec
+from vlbeit.models.spec import EncoderSpec
+from vlbeit.models.vqkd import VQKD, VQKDSpec
 from vlbeit.objectives.targets import PixelTarget, Target, TokenTarget, build_target
-from vlbeit.objectives.variational import VariationalTerms, divergence, draw
+from vlbeit.objectives.variational import VariationalTerms, divergence, draw, left_out
 
 TINY = DVAESpec(vocab_size=32, hidden=8, blocks_per_group=1, decoder_input=16)
+TINY_VQKD = VQKDSpec(
+    EncoderSpec(8, 1, 2, 8, image_size=(16, 24), layer_scale=0.0, positions="absolute"), vocab_size=16, code_dim=4
+)
 
 
 def token_target() -> TokenTarget:
@@ -37,6 +43,14 @@ def test_tokenizer_stays_frozen_and_in_evaluation() -> None:
 def test_view_that_does_not_fit_the_grid_is_refused() -> None:
     with pytest.raises(UsageError, match=r"2x3 tokens of a view of 16x24 pixels.*4x4 patches.*32x32 pixels"):
         token_target()({"pixels": torch.rand(1, 3, 16, 24)}, (4, 4))
+
+
+def test_view_has_one_token_per_patch() -> None:
+    assert token_target().view((2, 3)) == (16, 24)
+    target = TokenTarget(VQKD(TINY_VQKD))
+    assert target.view((2, 3)) == (16, 24) and target({"pixels": torch.rand(2, 3, 16, 24)}, (2, 3)).shape == (2, 6)
+    with pytest.raises(UsageError, match="2x3 tokens of 16x24 pixels, 4x4 of 32x32 are needed"):
+        target.view((4, 4))
 
 
 def test_token_terms_are_cross_entropies() -> None:
@@ -75,7 +89,9 @@ def test_picture_of_another_size_is_refused() -> None:
         PixelTarget(8)({"image": torch.rand(1, 3, 16, 16)}, (4, 4))
 
 
-@pytest.mark.parametrize("target", [token_target(), PixelTarget(4)], ids=["dvae", "pixels"])
+@pytest.mark.parametrize(
+    "target", [token_target(), TokenTarget(VQKD(TINY_VQKD)), PixelTarget(4)], ids=["dvae", "vqkd", "pixels"]
+)
 def test_targets_are_rebuilt_from_json(target: Target) -> None:
     rebuilt = build_target(json.loads(json.dumps({"heads": {}, **target.describe()})))
     rebuilt.load_state_dict(target.state_dict())
@@ -125,6 +141,21 @@ def test_kl_of_an_even_guess_is_that_to_the_uniform_prior() -> None:
     terms.update(objective, batch)
     kl_BYX = objective.target.dvae(batch["pixels"]).kl_BYX
     assert terms.compute()["elbo_kl"] == pytest.approx(kl_BYX.flatten(1)[:, 1:3].mean().item(), rel=1e-4)
+
+
+def test_without_decoder_the_kl_is_measured_alone() -> None:
+    objective, batch = Guess(TINY), batch_of(3)
+    whole, alone = VariationalTerms(), VariationalTerms()
+    whole.update(objective, batch)
+    objective.target.dvae.decoder = None
+    alone.update(objective, batch)
+    assert alone.compute() == {"elbo_kl": whole.compute()["elbo_kl"]}
+
+
+def test_what_is_left_out_is_said() -> None:
+    assert left_out(TokenTarget(DVAE(TINY)).describe()) == ""
+    assert "elbo_reconstruction" in left_out(TokenTarget(DVAE(replace(TINY, decoder=False))).describe())
+    assert "every elbo_" in left_out(TokenTarget(VQKD(TINY_VQKD)).describe())
 
 
 def test_kl_of_a_certain_tokenizer_is_the_cross_entropy() -> None:

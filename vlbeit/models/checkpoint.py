@@ -26,14 +26,15 @@ from vlbeit.config import DataConfig
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models import fetch
 from vlbeit.models.convert.layout import Hints
-from vlbeit.models.dvae import DVAE
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.foreign import from_state, is_foreign, read_description, read_foreign
 from vlbeit.models.heads import KINDS, Heads
+from vlbeit.models.image_tokenizer import ImageTokenizer
 from vlbeit.models.known import KNOWN
 from vlbeit.models.model import Model
 from vlbeit.models.report import LoadReport
 from vlbeit.models.spec import EncoderSpec
+from vlbeit.models.tokenizer_kinds import build_tokenizer, kind_of
 from vlbeit.types import Meta
 
 FORMAT = 1
@@ -248,12 +249,8 @@ def _built(found: Checkpoint) -> Model:
     with without_initial_values(spec, found.report):
         encoder = None if spec is None else MoMEEncoder(spec)
         heads = Heads(known)
-    dvae, dvae_prefix = None, "dvae."
-    if "dvae" in found.description:
-        dvae = DVAE.from_description(found.description["dvae"])
-    elif "dvae" in found.description.get("target", {}):  # a mim run carries its tokenizer along
-        dvae, dvae_prefix = DVAE.from_description(found.description["target"]["dvae"]), "target.dvae."
-    built = (("encoder.", encoder), ("heads.", heads), (dvae_prefix, dvae))
+    tokenizer, prefix_of_it = _tokenizer(found.description)
+    built = (("encoder.", encoder), ("heads.", heads), (prefix_of_it, tokenizer))
     parts: dict[str, nn.Module] = {prefix: module for prefix, module in built if module is not None}
     taken = {name for prefix, module in parts.items() for name in _fill(module, found, prefix)}
     # what a run of ours has beyond these, such as the head of a plug-in
@@ -262,7 +259,7 @@ def _built(found: Checkpoint) -> Model:
     return Model(
         encoder,
         heads,
-        dvae,
+        tokenizer,
         found.meta,
         found.config,
         found.normalize,
@@ -271,6 +268,15 @@ def _built(found: Checkpoint) -> Model:
         origin=found.path,
         parts=parts,
     )
+
+
+def _tokenizer(description: dict[str, Any]) -> tuple[ImageTokenizer | None, str]:
+    """The image tokenizer that a checkpoint is, or that a mim run carries along, and what its names begin with."""
+    for part, before in ((description, ""), (description.get("target", {}), "target.")):
+        kind = kind_of(part)
+        if kind is not None:
+            return build_tokenizer(part), f"{before}{kind}."
+    return None, ""
 
 
 def without_initial_values(spec: EncoderSpec | None, report: LoadReport) -> AbstractContextManager[Any]:

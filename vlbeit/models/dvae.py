@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from vlbeit.errors import UsageError
-from vlbeit.models.quantizer import FSQQuantizer, GumbelQuantizer, Quantizer, at_least_float, choose_levels
+from vlbeit.models.image_tokenizer import ImageTokenizer
+from vlbeit.models.quantizer import (
+    FSQQuantizer,
+    GumbelQuantizer,
+    Quantizer,
+    at_least_float,
+    choose_levels,
+    in_full_precision,
+)
 
 EPSILON = 0.1  # keeps logit(x) finite at black and white (Ramesh et al. 2021, A.3)
 MIN_LOG_SCALE = -5.0  # about half a step of 8 bits in logits; a finer scale would only model rounding
@@ -50,6 +58,7 @@ class DVAESpec:
     straight_through: bool = False  # gumbel: one-hot codes in training
     levels: tuple[int, ...] = ()  # fsq: levels per channel; empty: chosen for vocab_size
     likelihood: str = "logit_laplace"  # what the decoder's output means
+    decoder: bool = True  # False: tokens alone, as of a published encoder without its decoder
 
     def __post_init__(self) -> None:
         if self.quantizer == "fsq":
@@ -124,12 +133,6 @@ def _channels_last(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.contiguous(memory_format=torch.channels_last)
 
 
-def _in_full_precision(module: nn.Sequential, x: Tensor) -> Tensor:
-    """The output convolution outside autocast, as published: logits of 8 bits would tie, and ties move tokens."""
-    with torch.autocast(x.device.type, enabled=False):
-        return module(x.to(next(module.parameters()).dtype))
-
-
 class DVAEEncoder(nn.Module):
     """Pixels after `map_pixels` [B, C, H, W] -> [B, out_channels, H / downsample, W / downsample]."""
 
@@ -144,7 +147,7 @@ class DVAEEncoder(nn.Module):
         x = self.input(_channels_last(mapped_BCHW))
         for number, group in enumerate(self.groups):
             x = group(self.pool(x) if number else x)
-        return _in_full_precision(self.output, x)
+        return in_full_precision(self.output, x)
 
 
 class DVAEDecoder(nn.Module):
@@ -162,7 +165,7 @@ class DVAEDecoder(nn.Module):
         x = self.input(_channels_last(code_BKYX))
         for group in self.groups:
             x = group(x)
-        return _in_full_precision(self.output, x)
+        return in_full_precision(self.output, x)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -181,9 +184,13 @@ class DVAEOutput(NamedTuple):
     kl_BYX: Tensor | None  # nats per token; None: the quantizer has no such term
 
 
-class DVAE(nn.Module):
+class DVAE(ImageTokenizer):
     """Discrete VAE: encoder, quantizer, decoder. Pixels are float [B, C, H, W] in [0, 1], sides multiples of
-    `spec.downsample` (else UsageError)."""
+    `spec.downsample` (else UsageError). Without a decoder it makes tokens and their posterior alone."""
+
+    kind = "dvae"
+    interpolation = "lanczos"  # of its view in BEiT v1
+    spec: DVAESpec
 
     def __init__(self, spec: DVAESpec) -> None:
         super().__init__()
@@ -194,7 +201,7 @@ class DVAE(nn.Module):
             else GumbelQuantizer(spec.vocab_size, straight_through=spec.straight_through)
         )
         self.encoder = DVAEEncoder(spec, self.quantizer.in_channels)
-        self.decoder = DVAEDecoder(spec, self.quantizer.code_channels)
+        self.decoder = DVAEDecoder(spec, self.quantizer.code_channels) if spec.decoder else None
         self.apply(_initialise)
         # Differs from DALL-E: mid-grey enters as 0. Without that, what all pixels share outweighs what tells them
         # apart, and in a short training one token stays the most probable one everywhere.
@@ -226,7 +233,7 @@ class DVAE(nn.Module):
         """Encode, quantize differentiably, decode."""
         z_BZYX = self.encode(pixels_BCHW)
         quantized = self.quantizer(z_BZYX, temperature)
-        return DVAEOutput(self.decoder(quantized.code_BKYX), z_BZYX, quantized.kl_BYX)
+        return DVAEOutput(self._decode(quantized.code_BKYX), z_BZYX, quantized.kl_BYX)
 
     def tokens(self, pixels_BCHW: Tensor) -> Tensor:
         """Most probable token ids, int [B, Y, X]."""
@@ -237,10 +244,16 @@ class DVAE(nn.Module):
         return self.quantizer.posterior(self.encode(pixels_BCHW))
 
     def decode_output(self, code: Tensor) -> Tensor:
-        """The decoder's output [B, S, H, W] for token ids (int [B, Y, X]) or codes (float [B, K, Y, X])."""
-        if not code.is_floating_point():
-            code = self.quantizer.codes(code)
-        return self.decoder(code.to(self.decoder.input.weight.dtype))
+        """The decoder's output [B, S, H, W] for token ids (int [B, Y, X]) or codes (float [B, K, Y, X]).
+
+        Raises ValueError where there is no decoder.
+        """
+        return self._decode(code if code.is_floating_point() else self.quantizer.codes(code))
+
+    def _decode(self, code_BKYX: Tensor) -> Tensor:
+        if self.decoder is None:
+            raise ValueError("this discrete VAE was kept without its decoder: it makes tokens alone")
+        return self.decoder(code_BKYX.to(self.decoder.input.weight.dtype))
 
     def decode(self, code: Tensor) -> Tensor:
         """Pixels [B, C, H, W] in [0, 1] for token ids (int [B, Y, X]) or codes (float [B, K, Y, X])."""

@@ -12,11 +12,13 @@ from torch import Tensor
 from vlbeit.errors import DataError, UserError
 from vlbeit.models.convert import Hints, convert
 from vlbeit.models.convert.beside import hints_beside
+from vlbeit.models.convert.dvae import join_pair
 from vlbeit.models.convert.layout import State
 from vlbeit.models.report import LoadReport
 from vlbeit.models.weights import read_weights
 
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*_model_states.pt", "latest")
+_DALLE = ("encoder.pkl", "decoder.pkl")  # which openai/DALL-E publishes apart
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*_model_states.pt", "latest", _DALLE[0])
 _WRAPPERS = ("model", "module", "state_dict")
 
 
@@ -77,7 +79,16 @@ def from_state(
 
 
 def _read(path: Path, hints: Hints, allow: Sequence[str]) -> Foreign:
-    return _converted(read_weights(path, allow=allow), hints_beside(path, hints), allow, str(path))
+    return _converted(_weights(path, allow), hints_beside(path, hints), allow, str(path))
+
+
+def _weights(path: Path, allow: Sequence[str]) -> State:
+    """The tensors there; of DALL-E's two files as one."""
+    encoder, decoder = (path / name for name in _DALLE)
+    if not encoder.is_file():
+        return read_weights(path, allow=allow)
+    parts = [read_weights(file, allow=allow) for file in (encoder, decoder) if file.is_file()]
+    return parts[0] if len(parts) == 1 else join_pair(*parts)
 
 
 def _converted(state: State, hints: Hints, allow: Sequence[str], origin: str) -> Foreign:
@@ -93,6 +104,7 @@ def _converted(state: State, hints: Hints, allow: Sequence[str], origin: str) ->
         layout=found.layout,
     )
     report.check(f"{origin} ({found.layout})", allow=allow)
+    report.unexpected = [*report.unexpected, *found.dropped]
     return Foreign(found.description, found.state, report)
 
 

@@ -19,10 +19,10 @@ from vlbeit.config import DataConfig, RunConfig, TextConfig
 from vlbeit.data.records import open_image
 from vlbeit.data.text import Tokenizer
 from vlbeit.data.transforms import ClassificationEval, EvalImage
-from vlbeit.models.dvae import DVAE
 from vlbeit.models.encoder import MoMEEncoder, join
 from vlbeit.models.heads import Heads
 from vlbeit.models.hub_model import HubModel
+from vlbeit.models.image_tokenizer import ImageTokenizer
 from vlbeit.models.report import LoadReport
 from vlbeit.types import Meta, Tokens
 
@@ -40,7 +40,7 @@ class Model(HubModel):
 
     encoder: MoMEEncoder | None
     heads: Heads
-    dvae: DVAE | None
+    image_tokenizer: ImageTokenizer | None
     meta: Meta
     config: dict[str, Any]
     normalize: str = "half"
@@ -104,7 +104,7 @@ class Model(HubModel):
 
     def _encoder(self) -> MoMEEncoder:
         if self.encoder is None:
-            raise ValueError("this checkpoint has no encoder: a tokenizer run gives `dvae` alone")
+            raise ValueError("this checkpoint has no encoder: it is a tokenizer of pictures, `model.image_tokenizer`")
         return self.encoder
 
     def _normalised(self, x_BLD: Tensor) -> Tensor:

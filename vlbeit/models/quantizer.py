@@ -24,6 +24,12 @@ def at_least_float(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def in_full_precision(module: nn.Module, x: Tensor) -> Tensor:
+    """A module that tokens are read off, outside autocast, as published: values of 8 bits would tie and move tokens."""
+    with torch.autocast(x.device.type, enabled=False):
+        return module(x.to(next(module.parameters()).dtype))
+
+
 class Quantized(NamedTuple):
     """A code as the decoder sees it in training."""
 

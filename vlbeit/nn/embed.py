@@ -12,13 +12,13 @@ from torch import Tensor, nn
 class PatchEmbed(nn.Module):
     """Non-overlapping patches, each through one linear map (a strided convolution). Row-major order."""
 
-    def __init__(self, patch_size: int, dim: int) -> None:
+    def __init__(self, patch_size: int, dim: int, channels: int = 3) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, image_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """[B, 3, height, width] -> [B, N, D] and the grid (rows, columns). Sides must be multiples of the patch."""
+        """[B, channels, height, width] -> [B, N, D] and the grid (rows, columns). Sides: multiples of the patch."""
         height, width = image_BCHW.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"image size {height}x{width} is not a multiple of patch_size {self.patch_size}")

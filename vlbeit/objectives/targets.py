@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlbeit.errors import UsageError
-from vlbeit.models.dvae import DVAE
+from vlbeit.models.image_tokenizer import ImageTokenizer
 from vlbeit.models.quantizer import at_least_float
+from vlbeit.models.tokenizer_kinds import build_tokenizer
 from vlbeit.types import Batch
 
 
@@ -24,6 +25,10 @@ class Target(nn.Module, ABC):
 
     kind: Literal["tokens", "values"]
     head_width: int  # V of tokens, P of values: what the prediction head gives per patch
+
+    @abstractmethod
+    def view(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of `batch["pixels"]` for an encoder of this grid; UsageError where none would do."""
 
     @abstractmethod
     def forward(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
@@ -39,39 +44,55 @@ class Target(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON values from which `build_target` makes it again; `target` is its name in `stage.target`."""
+        """JSON values from which `build_target` makes it again; `target` is the key of its own ones."""
 
 
 class TokenTarget(Target):
-    """Token ids of a frozen tokenizer, from `batch["pixels"]`, the unmasked view [B, C, H, W] in [0, 1]."""
+    """Token ids of a frozen tokenizer, from `batch["pixels"]`, the unmasked view [B, C, H, W] in [0, 1].
+
+    The tokenizer is the module that its kind names: the weights of a discrete VAE are `dvae.*`.
+    """
 
     kind = "tokens"
 
-    def __init__(self, dvae: DVAE) -> None:
+    def __init__(self, tokenizer: ImageTokenizer) -> None:
         super().__init__()
-        self.dvae = dvae.requires_grad_(False).eval()
-        self.head_width = dvae.spec.vocab_size
+        self.tokenizer_kind = tokenizer.kind
+        self.add_module(tokenizer.kind, tokenizer.requires_grad_(False).eval())
+        self.head_width = tokenizer.spec.vocab_size
+
+    @property
+    def tokenizer(self) -> ImageTokenizer:
+        """The frozen tokenizer."""
+        return getattr(self, self.tokenizer_kind)
 
     def train(self, mode: bool = True) -> TokenTarget:
         """The tokenizer stays in evaluation."""
         super().train(mode)
-        self.dvae.eval()
+        self.tokenizer.eval()
         return self
 
     @torch.no_grad()
     def forward(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
         self.check(batch["pixels"], grid)
-        return self.dvae.tokens(batch["pixels"]).flatten(1)
+        return self.tokenizer.tokens(batch["pixels"]).flatten(1)
+
+    def view(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """One token per patch."""
+        step = self.tokenizer.spec.downsample
+        size = (grid[0] * step, grid[1] * step)
+        self.tokenizer.grid(*size)
+        return size
 
     def check(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> None:
         """UsageError unless the view has one token per patch."""
         height, width = pixels_BCHW.shape[-2:]
-        rows, columns = self.dvae.grid(height, width)
+        rows, columns = self.tokenizer.grid(height, width)
         if (rows, columns) != tuple(grid):
-            step = self.dvae.spec.downsample
+            needed = self.view(grid)
             raise UsageError(
                 f"the tokenizer makes {rows}x{columns} tokens of a view of {height}x{width} pixels, the encoder has "
-                f"{grid[0]}x{grid[1]} patches: the view must have {grid[0] * step}x{grid[1] * step} pixels"
+                f"{grid[0]}x{grid[1]} patches: the view must have {needed[0]}x{needed[1]} pixels"
             )
 
     def terms(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -81,7 +102,7 @@ class TokenTarget(Target):
         return (prediction.argmax(-1) == target).float()
 
     def describe(self) -> dict[str, Any]:
-        return {"target": "dvae", "dvae": self.dvae.describe()}
+        return {"target": self.tokenizer_kind, self.tokenizer_kind: self.tokenizer.describe()}
 
 
 class PixelTarget(Target):
@@ -97,6 +118,10 @@ class PixelTarget(Target):
         super().__init__()
         self.patch_size = patch_size
         self.head_width = 3 * patch_size**2
+
+    def view(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """As large as the picture itself, and not used."""
+        return (grid[0] * self.patch_size, grid[1] * self.patch_size)
 
     @torch.no_grad()
     def forward(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
@@ -120,6 +145,6 @@ class PixelTarget(Target):
 
 def build_target(description: Mapping[str, Any]) -> Target:
     """A target from a description that holds what `describe` gave; the weights are fresh."""
-    if description["target"] == "dvae":
-        return TokenTarget(DVAE.from_description(description["dvae"]))
-    return PixelTarget(**description["pixels"])
+    if description["target"] == "pixels":
+        return PixelTarget(**description["pixels"])
+    return TokenTarget(build_tokenizer(description))

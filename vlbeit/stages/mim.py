@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torchvision.transforms import InterpolationMode
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
@@ -20,20 +22,26 @@ from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import beit_decays, param_groups
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import encoder_spec
+from vlbeit.models.tokenizer_kinds import kind_of
 from vlbeit.objectives.evaluation import MeanLogs
 from vlbeit.objectives.mim import MIMObjective
-from vlbeit.objectives.targets import PixelTarget, TokenTarget, build_target
-from vlbeit.objectives.variational import VariationalTerms
+from vlbeit.objectives.targets import PixelTarget, Target, TokenTarget, build_target
+from vlbeit.objectives.variational import VariationalTerms, left_out
 from vlbeit.task import Stage
 from vlbeit.types import DataSpec, Evaluator, Meta, Record, Records, Sample
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class MIMSettings(Settings):
     """Settings of masked image modeling; the defaults are BEiT's."""
 
-    target: str = key("dvae", "dvae: visual tokens | pixels: the paper's ablation")
-    tokenizer: str = key("runs/tokenizer", "run of stage=tokenizer that makes the visual tokens")
+    target: str = key("dvae", "dvae: visual tokens, of whatever tokenizer | pixels: the paper's ablation")
+    tokenizer: str = key(
+        "runs/tokenizer",
+        "what makes the visual tokens: a run of stage=tokenizer, or published weights of VQ-KD, DALL-E or FLAVA",
+    )
     mask_ratio: float = key(75 / 196, "share of patches that is masked")
     min_block: float = key(16 / 196, "smallest masked block as a share of all patches")
     exact_count: bool = key(False, "mask exactly mask_ratio; false: up to it, as BEiT v1 did")
@@ -70,9 +78,16 @@ class MIM(Stage):
         if self.settings.target == "pixels":
             return {"target": PixelTarget(self.spec.patch_size).describe()}
         description = read_checkpoint(self.settings.tokenizer).description
-        if "dvae" not in description:
-            raise UsageError(f"stage.tokenizer={self.settings.tokenizer} is not a run of stage=tokenizer")
-        return {"target": {"target": "dvae", "dvae": description["dvae"]}}
+        kind = kind_of(description)
+        if kind is None:
+            raise UsageError(
+                f"stage.tokenizer={self.settings.tokenizer} is no tokenizer: name a run of stage=tokenizer, or "
+                "published weights of VQ-KD, DALL-E or FLAVA"
+            )
+        target = {"target": kind, kind: description[kind]}
+        if missing := left_out(target):
+            log.info("stage.tokenizer=%s has %s", self.settings.tokenizer, missing)
+        return {"target": target}
 
     def objective(self, meta: Meta) -> MIMObjective:
         target = build_target(meta["target"])
@@ -84,9 +99,10 @@ class MIM(Stage):
     def start(self, objective: MIMObjective) -> None:  # type: ignore[override]
         """The tokenizer's weights."""
         if isinstance(objective.target, TokenTarget):
+            prefix = f"{objective.target.tokenizer_kind}."
             state = read_checkpoint(self.settings.tokenizer).state
-            own = {name.removeprefix("dvae."): value for name, value in state.items() if name.startswith("dvae.")}
-            objective.target.dvae.load_state_dict(own)
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            objective.target.tokenizer.load_state_dict(own)
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         target = build_target(meta["target"])
@@ -94,7 +110,7 @@ class MIM(Stage):
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         evaluators: dict[str, Evaluator] = {"logs": MeanLogs()}
-        if meta["target"]["target"] == "dvae":
+        if meta["target"]["target"] == "dvae":  # only it has a posterior
             evaluators["variational"] = VariationalTerms()
         return evaluators
 
@@ -105,14 +121,13 @@ class MIM(Stage):
 class MIMTransform:
     """Record -> two views of one crop, and a mask of blocks."""
 
-    def __init__(self, stage: MIM, target: torch.nn.Module, train: bool) -> None:
+    def __init__(self, stage: MIM, target: Target, train: bool) -> None:
         settings, grid = stage.settings, stage.spec.grid
         assert grid is not None
-        step = target.dvae.spec.downsample if isinstance(target, TokenTarget) else stage.spec.patch_size
         mean, std = stage.config.normalization
         self.views = TwoViews(
             size=stage.config.data.size,
-            second_size=(grid[0] * step, grid[1] * step),
+            second_size=target.view(grid),
             mean=mean,
             std=std,
             train=train,
@@ -120,6 +135,8 @@ class MIMTransform:
             color_jitter=settings.color_jitter,
             hflip=settings.hflip,
         )
+        if isinstance(target, TokenTarget):
+            self.views.second_interpolation = InterpolationMode(target.tokenizer.interpolation)
         patches = grid[0] * grid[1]
         self.mask = BlockwiseMask(
             grid,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from vlbeit.errors import DataError
 from vlbeit.models.convert.beit import BEIT, UPERNET
+from vlbeit.models.convert.dvae import DALLE, FLAVA
 from vlbeit.models.convert.layout import Converted, Hints, Layout, State
 from vlbeit.models.convert.timm import TIMM
 from vlbeit.models.convert.transformers import TRANSFORMERS
 from vlbeit.models.convert.vlmo import VLMO
+from vlbeit.models.convert.vqkd import VQKD
 
 # in the order in which they are tried: the first that matches wins (timm before unilm, whose names it took over)
-LAYOUTS: tuple[Layout, ...] = (TIMM, TRANSFORMERS, VLMO, BEIT, UPERNET)
+LAYOUTS: tuple[Layout, ...] = (TIMM, TRANSFORMERS, VLMO, BEIT, UPERNET, VQKD, DALLE, FLAVA)
 
 
 def recognise(state: State) -> Layout:

@@ -42,6 +42,7 @@ class Converted:
     sources: our name -> the names in the file that it was made of, where they differ.
     missing: our names of what the description wants and the file does not have.
     unexpected: names in the file that have no place with us.
+    dropped: names in the file that serve its training alone or belong to another model: a teacher, running averages.
     """
 
     layout: str
@@ -50,6 +51,7 @@ class Converted:
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
 
 class Layout(NamedTuple):
