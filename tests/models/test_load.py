@@ -151,6 +151,25 @@ def test_vlmo_goes_from_224_to_480(unilm) -> None:
 
 
 @torch.no_grad()
+def test_image_tower_of_official_files(unilm, tmp_path) -> None:
+    """The image pass of a VLMo, and the taps of a segmentation backbone, as the whole model has them."""
+    image = torch.randn(2, 3, 224, 224)
+    save_file(unilm.vlmo(types=3, parts=("nlvr2",)), tmp_path / "vlmo.safetensors")
+    model, tower = vlbeit.load(tmp_path / "vlmo.safetensors"), ImageTower.from_run(tmp_path / "vlmo.safetensors")
+    assert set(tower.encoder.blocks[3].experts) == {"image"} and tower.num_classes == 0
+    torch.testing.assert_close(tower.forward_features(image), model.encode(image=image).x_BLD, **TOLERANCE)
+
+    backbone = {f"backbone.{name}": value for name, value in unilm.beit().items()}
+    save_file(backbone, tmp_path / "upernet.safetensors")
+    model, tower = vlbeit.load(tmp_path / "upernet.safetensors"), ImageTower.from_run(tmp_path / "upernet.safetensors")
+    assert tower.mean == (0.485, 0.456, 0.406)
+    taps = model.encoder.forward_intermediates(model.encoder.embed_image(image), [1, 3])
+    maps = tower.forward_intermediates(image, [1, 3], output_fmt="NLC", intermediates_only=True)
+    for tap, found in zip(taps, maps, strict=True):
+        torch.testing.assert_close(found, tap.x_BLD[:, 1:])
+
+
+@torch.no_grad()
 def test_segmentation_backbone_gets_a_plain_norm(unilm) -> None:
     state = {f"backbone.{name}": value for name, value in unilm.beit(grid=(4, 4)).items()}
     model = vlbeit.load(state | {"decode_head.conv_seg.bias": torch.zeros(150)})
