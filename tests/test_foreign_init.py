@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 import vlbeit
 from vlbeit.cli import main
 from vlbeit.models import fetch
+from vlbeit.models.image_tower import ImageTower
 from vlbeit.models.known import KNOWN, Published
 
 TINY = (
@@ -129,4 +131,61 @@ def test_what_is_refused_before_any_work(train, unilm, words: tuple[str, ...], m
 def test_official_files_have_no_task_of_their_own(unilm, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(unilm.beit(grid=(3, 3), classes=3), tmp_path / "beit.pth")
     assert main(["evaluate", str(tmp_path / "beit.pth")]) == 2
-    assert "has no config of a run: `vlbeit train task=" in capsys.readouterr().err
+    assert "carries no config: say what it is for, task= (classification, vqa)" in capsys.readouterr().err
+
+
+def test_fine_tuned_weights_of_others_are_evaluated(
+    unilm, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No training run is needed; the number is that of the same weights through `vlbeit.load`; published beside it."""
+    monkeypatch.chdir(tmp_path)
+    classes = len([folder for folder in (scenes / "imagefolder" / "train").iterdir() if folder.is_dir()])
+    torch.save({"model": unilm.beit(grid=(3, 3), classes=classes)}, "toy_beit.pth")
+    known = Published("toy_beit", "", "classification", ("https://x",), "MIT", "", {}, metrics={"top1": 12.5})
+    monkeypatch.setitem(KNOWN, "toy_beit", known)
+    monkeypatch.setattr(fetch, "fetch", lambda published, report: Path("toy_beit.pth"))
+    words = ("task=classification", f"data.root={scenes / 'imagefolder'}", "data.workers=0")
+    assert main(["evaluate", "toy_beit", *words]) == 0
+    out = capsys.readouterr().out
+    assert "published" in out and "12.5" in out and "wrote runs/toy_beit-classification/evaluation.json" in out
+    assert "next: vlbeit train stage=mim task=classification init=toy_beit" in out
+    found = json.loads(Path("runs/toy_beit-classification/evaluation.json").read_text())
+    details = json.loads(Path("runs/toy_beit-classification/classification_details.json").read_text())
+    tower, model = ImageTower.from_run("toy_beit.pth"), vlbeit.load("toy_beit.pth")
+    names = sorted(folder.name for folder in (scenes / "imagefolder" / "train").iterdir() if folder.is_dir())
+    for row in details:
+        picture = scenes / "imagefolder" / "val" / row["sample_id"]
+        guess = names[int(tower(model.transform(picture)[None]).argmax())]
+        assert (guess == picture.parent.name) == bool(row["score"])
+    assert found["images"] == len(details) > 0
+
+    torch.save({"model": unilm.beit(grid=(3, 3), classes=classes + 1)}, "other.pth")
+    assert main(["evaluate", "other.pth", *words]) == 2
+    assert "has not all that is to be measured" in capsys.readouterr().err
+
+
+def test_the_order_of_published_answers_must_be_named(
+    unilm, scenes: Path, chain: Path, train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = vlbeit.load(chain / "runs/vl").tokenizer.vocab_size
+    torch.save(unilm.vlmo(side=3, parts=("vqa",), words=words), "vlmo.pt")
+    of_run = (f"text.tokenizer={chain / 'runs/vl'}", "task=vqa")
+    question = (
+        "task.answers=answers.json",
+        f"data.root={scenes}",
+        "data=vqa_v2",
+        "data.workers=0",
+        "text.max_length=32",
+    )
+    assert main(["evaluate", "vlmo.pt", *of_run, *question[1:]]) == 2
+    assert "task.answers=FILE names them in its order" in capsys.readouterr().err
+    Path("answers.json").write_text('["yes", "no", "1", "2", "red", "blue", "circle"]')
+    assert main(["evaluate", "vlmo.pt", *of_run, *data, "task.answers=answers.json"]) == 0
+    rows = json.loads(Path("runs/vlmo-vqa/vqa_details.json").read_text())
+    assert len(rows) > 10 and {row["answer"] for row in rows} <= {"yes", "no", "1", "2", "red", "blue", "circle"}
+
+    fine_tuned = ("stage=vl", *of_run, "init=vlmo.pt", "text.positions=196", "task.min_count=1")
+    code, out, _ = train(*fine_tuned, "run=own")
+    assert code == 0 and "its classifier of answers is left out" in out and "new (head answer)" in out
+    code, out, _ = train(*fine_tuned, "run=named", "task.answers=answers.json")
+    assert code == 0 and "left out" not in out and "new (" not in out

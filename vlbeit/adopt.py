@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from vlbeit import chain, compose, registry
 from vlbeit.config import RunConfig, TextConfig
+from vlbeit.data.sources import open_records
 from vlbeit.errors import UsageError
-from vlbeit.models.checkpoint import Checkpoint
+from vlbeit.models.checkpoint import Checkpoint, read_head, spec_of
 from vlbeit.models.presets import PRESETS
 from vlbeit.models.spec import EncoderSpec
+from vlbeit.models.transfer import check_fits, transfer
+from vlbeit.objectives.base import Objective
+from vlbeit.task import Recipe
+from vlbeit.types import Meta
 
-VLMO_TOKENIZER = "bert-base-uncased"  # of every published VLMo model
+VLMO_TOKENIZER, VLMO_VOCABULARY = "bert-base-uncased", 30522  # of every published VLMo model
 
 
 def config_for(checkpoint: Checkpoint, words: Sequence[str]) -> RunConfig:
@@ -24,37 +30,73 @@ def config_for(checkpoint: Checkpoint, words: Sequence[str]) -> RunConfig:
     spec = checkpoint.encoder_spec
     if spec is None:
         raise UsageError(f"{checkpoint.path} is an image tokenizer: name it as stage.tokenizer= of stage=mim")
-    typed = {word.partition("=")[0] for word in words}
+    typed = {word.partition("=")[0]: word.partition("=")[2] for word in words}
     if "task" not in typed:
         known = ", ".join(registry.names("task"))
         raise UsageError(f"{checkpoint.path} carries no config: say what it is for, task= ({known}) and data.root=DIR")
-    task = next(word.partition("=")[2] for word in words if word.startswith("task="))
-    source = [] if "data" in typed else [f"data={_source(task)}"]
-    stage = [] if "stage" in typed else [f"stage={'vl' if spec.vocab_size else 'mim'}"]
-    own = [word for word in words_for(spec) if word.partition("=")[0] not in typed]
-    config = with_tokenizer(compose.compose([*stage, *source, *own, *words]).config, checkpoint)
-    check_answers(config, checkpoint)
-    return config
+    own = [f"stage={'vl' if spec.vocab_size else 'mim'}", f"data={_source(typed['task'])}", *words_for(spec)]
+    own += [f"data.normalize={checkpoint.normalize}"]
+    config = compose.compose([*(word for word in own if word.partition("=")[0] not in typed), *words]).config
+    if not knows_answers(config, checkpoint):
+        raise UsageError(
+            f"{checkpoint.path} has a classifier of answers, and does not say which: task.answers=FILE names them in "
+            f"its order"
+        )
+    return _with_tokenizer(config, spec)
 
 
-def with_tokenizer(config: RunConfig, checkpoint: Checkpoint | None) -> RunConfig:
-    """VLMo's own tokenizer where a run starts from its words and names none."""
-    foreign = checkpoint is not None and not checkpoint.config and checkpoint.encoder_spec is not None
-    if not foreign or checkpoint.encoder_spec.vocab_size is None or config.text.tokenizer != TextConfig.tokenizer:  # type: ignore[union-attr]
+def meta_for(recipe: Recipe, checkpoint: Checkpoint) -> Meta:
+    """What a run of the recipe would have learned from its training records, had it had any: names and words alone."""
+    data = recipe.config.data
+    return recipe.meta(open_records(data, recipe.kind, data.val_split), checkpoint.meta)
+
+
+def take_weights(objective: Objective, checkpoint: Checkpoint) -> None:
+    """Fill every parameter of the objective. UsageError where the checkpoint lacks one, such as a head that wide."""
+    source, target = checkpoint.encoder_spec, cast(Any, objective).encoder.spec
+    assert source is not None, "config_for refuses a tokenizer"
+    check_fits(source, target, str(checkpoint.path))
+    report = transfer(objective, checkpoint.state, source, target)
+    if report.missing:
+        theirs, ours = checkpoint.description.get("heads", {}), objective.describe().get("heads", {})
+        heads = [f"{name} ({theirs.get(name, 'none')} there, {ours[name]} wanted)" for name in ours]
+        wanted = "; ".join(heads) if any(name.startswith("heads.") for name in report.missing) else report.missing[0]
+        raise UsageError(
+            f"{checkpoint.path} has not all that is to be measured: {wanted}. Is it fine-tuned for this task, and has "
+            f"the data its classes?"
+        )
+
+
+def with_its_tokenizer(config: RunConfig) -> RunConfig:
+    """The config of a run that starts from published words and names no tokenizer: with the tokenizer of those."""
+    if config.init in ("auto", "none"):
+        return config
+    try:
+        if not chain.has_checkpoint(config.init):
+            return config
+        head = read_head(config.init)
+    except UsageError:  # what is wrong with init= is said when the runs before this one are looked up
+        return config
+    spec = spec_of(head["description"], config.init)
+    return config if head["config"] or spec is None else _with_tokenizer(config, spec)
+
+
+def _with_tokenizer(config: RunConfig, spec: EncoderSpec) -> RunConfig:
+    if spec.vocab_size != VLMO_VOCABULARY or config.text.tokenizer != TextConfig.tokenizer:
         return config
     return replace(config, text=replace(config.text, tokenizer=VLMO_TOKENIZER))
 
 
-def check_answers(config: RunConfig, checkpoint: Checkpoint | None) -> None:
-    """UsageError where an answer head would be used whose answers nobody named: their order is not in its weights."""
-    if checkpoint is None or checkpoint.config or "answer" not in checkpoint.description.get("heads", {}):
-        return
-    if getattr(config.task, "answers", "own") in ("auto", "own"):
-        count = checkpoint.description["heads"]["answer"].get("num_answers", "?")
-        raise UsageError(
-            f"{checkpoint.path} has a classifier of {count} answers, and its file does not say which: "
-            f"task.answers=FILE names them in its order"
-        )
+def knows_answers(config: RunConfig, checkpoint: Checkpoint) -> bool:
+    """Whether the order of a classifier of answers is known: a file of others does not tell it, `task.answers` may."""
+    if checkpoint.meta or "answer" not in checkpoint.description.get("heads", {}):
+        return True
+    return getattr(config.task, "answers", "own") not in ("auto", "own")
+
+
+def folder_for(name: str, config: RunConfig) -> Path:
+    """Where the numbers of weights go that have no run folder."""
+    return Path("runs") / f"{Path(name).name.partition('.')[0]}-{config.task.name}"
 
 
 def _source(task: str) -> str:

@@ -97,12 +97,16 @@ def train(
 @app.command(context_settings=_FREE)
 def evaluate(run: Run, words: Words = None) -> None:
     """Evaluate a run: prints its numbers and writes evaluation.json."""
-    from vlbeit import inference, suggest
+    from vlbeit import inference
+    from vlbeit.models.known import KNOWN
 
-    numbers, file, config = inference.evaluate(run, words or [])
+    numbers, file, following = inference.evaluate(run, words or [])
     if dist.is_main():
-        table.show(("metric", "value"), [(name, f"{value:.6g}") for name, value in numbers.items()])
-        print(f"wrote {file}\nnext: {suggest.after_evaluation(config)}")
+        published = KNOWN[run].metrics if run in KNOWN else {}
+        rows = [(name, f"{value:.6g}", published.get(name, "")) for name, value in numbers.items()]
+        columns = 3 if published else 2
+        table.show(("metric", "value", "published")[:columns], [row[:columns] for row in rows])
+        print(f"wrote {file}\nnext: {following}")
 
 
 @app.command()

@@ -111,7 +111,7 @@ def _offered(run: str | Path) -> tuple[nn.Module, Exportable]:
     recipe = chain.recipe_of(compose.from_values(head["config"], f"{run}: its config")) if head["config"] else None
     if isinstance(recipe, Task):
         trained = Trained(run)
-        offer = recipe.exported(trained.objective, trained.checkpoint.meta)
+        offer = recipe.exported(trained.objective, trained.meta)
         facts = _image_facts(trained.config.data.size, trained.config.normalization)
         return trained.objective, offer._replace(facts=facts | offer.facts)
     spec = spec_of(head["description"], run)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlbeit import chain, compose, files
+from vlbeit import adopt, chain, compose, files, suggest
 from vlbeit.config import RunConfig
 from vlbeit.data.records import ImageError, open_image
 from vlbeit.data.sources import open_records, open_source
@@ -20,21 +20,33 @@ from vlbeit.launch import eval_loader, say
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe, Task
-from vlbeit.types import Predictor
+from vlbeit.types import Meta, Predictor
 
 
 class Trained:
-    """A run read back: its config, recipe and objective with the exported weights."""
+    """A run read back: its config, recipe and objective with the exported weights.
+
+    Weights without a config, of others or converted, become a run of the task that `words` name.
+    """
 
     def __init__(self, path: str | Path, words: Iterable[str] = ()) -> None:
         """`words` change keys of the run's config, such as `data.root=DIR`. Raises UserError, naming the file."""
         words = list(words)
         self.checkpoint: Checkpoint = read_checkpoint(path)
-        self.config: RunConfig = compose.override(_config(self.checkpoint), words)
+        self.is_run = bool(self.checkpoint.config)  # else weights of others, or converted ones
+        self.config: RunConfig = (
+            compose.override(_config(self.checkpoint), words)
+            if self.is_run
+            else adopt.config_for(self.checkpoint, words)
+        )
         self.recipe: Recipe = chain.recipe_of(self.config)
+        self.meta: Meta = self.checkpoint.meta if self.is_run else adopt.meta_for(self.recipe, self.checkpoint)
         with meta_errors(self.checkpoint.path):
-            self.objective: Objective = self.recipe.objective(self.checkpoint.meta)
-        _load_all(self.objective, self.checkpoint, words)
+            self.objective: Objective = self.recipe.objective(self.meta)
+        if self.is_run:
+            _load_all(self.objective, self.checkpoint, words)
+        else:
+            adopt.take_weights(self.objective, self.checkpoint)
         self.objective.eval()
 
 
@@ -43,7 +55,7 @@ class Evaluation(NamedTuple):
 
     numbers: dict[str, float]
     file: Path
-    config: RunConfig
+    following: str  # the command to try next
 
 
 def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
@@ -54,17 +66,18 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
     """
     words = list(words)
     run = Trained(path, words)
-    config, stored = run.config, _config(run.checkpoint)
+    config = run.config
+    stored = _config(run.checkpoint) if run.is_run else config
     if config.data == stored.data:
         chain.ensure_data(config)
     else:
         open_source(config.data).check()
     accelerator = make_accelerator(config.device, config.precision)
     records = open_records(config.data, run.recipe.kind, config.data.val_split)
-    evaluators = run.recipe.evaluators(records, run.checkpoint.meta)
-    loader = eval_loader(config, run.recipe.data(records, run.checkpoint.meta, train=False))
+    evaluators = run.recipe.evaluators(records, run.meta)
+    loader = eval_loader(config, run.recipe.data(records, run.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
-    folder = run.checkpoint.path.parent if run.checkpoint.path.name == "checkpoint" else run.checkpoint.path
+    folder = _folder(run, path)
     suffix = _suffix(stored, config)
     target = folder / f"evaluation{suffix}.json"
     if accelerator.is_main_process:
@@ -73,7 +86,8 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
         for name, evaluator in evaluators.items():
             if hasattr(evaluator, "details"):
                 files.write_json(folder / f"{name}_details{suffix}.json", evaluator.details())
-    return Evaluation(numbers, target, config)
+    following = suggest.after_evaluation(config) if run.is_run else suggest.after_adoption(config, path)
+    return Evaluation(numbers, target, following)
 
 
 def pipeline(path: str | Path, device: str = "auto") -> Predictor:
@@ -84,7 +98,7 @@ def pipeline(path: str | Path, device: str = "auto") -> Predictor:
     """
     run = Trained(path)
     task = _task(run, path)
-    return task.predictor(run.objective.to(choose_device(device)), run.checkpoint.meta)
+    return task.predictor(run.objective.to(choose_device(device)), run.meta)
 
 
 def predict(path: str, image: Path, question: str | None = None, *, top: int = 5) -> list[tuple[str, float]]:
@@ -108,21 +122,23 @@ def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as cache:
         records = vqa_table(questions, None, images, Path(run.config.data.cache or cache))
         accelerator = make_accelerator(run.config.device, run.config.precision)
-        collector = task.submission(records, run.checkpoint.meta)
-        loader = eval_loader(run.config, task.data(records, run.checkpoint.meta, train=False))
+        collector = task.submission(records, run.meta)
+        loader = eval_loader(run.config, task.data(records, run.meta, train=False))
         run_evaluators(run.objective, loader, {"answers": collector}, accelerator)
         say(f"wrote {out}: {collector.write(out)} answers, checked against {questions}")
     say("next: upload it to the VQA challenge on EvalAI (https://visualqa.org/challenge.html)")
 
 
 def _config(checkpoint: Checkpoint) -> RunConfig:
-    """The config that the checkpoint carries. UsageError where there is none, as in files of others."""
-    if not checkpoint.config:
-        raise UsageError(
-            f"{checkpoint.path} has no config of a run: `vlbeit train task=... init={checkpoint.path}` fine-tunes it, "
-            f"and vlbeit.load reads it"
-        )
+    """The config that the checkpoint carries."""
     return compose.from_values(checkpoint.config, str(checkpoint.path / "config.json"))
+
+
+def _folder(run: Trained, path: str) -> Path:
+    """Where the numbers go: into the run, or beside the weights of a checkpoint folder of ours."""
+    if not run.is_run:
+        return adopt.folder_for(path, run.config)
+    return run.checkpoint.path.parent if run.checkpoint.path.name == "checkpoint" else run.checkpoint.path
 
 
 def _suffix(stored: RunConfig, config: RunConfig) -> str:

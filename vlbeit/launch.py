@@ -11,7 +11,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from vlbeit import chain, compose, dist, files, preflight, suggest
+from vlbeit import adopt, chain, compose, dist, files, preflight, suggest
 from vlbeit.config import RunConfig
 from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.sources import open_records
@@ -44,6 +44,7 @@ def train(config: RunConfig, command: str = "") -> None:
     log.setLevel(logging.INFO)
     log.handlers = [logging.StreamHandler()]
     accelerator = _accelerator(config)  # makes the process group
+    config = adopt.with_its_tokenizer(config)
     preflight.check(config)
     before = chain.missing_runs(config)
     for each in before:
@@ -207,7 +208,13 @@ def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None, 
         return
     assert source is not None, "preflight refuses a tokenizer"
     check_fits(source, encoder.spec, str(checkpoint.path))
-    report = transfer(objective, checkpoint.state, source, encoder.spec, (checkpoint.meta, meta))
+    their_meta, state = checkpoint.meta, checkpoint.state
+    if not adopt.knows_answers(recipe.config, checkpoint):
+        say("its classifier of answers is left out: which they are, in its order, only task.answers=FILE can tell")
+        state = {name: value for name, value in state.items() if not name.startswith("heads.answer.")}
+    elif not their_meta and "answers" in meta:
+        their_meta = {"answers": meta["answers"]}  # of task.answers=FILE, in the order of that classifier
+    report = transfer(objective, state, source, encoder.spec, (their_meta, meta))
     say(f"starting from {checkpoint.path}: {report.line()}")
 
 

@@ -44,3 +44,10 @@ def after_evaluation(config: RunConfig) -> str:
         return after_training(config)
     question = ' "how many are there?"' if chain.recipe_of(config).kind == "vqa" else ""
     return f"vlbeit predict {shlex.quote(config.run)} picture.jpg{question}"
+
+
+def after_adoption(config: RunConfig, weights: str) -> str:
+    """Fine-tuning from weights that are no run."""
+    assert config.task is not None, "weights are adopted for a task"
+    words = [f"stage={config.tower}", f"task={config.task.name}", f"init={weights}", f"model={config.model.name}"]
+    return shlex.join(["vlbeit", "train", *words, f"data={config.data.name}", f"data.root={config.data.root}"])
