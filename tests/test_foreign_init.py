@@ -170,14 +170,8 @@ def test_the_order_of_published_answers_must_be_named(
     words = vlbeit.load(chain / "runs/vl").tokenizer.vocab_size
     torch.save(unilm.vlmo(side=3, parts=("vqa",), words=words), "vlmo.pt")
     of_run = (f"text.tokenizer={chain / 'runs/vl'}", "task=vqa")
-    question = (
-        "task.answers=answers.json",
-        f"data.root={scenes}",
-        "data=vqa_v2",
-        "data.workers=0",
-        "text.max_length=32",
-    )
-    assert main(["evaluate", "vlmo.pt", *of_run, *question[1:]]) == 2
+    data = (f"data.root={scenes}", "data=vqa_v2", "data.workers=0", "text.max_length=32")
+    assert main(["evaluate", "vlmo.pt", *of_run, *data]) == 2
     assert "task.answers=FILE names them in its order" in capsys.readouterr().err
     Path("answers.json").write_text('["yes", "no", "1", "2", "red", "blue", "circle"]')
     assert main(["evaluate", "vlmo.pt", *of_run, *data, "task.answers=answers.json"]) == 0
