@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -175,7 +176,7 @@ def _check(file: Path, published: Published) -> str:
     """SHA-256 of a file that can be the published one; Failed where it cannot."""
     from vlbeit.models.download import Failed
 
-    size = file.stat().st_size
+    size, time = file.stat().st_size, file.stat().st_mtime_ns
     with open(file, "rb") as opened:
         if is_page(opened.read(100)):
             raise Failed("it is a web page or an error message, not weights")
@@ -183,10 +184,16 @@ def _check(file: Path, published: Published) -> str:
         raise Failed(f"it has {size} bytes, the published file has {published.size}")
     if published.size is None and size < LEAST:
         raise Failed(f"it has {size} bytes, too few for a checkpoint")
-    digest = files.sha256(file)
+    digest = _digest(file, size, time)
     if published.sha256 is not None and not digest.startswith(published.sha256):
         raise Failed(f"its SHA-256 is {digest}, that of the published file {published.sha256}")
     return digest
+
+
+@cache
+def _digest(file: Path, size: int, time: int) -> str:
+    """SHA-256 of a file of this size and time: a command asks for its weights several times."""
+    return files.sha256(file)
 
 
 def is_page(head: bytes) -> bool:
