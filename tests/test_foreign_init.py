@@ -10,10 +10,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import vlbeit
+from vlbeit.adopt import folder_for
 from vlbeit.cli import main
+from vlbeit.compose import compose
 from vlbeit.models import fetch
 from vlbeit.models.image_tower import ImageTower
 from vlbeit.models.known import KNOWN, Published
@@ -72,14 +74,17 @@ def test_classification_from_a_fine_tuned_beit(train, unilm) -> None:
     assert vlbeit.load("runs/mim-classification").encoder.spec.image_size == (48, 48)
 
 
-def test_vl_from_a_pretrained_vlmo(train, unilm) -> None:
+def test_vl_from_a_pretrained_vlmo(train, unilm, chain: Path) -> None:
     torch.save({"state_dict": unilm.vlmo(side=3, parts=("itc", "itm", "mlm"))}, "vlmo.pt")
     code, out, err = train("stage=vl", "init=vlmo.pt")
+    assert code == 2 and "vocabulary of 30 words, and does not say which: text.tokenizer= names" in err
+    tokenizer = f"text.tokenizer={chain / 'runs/vl'}"
+    code, out, err = train("stage=vl", "init=vlmo.pt", tokenizer)
     words = int(re.search(r"has a vocabulary of 30, this run (\d+): use its tokenizer", err)[1])
     assert code == 2 and not Path("runs").exists()
     state = unilm.vlmo(side=3, parts=("itc", "itm", "mlm"), words=words)
     torch.save({"state_dict": state}, "vlmo.pt")
-    code, out, _ = train("stage=vl", "init=vlmo.pt", "text.positions=196")
+    code, out, _ = train("stage=vl", "init=vlmo.pt", "text.positions=196", tokenizer)
     said = next(line for line in out.splitlines() if line.startswith("starting from vlmo.pt: "))
     assert code == 0 and "new (" not in said and "not used" not in said and "resized" not in said
     own = load_file("runs/vl/checkpoint/model.safetensors")
@@ -131,7 +136,7 @@ def test_what_is_refused_before_any_work(train, unilm, words: tuple[str, ...], m
 def test_official_files_have_no_task_of_their_own(unilm, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(unilm.beit(grid=(3, 3), classes=3), tmp_path / "beit.pth")
     assert main(["evaluate", str(tmp_path / "beit.pth")]) == 2
-    assert "carries no config: say what it is for, task= (classification, vqa)" in capsys.readouterr().err
+    assert "carries no config: `vlbeit evaluate" in capsys.readouterr().err
 
 
 def test_fine_tuned_weights_of_others_are_evaluated(
@@ -148,7 +153,7 @@ def test_fine_tuned_weights_of_others_are_evaluated(
     assert main(["evaluate", "toy_beit", *words]) == 0
     out = capsys.readouterr().out
     assert "published" in out and "12.5" in out and "wrote runs/toy_beit-classification/evaluation.json" in out
-    assert "next: vlbeit train stage=mim task=classification init=toy_beit" in out
+    assert "next: vlbeit train init=toy_beit data=imagefolder model=base" in out
     found = json.loads(Path("runs/toy_beit-classification/evaluation.json").read_text())
     details = json.loads(Path("runs/toy_beit-classification/classification_details.json").read_text())
     tower, model = ImageTower.from_run("toy_beit.pth"), vlbeit.load("toy_beit.pth")
@@ -172,14 +177,60 @@ def test_the_order_of_published_answers_must_be_named(
     of_run = (f"text.tokenizer={chain / 'runs/vl'}", "task=vqa")
     data = (f"data.root={scenes}", "data=vqa_v2", "data.workers=0", "text.max_length=32")
     assert main(["evaluate", "vlmo.pt", *of_run, *data]) == 2
-    assert "task.answers=FILE names them in its order" in capsys.readouterr().err
+    assert "of which answers: task.answers=FILE names them" in capsys.readouterr().err
     Path("answers.json").write_text('["yes", "no", "1", "2", "red", "blue", "circle"]')
     assert main(["evaluate", "vlmo.pt", *of_run, *data, "task.answers=answers.json"]) == 0
     rows = json.loads(Path("runs/vlmo-vqa/vqa_details.json").read_text())
     assert len(rows) > 10 and {row["answer"] for row in rows} <= {"yes", "no", "1", "2", "red", "blue", "circle"}
 
-    fine_tuned = ("stage=vl", *of_run, "init=vlmo.pt", "text.positions=196", "task.min_count=1")
+    fine_tuned = ("stage=vl", *of_run, "init=vlmo.pt", "text.positions=196", "task.answers=other.json")
+    Path("other.json").write_text('["circle", "purple", "yes"]')
     code, out, _ = train(*fine_tuned, "run=own")
     assert code == 0 and "its classifier of answers is left out" in out and "new (head answer)" in out
-    code, out, _ = train(*fine_tuned, "run=named", "task.answers=answers.json")
+    code, out, _ = train(*fine_tuned, "run=named", "task.init_answers=answers.json")
     assert code == 0 and "left out" not in out and "new (" not in out
+    theirs = torch.load("vlmo.pt")["vqa_classifier.3.bias"]
+    ours = load_file("named/checkpoint/model.safetensors")
+    torch.testing.assert_close(ours["heads.answer.3.bias"][[0, 2]], theirs[[6, 0]])
+
+
+def test_classes_of_others_are_matched_by_name(chain: Path, scenes: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The same model with its classes in another order, as transformers may hold it, scores the same."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", str(chain / "runs/mim-classification"), "hub", "--to", "transformers"]) == 0
+    words = ("task=classification", f"data.root={scenes / 'imagefolder'}", "data.workers=0")
+    assert main(["evaluate", "hub", *words]) == 0
+    before = json.loads(Path("runs/hub-classification/classification_details.json").read_text())
+
+    state, config = load_file("hub/model.safetensors"), json.loads(Path("hub/config.json").read_text())
+    state |= {name: state[name].flip(0).contiguous() for name in ("classifier.weight", "classifier.bias")}
+    save_file(state, "hub/model.safetensors")
+    names = [config["id2label"][str(row)] for row in range(len(config["id2label"]))][::-1]
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: row for row, name in enumerate(names)}}
+    Path("hub/config.json").write_text(json.dumps(config))
+    assert main(["evaluate", "hub", *words]) == 0
+    assert json.loads(Path("runs/hub-classification/classification_details.json").read_text()) == before
+
+    config["id2label"] = {row: f"other {row}" for row in range(len(names))}
+    Path("hub/config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main(["evaluate", "hub", *words]) == 0
+    assert "note: no class has the same name there and here, so they go by their place" in capsys.readouterr().out
+    config["id2label"] = {row: name if row else "another" for row, name in enumerate(names)}
+    Path("hub/config.json").write_text(json.dumps(config))
+    assert main(["evaluate", "hub", *words]) == 2
+    assert f"{names[0]!r} is none of them" in capsys.readouterr().err
+
+
+def test_one_table_for_all_is_not_made_of_many(train, unilm) -> None:
+    torch.save({"model": unilm.beit(grid=(3, 3), classes=8)}, "beit.pth")
+    code, out, _ = train("stage=mim", "stage.target=pixels", "init=beit.pth")
+    said = next(line for line in out.splitlines() if line.startswith("starting from beit.pth: "))
+    assert code == 0 and "rel_pos" in said.partition(" new (")[2].partition(")")[0]
+
+
+def test_numbers_of_two_files_of_one_name_lie_apart() -> None:
+    config = compose(["task=classification"]).config
+    names = ("a/model.pth", "b/model.pth", "timm/beit.in22k_ft_in22k", "timm/beit.in22k_ft_in22k_in1k")
+    folders = [str(folder_for(name, config)) for name in names]
+    assert len({*folders}) == 4 and folders[0] == "runs/a--model-classification"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from vlbeit import chain, compose, registry
 from vlbeit.config import RunConfig, TextConfig
+from vlbeit.data.records import KINDS
 from vlbeit.data.sources import open_records
 from vlbeit.errors import UsageError
 from vlbeit.models.checkpoint import Checkpoint, read_head, spec_of
@@ -20,43 +21,50 @@ from vlbeit.task import Recipe
 from vlbeit.types import Meta
 
 VLMO_TOKENIZER, VLMO_VOCABULARY = "bert-base-uncased", 30522  # of every published VLMo model
+_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".zip")
 
 
 def config_for(checkpoint: Checkpoint, words: Sequence[str]) -> RunConfig:
     """The config of a task whose weights are this foreign checkpoint; what is typed wins.
 
-    Raises UsageError where the words do not say what it is for, or the order of its answers is not known.
+    Raises UsageError where the words do not say what it is for, or which answers or words its tensors stand for.
     """
-    spec = checkpoint.encoder_spec
+    spec, path = checkpoint.encoder_spec, checkpoint.path
     if spec is None:
-        raise UsageError(f"{checkpoint.path} is an image tokenizer: name it as stage.tokenizer= of stage=mim")
+        raise UsageError(f"{path} is an image tokenizer: name it as stage.tokenizer= of stage=mim")
     typed = {word.partition("=")[0]: word.partition("=")[2] for word in words}
     if "task" not in typed:
-        known = ", ".join(registry.names("task"))
-        raise UsageError(f"{checkpoint.path} carries no config: say what it is for, task= ({known}) and data.root=DIR")
+        known = "|".join(registry.names("task"))
+        raise UsageError(
+            f"{path} carries no config: `vlbeit evaluate {path} task={known} data.root=DIR` measures it, "
+            f"`vlbeit train task={known} init={path}` makes a run of it"
+        )
     own = [f"stage={'vl' if spec.vocab_size else 'mim'}", f"data={_source(typed['task'])}", *words_for(spec)]
     own += [f"data.normalize={checkpoint.normalize}"]
     config = compose.compose([*(word for word in own if word.partition("=")[0] not in typed), *words]).config
-    if not knows_answers(config, checkpoint):
-        raise UsageError(
-            f"{checkpoint.path} has a classifier of answers, and does not say which: task.answers=FILE names them in "
-            f"its order"
-        )
-    return _with_tokenizer(config, spec)
+    if "answer" in checkpoint.description.get("heads", {}) and getattr(config.task, "answers", "") in ("auto", "own"):
+        raise UsageError(f"{path} has a classifier, and does not say of which answers: task.answers=FILE names them")
+    return _with_tokenizer(config, spec, path)
 
 
 def meta_for(recipe: Recipe, checkpoint: Checkpoint) -> Meta:
     """What a run of the recipe would have learned from its training records, had it had any: names and words alone."""
     data = recipe.config.data
-    return recipe.meta(open_records(data, recipe.kind, data.val_split), checkpoint.meta)
+    return recipe.meta(open_records(data, recipe.kind, data.val_split), {})
 
 
-def take_weights(objective: Objective, checkpoint: Checkpoint) -> None:
-    """Fill every parameter of the objective. UsageError where the checkpoint lacks one, such as a head that wide."""
+def take_weights(objective: Objective, checkpoint: Checkpoint, meta: Meta, say: Callable[[str], None]) -> None:
+    """Fill every parameter of the objective, classifiers by the names of their rows where both sides have some.
+
+    Raises UsageError where the checkpoint lacks one, such as a head that wide, or a class.
+    """
     source, target = checkpoint.encoder_spec, cast(Any, objective).encoder.spec
     assert source is not None, "config_for refuses a tokenizer"
     check_fits(source, target, str(checkpoint.path))
-    report = transfer(objective, checkpoint.state, source, target)
+    labels = labels_of(checkpoint, meta, say)
+    if lacking := sorted({*meta.get("classes", ())} - {*labels.get("classes", meta.get("classes", ()))}):
+        raise UsageError(f"{checkpoint.path} knows {len(labels['classes'])} classes, {lacking[0]!r} is none of them")
+    report = transfer(objective, checkpoint.state, source, target, (labels, meta))
     if report.missing:
         theirs, ours = checkpoint.description.get("heads", {}), objective.describe().get("heads", {})
         heads = [f"{name} ({theirs.get(name, 'none')} there, {ours[name]} wanted)" for name in ours]
@@ -67,36 +75,57 @@ def take_weights(objective: Objective, checkpoint: Checkpoint) -> None:
         )
 
 
+def labels_of(checkpoint: Checkpoint, meta: Meta, say: Callable[[str], None]) -> Meta:
+    """What the rows of a checkpoint's classifiers stand for, as far as it says so in the words of `meta`.
+
+    Class names of others that share none with ours (ImageNet's words beside its numbers) count as not said: rows go
+    by their place then, and `say` is told.
+    """
+    classes, ours = checkpoint.meta.get("classes"), meta.get("classes")
+    if checkpoint.config or not classes or not ours or {*classes} & {*ours}:
+        return checkpoint.meta
+    say(f"note: no class has the same name there and here, so they go by their place: {classes[0]!r} is {ours[0]!r}")
+    return {key: value for key, value in checkpoint.meta.items() if key != "classes"}
+
+
 def with_its_tokenizer(config: RunConfig) -> RunConfig:
-    """The config of a run that starts from published words and names no tokenizer: with the tokenizer of those."""
-    if config.init in ("auto", "none"):
+    """The config of a run that starts from published words and names no tokenizer: with the tokenizer of those.
+
+    Raises UsageError where the words are of nobody knows which tokenizer.
+    """
+    if config.init in ("auto", "none") or not reads_text(config):
         return config
     try:
         if not chain.has_checkpoint(config.init):
             return config
-        head = read_head(config.init)
     except UsageError:  # what is wrong with init= is said when the runs before this one are looked up
         return config
+    head = read_head(config.init)
     spec = spec_of(head["description"], config.init)
-    return config if head["config"] or spec is None else _with_tokenizer(config, spec)
+    return config if head["config"] or spec is None else _with_tokenizer(config, spec, config.init)
 
 
-def _with_tokenizer(config: RunConfig, spec: EncoderSpec) -> RunConfig:
-    if spec.vocab_size != VLMO_VOCABULARY or config.text.tokenizer != TextConfig.tokenizer:
+def reads_text(config: RunConfig) -> bool:
+    """Whether the records of a run have words in them."""
+    return bool({"text", "question"}.intersection(KINDS[chain.recipe_of(config).kind]))
+
+
+def _with_tokenizer(config: RunConfig, spec: EncoderSpec, origin: str | Path) -> RunConfig:
+    if spec.vocab_size is None or config.text.tokenizer != TextConfig.tokenizer:
         return config
+    if spec.vocab_size != VLMO_VOCABULARY:
+        raise UsageError(
+            f"{origin} has a vocabulary of {spec.vocab_size} words, and does not say which: text.tokenizer= names the "
+            f"tokenizer (a run, a folder, a hub name)"
+        )
     return replace(config, text=replace(config.text, tokenizer=VLMO_TOKENIZER))
-
-
-def knows_answers(config: RunConfig, checkpoint: Checkpoint) -> bool:
-    """Whether the order of a classifier of answers is known: a file of others does not tell it, `task.answers` may."""
-    if checkpoint.meta or "answer" not in checkpoint.description.get("heads", {}):
-        return True
-    return getattr(config.task, "answers", "own") not in ("auto", "own")
 
 
 def folder_for(name: str, config: RunConfig) -> Path:
     """Where the numbers of weights go that have no run folder."""
-    return Path("runs") / f"{Path(name).name.partition('.')[0]}-{config.task.name}"
+    path = Path(name)
+    stem = path.with_suffix("") if path.suffix in _SUFFIXES else path
+    return Path("runs") / f"{str(stem).strip('./').replace('/', '--')}-{config.task.name}"
 
 
 def _source(task: str) -> str:

@@ -46,7 +46,7 @@ class Trained:
         if self.is_run:
             _load_all(self.objective, self.checkpoint, words)
         else:
-            adopt.take_weights(self.objective, self.checkpoint)
+            adopt.take_weights(self.objective, self.checkpoint, self.meta, say)
         self.objective.eval()
 
 
@@ -86,7 +86,11 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
         for name, evaluator in evaluators.items():
             if hasattr(evaluator, "details"):
                 files.write_json(folder / f"{name}_details{suffix}.json", evaluator.details())
-    following = suggest.after_evaluation(config) if run.is_run else suggest.after_adoption(config, path)
+    if run.is_run:
+        following = suggest.after_evaluation(config)
+    else:
+        sizes = [f"data={config.data.name}", *adopt.words_for(run.objective.encoder.spec)]
+        following = suggest.after_adoption(path, words, sizes)
     return Evaluation(numbers, target, following)
 
 

@@ -208,13 +208,12 @@ def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None, 
         return
     assert source is not None, "preflight refuses a tokenizer"
     check_fits(source, encoder.spec, str(checkpoint.path))
-    their_meta, state = checkpoint.meta, checkpoint.state
-    if not adopt.knows_answers(recipe.config, checkpoint):
-        say("its classifier of answers is left out: which they are, in its order, only task.answers=FILE can tell")
+    labels = adopt.labels_of(checkpoint, meta, say) | recipe.labels_of_init()
+    state = checkpoint.state
+    if "answer" in checkpoint.description.get("heads", {}) and "answers" not in labels:
+        say("its classifier of answers is left out: which they are, in its order, only task.init_answers=FILE can tell")
         state = {name: value for name, value in state.items() if not name.startswith("heads.answer.")}
-    elif not their_meta and "answers" in meta:
-        their_meta = {"answers": meta["answers"]}  # of task.answers=FILE, in the order of that classifier
-    report = transfer(objective, state, source, encoder.spec, (their_meta, meta))
+    report = transfer(objective, state, source, encoder.spec, (labels, meta))
     say(f"starting from {checkpoint.path}: {report.line()}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlbeit import chain, registry
@@ -46,8 +47,9 @@ def after_evaluation(config: RunConfig) -> str:
     return f"vlbeit predict {shlex.quote(config.run)} picture.jpg{question}"
 
 
-def after_adoption(config: RunConfig, weights: str) -> str:
-    """Fine-tuning from weights that are no run."""
-    assert config.task is not None, "weights are adopted for a task"
-    words = [f"stage={config.tower}", f"task={config.task.name}", f"init={weights}", f"model={config.model.name}"]
-    return shlex.join(["vlbeit", "train", *words, f"data={config.data.name}", f"data.root={config.data.root}"])
+def after_adoption(weights: str, words: Sequence[str], sizes: Sequence[str]) -> str:
+    """Fine-tuning from weights that are no run: what was typed to measure them, and `sizes`, the model's words."""
+    typed = {word.partition("=")[0] for word in words}
+    own = [word for word in sizes if word.partition("=")[0] not in typed]
+    own += [f"task.init_answers={word.partition('=')[2]}" for word in words if word.startswith("task.answers=")]
+    return shlex.join(["vlbeit", "train", f"init={weights}", *own, *words])

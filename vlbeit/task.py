@@ -35,6 +35,10 @@ class Recipe(ABC):
     def start(self, objective: Objective) -> None:  # noqa: B027  (most recipes start from `init` alone)
         """Load weights that do not come from `init`; called once, when a run starts and not when it goes on."""
 
+    def labels_of_init(self) -> Meta:
+        """What the rows of a classifier stand for that `init` brings without saying so, as the settings do: meta."""
+        return {}
+
     @abstractmethod
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """What the run learns from its training records; `inherited` is the meta of `init`'s run ({} without)."""

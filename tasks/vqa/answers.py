@@ -26,7 +26,7 @@ def build_vocabulary(majority: Iterable[str], min_count: int) -> list[str]:
     return [answer for answer, count in counts.items() if count >= min_count]
 
 
-def read_answers(path: Path) -> list[str]:
+def read_answers(path: Path, key: str = "task.answers") -> list[str]:
     """The answers of a file in the order of the classifier: a JSON list, or lines {"answer": text, "label": number}.
 
     The second is `answer2label.txt` of BEiT-3. Raises DataError naming file and place.
@@ -34,7 +34,7 @@ def read_answers(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"task.answers={path} is not auto, own or a file that can be read ({error})") from error
+        raise UsageError(f"{key}={path} is not auto, own or a file that can be read ({error})") from error
     try:
         if text.lstrip().startswith("["):
             answers = json.loads(text)

@@ -45,6 +45,9 @@ class VQASettings(Settings):
         "auto: the vocabulary of init's run where it has one, else as own | own: from this data | a file: a JSON list, "
         "or the lines of answer2label.txt",
     )
+    init_answers: str = key(
+        "", "the same file format: the answers of init's classifier, where init does not carry them"
+    )
     normalize_targets: bool = key(
         False, "match human answers to the vocabulary in normal form; false: as written, as published"
     )
@@ -74,6 +77,11 @@ class VQA(Task):
         """`tokenizer` and `answers`. Raises UsageError where no answer is frequent enough."""
         tokenizer = choose_tokenizer(self.config.text, lambda: train.column("question"), inherited.get("tokenizer"))
         return {"tokenizer": tokenizer.to_json(), "answers": self._answers(train, inherited.get("answers"))}
+
+    def labels_of_init(self) -> Meta:
+        """`answers` of `task.init_answers`."""
+        path = self.settings.init_answers
+        return {"answers": read_answers(Path(path).expanduser(), "task.init_answers")} if path else {}
 
     def objective(self, meta: Meta) -> VQAObjective:
         """Encoder with image, text and fused experts, pooler and answer head, all new."""

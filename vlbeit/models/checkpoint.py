@@ -25,6 +25,7 @@ from vlbeit import __version__, files
 from vlbeit.config import DataConfig
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models import fetch
+from vlbeit.models.convert.labels import labels_beside
 from vlbeit.models.convert.layout import Hints
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.foreign import from_state, is_foreign, read_description, read_foreign
@@ -42,7 +43,7 @@ FORMAT = 1
 
 @dataclass
 class Checkpoint:
-    """A checkpoint as read from disk. One of others has no config and no meta: both are {}."""
+    """A checkpoint as read from disk. One of others has no config ({}), and of the meta the class names at most."""
 
     path: Path
     description: dict[str, Any]
@@ -110,7 +111,7 @@ def locate(source: str | Path) -> tuple[Path, Hints]:
     """
     name, path = str(source), Path(source).expanduser()
     within_a_folder = path.parent != Path() and (path.parts[0] == "runs" or Path(path.parts[0]).exists())
-    if isinstance(source, Path) or path.exists() or within_a_folder:
+    if isinstance(source, Path) or path.exists() or (within_a_folder and name not in KNOWN):
         return path, Hints()
     known = Hints(**KNOWN[name].hints) if name in KNOWN else Hints()
     return fetch.locate(name, report=lambda line: print(line, file=sys.stderr)), known
@@ -162,7 +163,7 @@ def read_checkpoint(path: str | Path, hints: Hints | None = None, allow: Sequenc
     place, known = locate(path)
     if is_foreign(place):
         found = read_foreign(place, known if hints is None else hints.over(known), allow)
-        return Checkpoint(place, found.description, {}, {}, found.state, found.report)
+        return Checkpoint(place, found.description, {}, labels_beside(place), found.state, found.report)
     if hints is not None:
         checkpoint_folder(place)
         raise UsageError(f"{path} is a checkpoint of vlbeit, which says all of itself: leave num_heads= and such out")

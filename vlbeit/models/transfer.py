@@ -112,6 +112,9 @@ def transfer(
 
 
 def _adapt_positions(state: State, source: EncoderSpec, target: EncoderSpec, report: LoadReport) -> State:
+    if source.positions == "per_layer" and target.positions == "shared":
+        # of many tables none is the one for all layers: it starts anew, and the report says so
+        state = {name: value for name, value in state.items() if not name.startswith("encoder.rel_pos.")}
     if source.positions == "shared" and target.positions == "per_layer":
         for part in ("image", "cross", "text"):
             table = state.pop(f"encoder.rel_pos.0.{part}", None)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vlbeit.config import one_of
+
 State = dict[str, Tensor]
 
 
@@ -25,6 +27,10 @@ class Hints:
     text_positions: int | None = None
     early_layers: int | None = None
     normalize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalize is not None:
+            one_of("normalize", self.normalize, ("half", "imagenet"))
 
     def over(self, other: Hints) -> Hints:
         """These, and those of `other` where nothing is said here."""
