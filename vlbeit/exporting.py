@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vlbeit import __version__, chain, compose
 from vlbeit.errors import DataError, UsageError, UserError
 from vlbeit.inference import Trained
+from vlbeit.launch import say
 from vlbeit.models.checkpoint import read_head, spec_of
 from vlbeit.models.image_tower import ImageTower
 from vlbeit.task import Task
@@ -121,6 +122,8 @@ def _offered(run: str | Path) -> tuple[nn.Module, Exportable]:
             f"{run} is {what}, which cannot be exported: a run of mim or vl gives image features, one of a task such "
             f"as classification or vqa its logits"
         )
+    if recipe is None and "answer" in head["description"].get("heads", {}):
+        say(f"note: {run} carries no config, so its image features are exported: a run fine-tuned from it has answers")
     tower = ImageTower.from_run(run)
     return tower, _tower_offer(tower)
 
