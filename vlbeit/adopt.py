@@ -62,12 +62,13 @@ def take_weights(objective: Objective, checkpoint: Checkpoint, meta: Meta, say: 
     assert source is not None, "config_for refuses a tokenizer"
     check_fits(source, target, str(checkpoint.path))
     labels = labels_of(checkpoint, meta, say)
-    if lacking := sorted({*meta.get("classes", ())} - {*labels.get("classes", meta.get("classes", ()))}):
+    ours: set[str] = set(meta.get("classes", ()))
+    if lacking := sorted(ours.difference(labels.get("classes", ours))):
         raise UsageError(f"{checkpoint.path} knows {len(labels['classes'])} classes, {lacking[0]!r} is none of them")
     report = transfer(objective, checkpoint.state, source, target, (labels, meta))
     if report.missing:
-        theirs, ours = checkpoint.description.get("heads", {}), objective.describe().get("heads", {})
-        heads = [f"{name} ({theirs.get(name, 'none')} there, {ours[name]} wanted)" for name in ours]
+        there, wanted_heads = checkpoint.description.get("heads", {}), objective.describe().get("heads", {})
+        heads = [f"{name} ({there.get(name, 'none')} there, {spec} wanted)" for name, spec in wanted_heads.items()]
         wanted = "; ".join(heads) if any(name.startswith("heads.") for name in report.missing) else report.missing[0]
         raise UsageError(
             f"{checkpoint.path} has not all that is to be measured: {wanted}. Is it fine-tuned for this task, and has "

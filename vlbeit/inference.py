@@ -18,6 +18,7 @@ from vlbeit.engine.sinks import finite
 from vlbeit.errors import DataError, UsageError
 from vlbeit.launch import eval_loader, say
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint
+from vlbeit.models.spec import EncoderSpec
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe, Task
 from vlbeit.types import Meta, Predictor
@@ -48,6 +49,12 @@ class Trained:
         else:
             adopt.take_weights(self.objective, self.checkpoint, self.meta, say)
         self.objective.eval()
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """The encoder's, as the objective has it."""
+        encoder: Any = self.objective.encoder
+        return encoder.spec
 
 
 class Evaluation(NamedTuple):
@@ -89,7 +96,7 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
     if run.is_run:
         following = suggest.after_evaluation(config)
     else:
-        sizes = [f"data={config.data.name}", *adopt.words_for(run.objective.encoder.spec)]
+        sizes = [f"data={config.data.name}", *adopt.words_for(run.spec)]
         following = suggest.after_adoption(path, words, sizes)
     return Evaluation(numbers, target, following)
 
