@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlbeit import __version__, files
@@ -35,6 +35,7 @@ from vlbeit.models.model import Model
 from vlbeit.models.report import LoadReport
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.models.tokenizer_kinds import build_tokenizer, kind_of
+from vlbeit.models.writing import write_tensors
 from vlbeit.types import Meta
 
 FORMAT = 1
@@ -72,8 +73,7 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint folder; every file is replaced atomically, config.json last with the weights' hash."""
     folder = Path(folder)
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    path = files.write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
+    path = write_tensors(folder / "model.safetensors", state)
     for name, value in meta.items():
         files.write_json(folder / f"{name}.json", value)
     files.write_json(
