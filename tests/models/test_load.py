@@ -190,9 +190,11 @@ def test_cls_pooling(unilm, tmp_path) -> None:
 
 def test_report_is_said_and_kept(unilm, capsys: pytest.CaptureFixture[str]) -> None:
     model = vlbeit.load(unilm.beit(classes=3))
-    assert capsys.readouterr().err.startswith("state dict: 71 tensors taken, 71 remapped (")
+    assert capsys.readouterr().err.startswith("state dict: 71 tensors taken, 4 not used (")
     assert model.report.unexpected == [f"blocks.{i}.attn.relative_position_index" for i in range(4)]
     assert model.report.remapped["heads.classification.fc.bias"] == ("head.bias",)
+    vlbeit.load(unilm.vlmo())
+    assert "12 remapped (rel_pos)" in capsys.readouterr().err  # 3 parts of a joint table for each of 4 blocks
 
 
 def test_missing_and_unexpected_names_are_refused_unless_allowed(unilm) -> None:
@@ -201,7 +203,7 @@ def test_missing_and_unexpected_names_are_refused_unless_allowed(unilm) -> None:
         vlbeit.load({**state, "extra.weight": torch.zeros(1)})
     vlbeit.load({**state, "extra.weight": torch.zeros(1)}, allow=["extra.*"])
     del state["blocks.1.gamma_1"]
-    with pytest.raises(DataError, match=r"1 of its tensors are missing \(encoder\.blocks\.1\.gamma_1\); to do without"):
+    with pytest.raises(DataError, match=r"1 of its tensors are missing \(encoder\.blocks\.1\.gamma_1\); to begin with new"):
         vlbeit.load(state)
     model = vlbeit.load(state, allow=["encoder.blocks.1.gamma_1"])
     assert model.report.missing == ["encoder.blocks.1.gamma_1"]
