@@ -217,6 +217,21 @@ def test_a_tensor_without_a_place_must_be_allowed(tmp_path: Path, capsys: pytest
     assert "unexpected: teacher.weight" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("to", ["vlbeit", "timm"])
+def test_a_missing_tensor_is_refused_whatever_is_allowed(
+    to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = load_file(GOLDEN / "beit_cls_relpos.weights.safetensors")
+    del state["blocks.1.mlp.fc1.bias"]
+    save_file(state, tmp_path / "file.safetensors")
+    words = ["convert", str(tmp_path / "file.safetensors"), str(tmp_path / "out"), "--to", to, "--allow", "*fc1.bias"]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "lacks encoder.blocks.1.experts.image.mlp.fc1.bias (1 missing)" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert vlbeit.load(tmp_path / "file.safetensors", allow=["*fc1.bias"]).report.missing
+
+
 def test_hints_reach_the_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 64, "num_classes": 3}
     theirs = timm.create_model("beit_base_patch16_224", **size, use_rel_pos_bias=False, use_abs_pos_emb=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 from collections.abc import Sequence
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save
 
 from vlbeit import files
 from vlbeit.adopt import words_for
 from vlbeit.config import one_of
-from vlbeit.errors import UsageError
+from vlbeit.errors import DataError, UsageError
 from vlbeit.models.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from vlbeit.models.convert import convert
 from vlbeit.models.convert.image_part import image_part
@@ -25,6 +23,7 @@ from vlbeit.models.convert.transformers import architecture, to_transformers
 from vlbeit.models.convert.unilm import to_unilm
 from vlbeit.models.report import collapsed
 from vlbeit.models.spec import EncoderSpec
+from vlbeit.models.writing import write_tensors
 
 TARGETS = ("vlbeit", "timm", "transformers", "unilm")
 _FILE = {".safetensors": ("timm", "unilm"), ".pth": ("timm", "unilm"), ".pt": ("timm", "unilm")}
@@ -54,7 +53,8 @@ def run(
         out: folder to write; for timm and unilm also a file (.safetensors, .pth).
         to: vlbeit | timm | transformers | unilm.
         hints: what a foreign file cannot tell of itself; None: nothing is said.
-        allow: names, or patterns with `*`, that a foreign file may lack or have in excess.
+        allow: names, or patterns with `*`, that a foreign file may have in excess. What is converted is whole:
+            tensors that are missing are refused all the same.
         overwrite: write where something lies already.
 
     Raises:
@@ -64,6 +64,7 @@ def run(
     one_of("--to", to, TARGETS)
     _check_out(Path(source), out, to, overwrite)
     found = read_checkpoint(source, hints, allow)
+    _check_whole(found)
     taken = found.report.lines() if found.report.layout else []
     if to == "vlbeit":
         save_checkpoint(out, found.state, found.description, found.config, found.meta)
@@ -87,6 +88,16 @@ def _check_out(source: Path, out: Path, to: str, overwrite: bool) -> None:
         raise UsageError(f"{out} is what is converted: name another place")
 
 
+def _check_whole(found: Checkpoint) -> None:
+    """Nothing is missing: a folder without it could not be loaded, and no value is there to put in its place."""
+    missing = found.report.missing
+    if missing:
+        raise DataError(
+            f"{found.path} lacks {missing[0]} ({len(missing)} missing), and what is converted must be whole: get a "
+            f"whole file, or take it with new values there by vlbeit.load({json.dumps(str(found.path))}, allow=[...])"
+        )
+
+
 def _write(found: Checkpoint, out: Path, to: str) -> tuple[State, list[Path], str]:
     """The tensors that went, the files, and what to try with them."""
     classes = found.meta.get("classes", ())
@@ -101,26 +112,17 @@ def _write(found: Checkpoint, out: Path, to: str) -> tuple[State, list[Path], st
         file = out if out.suffix in _FILE else out / "model.pth"
         spec = found.encoder_spec
         script = "run_class_finetuning.py --finetune" if spec and spec.vocab_size is None else "run.py with load_path="
-        return sent, [_save(sent, file)], f"in microsoft/unilm: python {script} {shlex.quote(str(file))}"
+        return sent, [write_tensors(file, sent)], f"in microsoft/unilm: python {script} {shlex.quote(str(file))}"
     sent = to_timm(found.description, found.state)
     if out.suffix in _FILE:
         name, arguments = timm_arguments(found.description, found.normalize)
         words = ", ".join(f"{key}={_literal(value)}" for key, value in arguments.items())
         made = f'timm.create_model("{name}", {words}, checkpoint_path={json.dumps(str(out))})'
-        return sent, [_save(sent, out)], _python(f"import timm; print({made})")
-    weights = _save(sent, out / "model.safetensors")
+        return sent, [write_tensors(out, sent)], _python(f"import timm; print({made})")
+    weights = write_tensors(out / "model.safetensors", sent)
     files.write_json(out / "config.json", timm_config(found.description, classes, found.normalize), indent=2)
     made = f"timm.create_model({json.dumps(f'local-dir:{out}')}, pretrained=True)"
     return sent, [out / "config.json", weights], _python(f"import timm; print({made})")
-
-
-def _save(state: State, file: Path) -> Path:
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    if file.suffix == ".safetensors":
-        return files.write_bytes(file, save(tensors, metadata={"format": "pt"}))
-    buffer = io.BytesIO()
-    torch.save({"model": tensors}, buffer)
-    return files.write_bytes(file, buffer.getvalue())
 
 
 def _compared(found: Checkpoint, sent: State, to: str) -> list[str]:
