@@ -199,6 +199,9 @@ def test_a_place_that_is_taken_is_left_alone(tmp_path: Path, capsys: pytest.Capt
         (["{run}", "{out}", "--to", "keras"], "--to=keras is not one of vlbeit, timm"),
         (["{out}", "{out}"], "/out: no such"),
         (["{run}", "{run}.pth", "--to", "transformers"], "writes a folder"),
+        (["{run}", "{out}", "--image-size", "224x"], "--image-size=224x is no size in pixels"),
+        (["{run}", "{out}", "--image-size", "2x3x4"], "is no size in pixels: 224, or for another shape HEIGHTxWIDTH"),
+        (["{run}", "{out}", "--normalize", "clip"], "normalize=clip is not one of half, imagenet"),
     ],
 )
 def test_mistakes(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,6 +244,17 @@ def test_hints_reach_the_layout(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "--num-heads" in capsys.readouterr().err
     assert main([*words, "--num-heads", "4"]) == 0
     assert read_checkpoint(tmp_path / "out").description["encoder"]["num_heads"] == 4
+
+
+def test_config_of_another_model_beside_a_file_tells_nothing(tmp_path: Path) -> None:
+    size = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 64, "num_classes": 3}
+    theirs = timm.create_model("beit_base_patch16_224", **size)
+    other = {"model_type": "beit", "num_attention_heads": 2, "hidden_act": "relu"}
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    torch.save(theirs.state_dict(), tmp_path / "ft.pth")
+    assert main(["convert", str(tmp_path / "ft.pth"), str(tmp_path / "out")]) == 0
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")  # its own
+    assert main(["convert", str(tmp_path / "pytorch_model.bin"), str(tmp_path / "out2")]) == 1
 
 
 def test_config_beside_foreign_weights_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
