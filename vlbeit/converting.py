@@ -74,6 +74,14 @@ def run(
     return Conversion([*taken, *_compared(found, sent, to)], written, following)
 
 
+def read_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels of `224` or `224x96`. Raises UsageError."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdecimal() and int(side) for side in sides):
+        raise UsageError(f"--image-size={text} is no size in pixels: 224, or for another shape HEIGHTxWIDTH as 224x96")
+    return (int(sides[0]), int(sides[-1]))
+
+
 def _check_out(source: Path, out: Path, to: str, overwrite: bool) -> None:
     """The place is free, or may be overwritten, and is of the right kind."""
     is_file = out.suffix in _FILE

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vlbeit.config import one_of
+
 State = dict[str, Tensor]
 
 
@@ -17,7 +19,7 @@ class Hints:
 
     num_heads: of a model with absolute positions. image_size: (height, width) in pixels, of a table whose patch grid is
     not a square. text_positions: T0 of a VLMo table. early_layers: after how many blocks BEiT v2's patch aggregation
-    taps. normalize: `data.normalize` that it was trained with.
+    taps. normalize: `data.normalize` that it was trained with; UsageError where there is none of that name.
     """
 
     num_heads: int | None = None
@@ -25,6 +27,10 @@ class Hints:
     text_positions: int | None = None
     early_layers: int | None = None
     normalize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalize is not None:
+            one_of("normalize", self.normalize, ("half", "imagenet"))
 
     def over(self, other: Hints) -> Hints:
         """These, and those of `other` where nothing is said here."""
