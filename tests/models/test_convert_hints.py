@@ -15,7 +15,6 @@ from vlbeit.models.checkpoint import read_checkpoint
 from vlbeit.nn.relpos import image_rows
 
 
-
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     return ["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "out"), "--overwrite"]

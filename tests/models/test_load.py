@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vlbeit
+from vlbeit.cli import main
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models import foreign
 from vlbeit.models.checkpoint import read_checkpoint, read_head
@@ -207,6 +208,19 @@ def test_missing_and_unexpected_names_are_refused_unless_allowed(unilm) -> None:
         vlbeit.load(state)
     model = vlbeit.load(state, allow=["encoder.blocks.1.gamma_1"])
     assert model.report.missing == ["encoder.blocks.1.gamma_1"]
+
+
+def test_the_weights_file_of_ours_is_told_from_others(unilm, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    vlbeit.load(unilm.beit(classes=3)).save_pretrained(tmp_path / "ours")
+    file = tmp_path / "ours" / "model.safetensors"
+    for source in (file, str(file)):
+        with pytest.raises(UsageError, match=rf"is a part of the checkpoint {tmp_path}/ours: name the folder"):
+            vlbeit.load(source)
+    assert main(["convert", str(file), str(tmp_path / "out")]) == 2
+    assert "name the folder" in capsys.readouterr().err
+    save_file(unilm.beit(classes=3), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")  # not ours
+    assert vlbeit.load(tmp_path / "model.safetensors").encoder is not None
 
 
 def test_wrapped_state_dicts(unilm) -> None:

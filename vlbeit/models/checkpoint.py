@@ -106,14 +106,23 @@ def locate(source: str | Path) -> tuple[Path, Hints]:
     """Where a checkpoint lies, and what is known of it beside its tensors.
 
     A path, or the name of a published checkpoint or of a repository of the hub (`org/name`), which is fetched if need
-    be. Raises as `vlbeit.models.fetch.locate`; a path that is not there is for the reader to refuse.
+    be. Raises as `vlbeit.models.fetch.locate`, and UsageError for a file of a checkpoint of ours; a path that is not
+    there is for the reader to refuse.
     """
     name, path = str(source), Path(source).expanduser()
     within_a_folder = path.parent != Path() and (path.parts[0] == "runs" or Path(path.parts[0]).exists())
     if isinstance(source, Path) or path.exists() or within_a_folder:
+        _refuse_part_of_ours(path)
         return path, Hints()
     known = Hints(**KNOWN[name].hints) if name in KNOWN else Hints()
     return fetch.locate(name, report=lambda line: print(line, file=sys.stderr)), known
+
+
+def _refuse_part_of_ours(path: Path) -> None:
+    """Weights of ours are nothing without the config.json beside them, which says what they are."""
+    config = path.parent / "config.json"
+    if path.is_file() and path.name == "model.safetensors" and config.is_file() and not is_foreign(path.parent):
+        raise UsageError(f"{path} is a part of the checkpoint {path.parent}: name the folder")
 
 
 def read_head(path: str | Path) -> dict[str, Any]:
