@@ -21,8 +21,9 @@ from vlbeit.models.convert.layout import Hints, State
 from vlbeit.models.convert.timm import timm_arguments, timm_config, to_timm
 from vlbeit.models.convert.transformers import architecture, to_transformers
 from vlbeit.models.convert.unilm import to_unilm
+from vlbeit.models.presets import PRESETS
 from vlbeit.models.report import collapsed
-from vlbeit.models.spec import EncoderSpec
+from vlbeit.models.vqkd import VQKD, VQKDSpec
 from vlbeit.models.writing import write_tensors
 
 TARGETS = ("vlbeit", "timm", "transformers", "unilm")
@@ -69,7 +70,7 @@ def run(
     if to == "vlbeit":
         save_checkpoint(out, found.state, found.description, found.config, found.meta)
         written = [out / name for name in ("config.json", "model.safetensors", *(f"{key}.json" for key in found.meta))]
-        return Conversion(taken, written, _training(found.encoder_spec, out))
+        return Conversion(taken, written, _training(found, out))
     sent, written, following = _write(found, out, to)
     return Conversion([*taken, *_compared(found, sent, to)], written, following)
 
@@ -151,14 +152,26 @@ def _compared(found: Checkpoint, sent: State, to: str) -> list[str]:
     return lines
 
 
-def _training(spec: EncoderSpec | None, out: Path) -> str:
+def _training(found: Checkpoint, out: Path) -> str:
     """The training that begins with a converted checkpoint."""
+    spec = found.encoder_spec
     if spec is None:
-        return f"vlbeit train stage=mim stage.tokenizer={shlex.quote(str(out))} data=imagefolder data.root=DIR"
+        words = ["stage=mim", f"stage.tokenizer={out}", "data=imagefolder", "data.root=DIR", *_grid_words(found)]
+        return shlex.join(["vlbeit", "train", *words])
     recipe = ["stage=mim", "task=classification", "data=imagefolder"]
     if spec.vocab_size is not None:
         recipe = ["stage=vl", "task=vqa", "data=vqa_v2"]
     return shlex.join(["vlbeit", "train", *recipe, "data.root=DIR", f"init={out}", *words_for(spec)])
+
+
+def _grid_words(found: Checkpoint) -> list[str]:
+    """The size of pictures that gives a base model as many patches as a VQ-KD has positions; a dVAE takes any."""
+    if VQKD.kind not in found.description:
+        return []
+    grid = VQKDSpec.from_dict(found.description[VQKD.kind]).encoder.grid
+    assert grid is not None
+    height, width = (side * PRESETS["base"].patch_size for side in grid)
+    return ["model=base", f"data.image_size={height if height == width else f'[{height},{width}]'}"]
 
 
 def _literal(value: object) -> str:
