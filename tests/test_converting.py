@@ -21,6 +21,7 @@ from vlbeit.models.convert.layout import Hints
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import EncoderSpec
+from vlbeit.models.writing import write_tensors
 
 GOLDEN = Path(__file__).parent / "golden/beit"
 CLASSIFIER = {"classification": {"kind": "classification", "dim": 32, "num_classes": 3}}
@@ -130,6 +131,19 @@ def test_what_the_target_cannot_hold_is_named(tmp_path: Path, capsys: pytest.Cap
         assert f"{line}\n" in out
     changed = [line.rpartition(" ")[2] for line in out.splitlines() if line.startswith("changed")]
     assert changed == ["encoder.cls_token", "encoder.patch_embed.proj.bias"]
+
+
+@pytest.mark.parametrize(("to", "out"), [("timm", "out"), ("timm", "out.pth"), ("unilm", "out.pth")])
+def test_what_was_written_is_read_again(
+    to: str, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaging(path: Path, state: dict[str, torch.Tensor]) -> Path:
+        return write_tensors(path, {**state, "blocks.0.norm1.bias": torch.zeros(32)})
+
+    monkeypatch.setattr("vlbeit.converting.write_tensors", damaging)
+    run = made(tmp_path / "run", "classification")
+    assert main(["convert", str(run), str(tmp_path / out), "--to", to]) == 1
+    assert "encoder.blocks.0.norm1.bias is not as it was written (1 tensors)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["classification", "mim", "vl", "vl absolute", "wide"])

@@ -6,9 +6,10 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+from safetensors.torch import load_file
 
 from vlbeit import files
 from vlbeit.adopt import words_for
@@ -16,7 +17,7 @@ from vlbeit.config import one_of
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from vlbeit.models.convert import convert
-from vlbeit.models.convert.image_part import image_part
+from vlbeit.models.convert.image_part import TYPED, image_part
 from vlbeit.models.convert.layout import Hints, State
 from vlbeit.models.convert.timm import timm_arguments, timm_config, to_timm
 from vlbeit.models.convert.transformers import architecture, to_transformers
@@ -71,8 +72,9 @@ def run(
         save_checkpoint(out, found.state, found.description, found.config, found.meta)
         written = [out / name for name in ("config.json", "model.safetensors", *(f"{key}.json" for key in found.meta))]
         return Conversion(taken, written, _training(found, out))
-    sent, written, following = _write(found, out, to)
-    return Conversion([*taken, *_compared(found, sent, to)], written, following)
+    written, following = _write(found, out, to)
+    weights = next(file for file in written if file.suffix in _FILE)
+    return Conversion([*taken, *_compared(found, weights, to)], written, following)
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -107,41 +109,50 @@ def _check_whole(found: Checkpoint) -> None:
         )
 
 
-def _write(found: Checkpoint, out: Path, to: str) -> tuple[State, list[Path], str]:
-    """The tensors that went, the files, and what to try with them."""
+def _write(found: Checkpoint, out: Path, to: str) -> tuple[list[Path], str]:
+    """The files, and what to try with them."""
     classes = found.meta.get("classes", ())
     if to == "transformers":
-        sent = to_transformers(found.description, found.state, out, classes=classes, normalize=found.normalize)
+        to_transformers(found.description, found.state, out, classes=classes, normalize=found.normalize)
         name = architecture(image_part(found.description, to))
         written = [out / file for file in ("config.json", "model.safetensors", "preprocessor_config.json")]
         made = f"{name}.from_pretrained({json.dumps(str(out))})"
-        return sent, written, _python(f"from transformers import {name}; print({made})")
+        return written, _python(f"from transformers import {name}; print({made})")
     if to == "unilm":
         sent = to_unilm(found.description, found.state)
         file = out if out.suffix in _FILE else out / "model.pth"
         spec = found.encoder_spec
         script = "run_class_finetuning.py --finetune" if spec and spec.vocab_size is None else "run.py with load_path="
-        return sent, [write_tensors(file, sent)], f"in microsoft/unilm: python {script} {shlex.quote(str(file))}"
+        return [write_tensors(file, sent)], f"in microsoft/unilm: python {script} {shlex.quote(str(file))}"
     sent = to_timm(found.description, found.state)
     if out.suffix in _FILE:
         name, arguments = timm_arguments(found.description, found.normalize)
         words = ", ".join(f"{key}={_literal(value)}" for key, value in arguments.items())
         made = f'timm.create_model("{name}", {words}, checkpoint_path={json.dumps(str(out))})'
-        return sent, [write_tensors(out, sent)], _python(f"import timm; print({made})")
+        return [write_tensors(out, sent)], _python(f"import timm; print({made})")
     weights = write_tensors(out / "model.safetensors", sent)
     files.write_json(out / "config.json", timm_config(found.description, classes, found.normalize), indent=2)
     made = f"timm.create_model({json.dumps(f'local-dir:{out}')}, pretrained=True)"
-    return sent, [out / "config.json", weights], _python(f"import timm; print({made})")
+    return [out / "config.json", weights], _python(f"import timm; print({made})")
 
 
-def _compared(found: Checkpoint, sent: State, to: str) -> list[str]:
-    """What of the source went, found by reading back what was written: bit for bit, changed, new, or not at all."""
+def _compared(found: Checkpoint, weights: Path, to: str) -> list[str]:
+    """What of the source went, found by reading the written file again: bit for bit, changed, new, or not at all.
+
+    Raises DataError where a tensor there is another than was to be written.
+    """
     spec = found.encoder_spec
     assert spec is not None
     hints = Hints(num_heads=spec.num_heads, image_size=spec.image_size, text_positions=spec.text_positions)
-    back = convert(sent, hints).state
-    same = [n for n, value in found.state.items() if n in back and torch.equal(back[n], value)]
-    changed = [name for name in found.state if name in back and name not in set(same)]
+    back = convert(_read_back(weights), hints).state
+    same = {n for n, value in found.state.items() if n in back and torch.equal(back[n], value)}
+    changed = [name for name in found.state if name in back and name not in same]
+    folded = TYPED if to != "unilm" and "encoder.type_embed.weight" in found.state else ()
+    damaged = [name for name in changed if name not in folded]
+    if damaged:
+        raise DataError(
+            f"{weights}: {damaged[0]} is not as it was written ({len(damaged)} tensors): is the disk sound?"
+        )
     lines = [f"to {to}: {len(same)} tensors, bit for bit"]
     for word, names in (
         ("changed, what is added to every picture's tokens went in", changed),
@@ -150,6 +161,12 @@ def _compared(found: Checkpoint, sent: State, to: str) -> list[str]:
     ):
         lines += [f"{word}: {line}" for line in collapsed(names)]
     return lines
+
+
+def _read_back(weights: Path) -> State:
+    if weights.suffix == ".safetensors":
+        return load_file(weights)
+    return cast(State, torch.load(weights, map_location="cpu", weights_only=True, mmap=True)["model"])
 
 
 def _training(found: Checkpoint, out: Path) -> str:
