@@ -21,6 +21,7 @@ from vlbeit.models.convert.layout import Hints
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import EncoderSpec
+from vlbeit.models.writing import write_tensors
 
 GOLDEN = Path(__file__).parent / "golden/beit"
 CLASSIFIER = {"classification": {"kind": "classification", "dim": 32, "num_classes": 3}}
@@ -132,6 +133,19 @@ def test_what_the_target_cannot_hold_is_named(tmp_path: Path, capsys: pytest.Cap
     assert changed == ["encoder.cls_token", "encoder.patch_embed.proj.bias"]
 
 
+@pytest.mark.parametrize(("to", "out"), [("timm", "out"), ("timm", "out.pth"), ("unilm", "out.pth")])
+def test_what_was_written_is_read_again(
+    to: str, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaging(path: Path, state: dict[str, torch.Tensor]) -> Path:
+        return write_tensors(path, {**state, "blocks.0.norm1.bias": torch.zeros(32)})
+
+    monkeypatch.setattr("vlbeit.converting.write_tensors", damaging)
+    run = made(tmp_path / "run", "classification")
+    assert main(["convert", str(run), str(tmp_path / out), "--to", to]) == 1
+    assert "encoder.blocks.0.norm1.bias is not as it was written (1 tensors)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["classification", "mim", "vl", "vl absolute", "wide"])
 def test_to_unilm_and_back(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = made(tmp_path / "run", kind)
@@ -199,6 +213,9 @@ def test_a_place_that_is_taken_is_left_alone(tmp_path: Path, capsys: pytest.Capt
         (["{run}", "{out}", "--to", "keras"], "--to=keras is not one of vlbeit, timm"),
         (["{out}", "{out}"], "/out: no such"),
         (["{run}", "{run}.pth", "--to", "transformers"], "writes a folder"),
+        (["{run}", "{out}", "--image-size", "224x"], "--image-size=224x is no size in pixels"),
+        (["{run}", "{out}", "--image-size", "2x3x4"], "is no size in pixels: 224, or for another shape HEIGHTxWIDTH"),
+        (["{run}", "{out}", "--normalize", "clip"], "normalize=clip is not one of half, imagenet"),
     ],
 )
 def test_mistakes(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,6 +234,21 @@ def test_a_tensor_without_a_place_must_be_allowed(tmp_path: Path, capsys: pytest
     assert "unexpected: teacher.weight" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("to", ["vlbeit", "timm"])
+def test_a_missing_tensor_is_refused_whatever_is_allowed(
+    to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = load_file(GOLDEN / "beit_cls_relpos.weights.safetensors")
+    del state["blocks.1.mlp.fc1.bias"]
+    save_file(state, tmp_path / "file.safetensors")
+    words = ["convert", str(tmp_path / "file.safetensors"), str(tmp_path / "out"), "--to", to, "--allow", "*fc1.bias"]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "lacks encoder.blocks.1.experts.image.mlp.fc1.bias (1 missing)" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert vlbeit.load(tmp_path / "file.safetensors", allow=["*fc1.bias"]).report.missing
+
+
 def test_hints_reach_the_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 64, "num_classes": 3}
     theirs = timm.create_model("beit_base_patch16_224", **size, use_rel_pos_bias=False, use_abs_pos_emb=True)
@@ -226,6 +258,17 @@ def test_hints_reach_the_layout(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "--num-heads" in capsys.readouterr().err
     assert main([*words, "--num-heads", "4"]) == 0
     assert read_checkpoint(tmp_path / "out").description["encoder"]["num_heads"] == 4
+
+
+def test_config_of_another_model_beside_a_file_tells_nothing(tmp_path: Path) -> None:
+    size = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 64, "num_classes": 3}
+    theirs = timm.create_model("beit_base_patch16_224", **size)
+    other = {"model_type": "beit", "num_attention_heads": 2, "hidden_act": "relu"}
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    torch.save(theirs.state_dict(), tmp_path / "ft.pth")
+    assert main(["convert", str(tmp_path / "ft.pth"), str(tmp_path / "out")]) == 0
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")  # its own
+    assert main(["convert", str(tmp_path / "pytorch_model.bin"), str(tmp_path / "out2")]) == 1
 
 
 def test_config_beside_foreign_weights_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,17 +164,28 @@ def convert(
     to: Annotated[str, typer.Option(help="vlbeit | timm | transformers | unilm")] = "vlbeit",
     num_heads: Annotated[int | None, typer.Option(help="where a file does not tell", min=1, show_default=False)] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="pixels, where a file does not tell", show_default=False)
+        str | None,
+        typer.Option(metavar="N|HxW", help="pixels, where a file does not tell: 224, or 224x96", show_default=False),
     ] = None,
-    allow: Annotated[list[str] | None, typer.Option(help="name that may be missing or in excess; a * fits all")] = None,
+    text_positions: Annotated[
+        int | None, typer.Option(help="longest text of a VLMo table, if not 196", min=1, show_default=False)
+    ] = None,
+    early_layers: Annotated[
+        int | None, typer.Option(help="blocks below BEiT v2's patch aggregation", min=1, show_default=False)
+    ] = None,
+    normalize: Annotated[
+        str | None, typer.Option(help="half | imagenet: how its pictures are normalised", show_default=False)
+    ] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="name that may be in excess; a * fits all")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write where something lies already.")] = False,
 ) -> None:
     """Bring a checkpoint from or to other programs: official BEiT and VLMo files, timm, transformers."""
     from vlbeit import converting
     from vlbeit.models.convert.layout import Hints
 
-    size = None if image_size is None else (image_size, image_size)
-    hints = None if num_heads is None and size is None else Hints(num_heads=num_heads, image_size=size)
+    size = None if image_size is None else converting.read_size(image_size)
+    given = Hints(num_heads, size, text_positions, early_layers, normalize)
+    hints = None if given == Hints() else given
     done = converting.run(source, out, to=to, hints=hints, allow=allow or [], overwrite=overwrite)
     print(*done.lines, f"wrote {', '.join(map(str, done.written))}", f"next: {done.next}", sep="\n")
 

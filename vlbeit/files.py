@@ -6,19 +6,23 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Replace `path` by `data` or leave it untouched; parent folders are made."""
+def write_by(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Replace `path` by the file that `write` makes at the path it is given, or leave it untouched.
+
+    Parent folders are made. `write` may put another file there, as writers with a temporary name of their own do.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
+        write(Path(temporary))
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
@@ -26,6 +30,11 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """`write_by` of bytes."""
+    return write_by(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_text(path: str | Path, text: str) -> Path:

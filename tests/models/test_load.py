@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vlbeit
+from vlbeit.cli import main
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models import foreign
 from vlbeit.models.checkpoint import read_checkpoint, read_head
@@ -190,9 +191,11 @@ def test_cls_pooling(unilm, tmp_path) -> None:
 
 def test_report_is_said_and_kept(unilm, capsys: pytest.CaptureFixture[str]) -> None:
     model = vlbeit.load(unilm.beit(classes=3))
-    assert capsys.readouterr().err.startswith("state dict: 71 tensors taken, 71 remapped (")
+    assert capsys.readouterr().err.startswith("state dict: 71 tensors taken, 4 not used (")
     assert model.report.unexpected == [f"blocks.{i}.attn.relative_position_index" for i in range(4)]
     assert model.report.remapped["heads.classification.fc.bias"] == ("head.bias",)
+    vlbeit.load(unilm.vlmo())
+    assert "12 remapped (rel_pos)" in capsys.readouterr().err  # 3 parts of a joint table for each of 4 blocks
 
 
 def test_missing_and_unexpected_names_are_refused_unless_allowed(unilm) -> None:
@@ -201,10 +204,23 @@ def test_missing_and_unexpected_names_are_refused_unless_allowed(unilm) -> None:
         vlbeit.load({**state, "extra.weight": torch.zeros(1)})
     vlbeit.load({**state, "extra.weight": torch.zeros(1)}, allow=["extra.*"])
     del state["blocks.1.gamma_1"]
-    with pytest.raises(DataError, match=r"1 of its tensors are missing \(encoder\.blocks\.1\.gamma_1\); to do without"):
+    with pytest.raises(DataError, match=r"1 of its tensors are missing \(encoder\.blocks\.1\.gamma_1\); to begin"):
         vlbeit.load(state)
     model = vlbeit.load(state, allow=["encoder.blocks.1.gamma_1"])
     assert model.report.missing == ["encoder.blocks.1.gamma_1"]
+
+
+def test_the_weights_file_of_ours_is_told_from_others(unilm, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    vlbeit.load(unilm.beit(classes=3)).save_pretrained(tmp_path / "ours")
+    file = tmp_path / "ours" / "model.safetensors"
+    for source in (file, str(file)):
+        with pytest.raises(UsageError, match=rf"is a part of the checkpoint {tmp_path}/ours: name the folder"):
+            vlbeit.load(source)
+    assert main(["convert", str(file), str(tmp_path / "out")]) == 2
+    assert "name the folder" in capsys.readouterr().err
+    save_file(unilm.beit(classes=3), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")  # not ours
+    assert vlbeit.load(tmp_path / "model.safetensors").encoder is not None
 
 
 def test_wrapped_state_dicts(unilm) -> None:

@@ -73,9 +73,9 @@ def test_what_serves_training_is_dropped_and_named() -> None:
 
 def test_heads_are_asked_for() -> None:
     weights = golden()[1]
-    with pytest.raises(UsageError, match="48 wide is not in the file: give num_heads="):
+    with pytest.raises(UsageError, match=r"no published VQ-KD encoder is 48 wide; say it: .*num_heads="):
         convert(weights)
-    with pytest.raises(UsageError, match="num_heads=5 does not divide the encoder's width 48"):
+    with pytest.raises(UsageError, match="num_heads=5 does not divide the width 48"):
         convert(weights, Hints(num_heads=5))
 
 
@@ -120,8 +120,10 @@ def test_damaged_files_are_refused_by_name(change: dict, message: str) -> None:
 def test_positions_that_are_no_square() -> None:
     weights = golden()[1]
     weights["encoder.pos_embed"] = torch.zeros(1, 7, 48)
-    with pytest.raises(UsageError, match="6 patches of 16 pixels, no square: give image_size="):
+    with pytest.raises(UsageError, match=r"VQ-KD file has 6 patches, no square.* --image-size HEIGHTxWIDTH"):
         convert(weights, HINTS)
+    with pytest.raises(UsageError, match=r"image_size=\(33, 48\) is not a multiple of the file's patches of 16"):
+        convert(weights, replace(HINTS, image_size=(33, 48)))
     assert convert(weights | {"decoder.pos_embed": torch.zeros(1, 7, 48)}, replace(HINTS, image_size=(32, 48)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import vlbeit
+from vlbeit import compose
 from vlbeit.cli import main
 from vlbeit.inference import Trained
 from vlbeit.models.checkpoint import read_checkpoint, save_checkpoint
@@ -104,6 +106,20 @@ def test_a_grid_that_does_not_fit_is_refused_before_any_work(
     assert train(tmp_path / "vqkd.pth") == 2
     assert "the VQ-KD tokenizer makes 4x4 tokens of 32x32 pixels, 3x3 of 24x24 are needed" in capsys.readouterr().err
     assert not run.exists()
+
+
+@pytest.mark.parametrize(("side", "size"), [(3, "48"), (14, "224")])
+def test_a_converted_tokenizer_comes_with_a_training_that_it_fits(
+    tokenizer_files: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture, side: int, size: str
+) -> None:
+    torch.save(tokenizer_files.vqkd_weights(side=side), tmp_path / "vqkd.pth")
+    assert main(["convert", str(tmp_path / "vqkd.pth"), str(tmp_path / "out")]) == 0
+    words = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
+    assert words[:2] == ["vlbeit", "train"] and f"data.image_size={size}" in words
+    config = compose.compose(words[2:]).config
+    tokenizer = build_tokenizer(read_checkpoint(tmp_path / "out").description)
+    grid = tuple(pixels // config.model.patch_size for pixels in config.data.size)
+    assert tokenizer.grid(*(patches * 8 for patches in grid)) == grid
 
 
 def test_what_is_no_tokenizer_is_refused(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlbeit import __version__, files
@@ -36,6 +36,7 @@ from vlbeit.models.model import Model
 from vlbeit.models.report import LoadReport
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.models.tokenizer_kinds import build_tokenizer, kind_of
+from vlbeit.models.writing import write_tensors
 from vlbeit.types import Meta
 
 FORMAT = 1
@@ -73,8 +74,7 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint folder; every file is replaced atomically, config.json last with the weights' hash."""
     folder = Path(folder)
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    path = files.write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
+    path = write_tensors(folder / "model.safetensors", state)
     for name, value in meta.items():
         files.write_json(folder / f"{name}.json", value)
     files.write_json(
@@ -107,14 +107,23 @@ def locate(source: str | Path) -> tuple[Path, Hints]:
     """Where a checkpoint lies, and what is known of it beside its tensors.
 
     A path, or the name of a published checkpoint or of a repository of the hub (`org/name`), which is fetched if need
-    be. Raises as `vlbeit.models.fetch.locate`; a path that is not there is for the reader to refuse.
+    be. Raises as `vlbeit.models.fetch.locate`, and UsageError for a file of a checkpoint of ours; a path that is not
+    there is for the reader to refuse.
     """
     name, path = str(source), Path(source).expanduser()
     within_a_folder = path.parent != Path() and (path.parts[0] == "runs" or Path(path.parts[0]).exists())
     if isinstance(source, Path) or path.exists() or (within_a_folder and name not in KNOWN):
+        _refuse_part_of_ours(path)
         return path, Hints()
     known = Hints(**KNOWN[name].hints) if name in KNOWN else Hints()
     return fetch.locate(name, report=lambda line: print(line, file=sys.stderr)), known
+
+
+def _refuse_part_of_ours(path: Path) -> None:
+    """Weights of ours are nothing without the config.json beside them, which says what they are."""
+    config = path.parent / "config.json"
+    if path.is_file() and path.name == "model.safetensors" and config.is_file() and not is_foreign(path.parent):
+        raise UsageError(f"{path} is a part of the checkpoint {path.parent}: name the folder")
 
 
 def read_head(path: str | Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -26,7 +27,8 @@ class LoadReport:
     """Names of tensors by what happened to them; ours, but for `unexpected`, which are the file's.
 
     loaded: taken as they are. resized: fitted to another size of pictures, length of texts or list of answers.
-    remapped: our name <- the names that it was made of, for those of the two above that bear another name there.
+    remapped: our name <- the names that it was made of, for those of the two above that bear another name there; the
+    ones where that is all are `renamed`.
     missing: wanted and not there; they keep their initial values. unexpected: there, and without a place.
     layout: what a foreign file was taken for.
     """
@@ -38,20 +40,39 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     layout: str = ""
 
+    @property
+    def renamed(self) -> set[str]:
+        """Those of `remapped` that are one tensor there, whole, which became no other."""
+        uses = Counter(name for theirs in self.remapped.values() for name in theirs)
+        resized = set(self.resized)
+        return {
+            ours
+            for ours, theirs in self.remapped.items()
+            if len(theirs) == 1 and uses[theirs[0]] == 1 and ours not in resized
+        }
+
+    @property
+    def remade(self) -> dict[str, tuple[str, ...]]:
+        """The others of `remapped`: joined, cut out of one, copied to several, put in another order."""
+        renamed = self.renamed
+        return {ours: theirs for ours, theirs in self.remapped.items() if ours not in renamed}
+
     def line(self) -> str:
-        """One line for people: how many tensors were taken, and the parts that were not taken as they are."""
+        """One line for people: how many tensors were taken, and the parts of which more than the name changed."""
         parts = [f"{len(self.loaded) + len(self.resized)} tensors taken"]
-        words = {"resized": self.resized, "remapped": self.remapped, "new": self.missing, "not used": self.unexpected}
+        words = {"resized": self.resized, "remapped": self.remade, "new": self.missing, "not used": self.unexpected}
         for word, names in words.items():
             if names:
                 parts.append(f"{len(names)} {word} ({_listed(_families(names))})")
         return ", ".join(parts)
 
     def lines(self) -> list[str]:
-        """All of it for people: a line for every name, numbers of layers put together."""
+        """All of it for people: a line for every name but the renamed, numbers of layers put together."""
         out = [f"layout: {self.layout}"] if self.layout else []
         out.append(f"loaded: {len(self.loaded)} tensors")
-        pairs = [f"{ours} <- {' + '.join(theirs)}" for ours, theirs in self.remapped.items()]
+        if self.renamed:
+            out.append(f"renamed: {len(self.renamed)} tensors")
+        pairs = [f"{ours} <- {' + '.join(theirs)}" for ours, theirs in self.remade.items()]
         for word, names in (
             ("resized", self.resized),
             ("remapped", pairs),
@@ -71,14 +92,15 @@ class LoadReport:
             [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
             for names in (self.missing, self.unexpected)
         )
-        wrong = []
+        wrong, remedies = [], []
         if missing:
             wrong.append(f"{len(missing)} of its tensors are missing ({_listed(missing)})")
+            remedies.append(f"to begin with new ones there: vlbeit.load(..., allow=['{missing[0]}'])")
         if unexpected:
             wrong.append(f"{len(unexpected)} have no place ({_listed(unexpected)})")
+            remedies.append(f"to do without what has no place: --allow '{unexpected[0]}', or allow=[...]")
         if wrong:
-            name = (missing + unexpected)[0]
-            raise DataError(f"{origin}: {', '.join(wrong)}; to do without them: --allow '{name}', or allow=[...]")
+            raise DataError(f"{origin}: {', '.join(wrong)}; {'; '.join(remedies)}")
 
 
 def _listed(names: list[str]) -> str:

@@ -10,14 +10,20 @@ from typing import Any
 from vlbeit.config import DataConfig, RunConfig
 from vlbeit.errors import DataError
 from vlbeit.models.convert.layout import Hints
+from vlbeit.models.convert.tables import say
+
+_THEIR_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def hints_beside(path: Path, hints: Hints) -> Hints:
-    """Complete `hints` by config.json (and preprocessor_config.json) of the folder `path`, or the file's folder.
+    """Complete `hints` by config.json (and preprocessor_config.json) of the folder `path`, or of the file's folder.
 
-    What the caller says goes first. A folder without them, or with those of other programs, tells nothing. Raises
-    DataError where they cannot be read, or describe a BEiT that computes otherwise than ours.
+    A config.json is that of a file alone if the file bears the name that timm and transformers give their weights. What
+    the caller says goes first. A folder without them, or with those of other programs, tells nothing. Raises DataError
+    where they cannot be read, or describe a BEiT that computes otherwise than ours.
     """
+    if not path.is_dir() and path.name not in _THEIR_WEIGHTS:
+        return hints
     folder = path if path.is_dir() else path.parent
     config = _json(folder / "config.json")
     if config.get("model_type") == "beit":
@@ -57,9 +63,10 @@ def _normalize(mean: Sequence[float] | None, std: Sequence[float] | None) -> str
         known = RunConfig(data=DataConfig(normalize=name)).normalization
         if all(abs(a - b) < 1e-3 for a, b in zip((*known[0], *known[1]), (*mean, *std), strict=True)):
             return name
+    told = say('normalize="half"', "--normalize half")
     raise DataError(
-        f"made for pictures normalised by mean {list(mean)} and std {list(std)}, which vlbeit has not: say "
-        "normalize=half or normalize=imagenet to take it all the same"
+        f"made for pictures normalised by mean {list(mean)} and std {list(std)}, which vlbeit has not; to take it with "
+        f"another (half, imagenet) {told}"
     )
 
 

@@ -11,6 +11,9 @@ from vlbeit.errors import UsageError
 from vlbeit.models.convert.layout import State
 from vlbeit.models.spec import EncoderSpec
 
+TYPED = ("encoder.cls_token", "encoder.patch_embed.proj.bias")
+"""What the type of pictures' tokens goes into."""
+
 
 class ImagePart(NamedTuple):
     """An encoder for images alone, and its heads by name: `masked_patch`, `classification`.
@@ -82,7 +85,7 @@ def image_state(part: ImagePart, state: State) -> State:
         if (root == "encoder" and (of_block or of_table or of_stem)) or (root == "heads" and place[0] in part.heads):
             out[name] = value
     types = state.get("encoder.type_embed.weight")
-    for name in ("encoder.cls_token", "encoder.patch_embed.proj.bias"):
+    for name in TYPED:
         if types is not None:
             out[name] = out[name] + types[1]
     if not part.spec.final_norm:

@@ -19,7 +19,7 @@ class Hints:
 
     num_heads: of a model with absolute positions. image_size: (height, width) in pixels, of a table whose patch grid is
     not a square. text_positions: T0 of a VLMo table. early_layers: after how many blocks BEiT v2's patch aggregation
-    taps. normalize: `data.normalize` that it was trained with.
+    taps. normalize: `data.normalize` that it was trained with; UsageError where there is none of that name.
     """
 
     num_heads: int | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.convert.layout import Converted, Hints, State
-from vlbeit.models.convert.tables import hint_grid, image_grid, say
+from vlbeit.models.convert.tables import SAY_SIZE, hint_grid, image_grid, say
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.heads import Heads
 from vlbeit.models.presets import PRESETS
@@ -51,7 +51,7 @@ def read_encoder(
         num_heads=_num_heads(state, dim, depth, hints),
         patch_size=patch_size,
         image_size=(grid[0] * patch_size, grid[1] * patch_size),
-        mlp_ratio=_ratio(hidden, dim),
+        mlp_ratio=mlp_ratio(hidden, dim),
         layer_scale=0.1 if f"{_BLOCK}0.gamma_1" in state else 0.0,
         experts=experts,
         fused_layers=fused_layers,
@@ -157,22 +157,28 @@ def _positions(
         raise DataError(f"it has {both}: no BEiT or VLMo that was published has")
     if table is not None:
         name = "relative_position_bias_table"
-        return grid or image_grid(table.shape[0], patch_size, hints, name), "shared" if shared else "per_layer"
+        rows = _tensor(state, "encoder.rel_pos.0.image", 2).shape[0]
+        return grid or image_grid(rows, patch_size, hints, name), "shared" if shared else "per_layer"
     patches = _tensor(state, "encoder.pos_embed", 3).shape[1] - 1
-    side = math.isqrt(patches)
+    return absolute_grid(patches, patch_size, hints, "pos_embed"), "absolute"
+
+
+def absolute_grid(patches: int, patch_size: int, hints: Hints, name: str) -> tuple[int, int]:
+    """Rows and columns of so many patches: those of `image_size`, else a square.
+
+    Raises UsageError, calling the positions `name`, where a hint is needed or does not fit.
+    """
     if hints.image_size is not None:
         grid = hint_grid(hints.image_size, patch_size)
         if grid[0] * grid[1] != patches:
             raise UsageError(
-                f"pos_embed has {patches} patches, image_size={hints.image_size} would have {grid}; leave it out"
+                f"{name} has {patches} patches, image_size={hints.image_size} would have {grid}; leave it out"
             )
-        return grid, "absolute"
+        return grid
+    side = math.isqrt(patches)
     if side * side != patches:
-        raise UsageError(
-            f"pos_embed has {patches} patches, no square. The size of its pictures would tell; "
-            f"{say('image_size=(HEIGHT, WIDTH)', '--image-size HEIGHT WIDTH')}"
-        )
-    return (side, side), "absolute"
+        raise UsageError(f"{name} has {patches} patches, no square. {SAY_SIZE}")
+    return (side, side)
 
 
 def _experts(state: State, depth: int) -> tuple[tuple[str, ...], int]:
@@ -191,20 +197,29 @@ def _experts(state: State, depth: int) -> tuple[tuple[str, ...], int]:
 
 def _num_heads(state: State, dim: int, depth: int, hints: Hints) -> int:
     table = state.get("encoder.rel_pos.0.image")
-    if table is not None:
-        heads = table.shape[1]
-        if hints.num_heads not in (None, heads):
-            raise UsageError(f"num_heads={hints.num_heads}, but the position tables are of {heads}: leave it out")
-    else:
-        heads = hints.num_heads or _PUBLISHED_HEADS.get((dim, depth), 0)
-        if not heads:
-            raise UsageError(
-                f"absolute positions do not tell the number of attention heads, and no published model is {dim} wide "
-                f"and {depth} deep; {say('num_heads=12', '--num-heads 12')}"
-            )
+    if table is None:
+        return absolute_heads(dim, _PUBLISHED_HEADS.get((dim, depth)), hints, f"model is {dim} wide and {depth} deep")
+    heads = _tensor(state, "encoder.rel_pos.0.image", 2).shape[1]
+    if hints.num_heads not in (None, heads):
+        raise UsageError(f"num_heads={hints.num_heads}, but the position tables are of {heads}: leave it out")
+    if dim % heads:
+        raise DataError(f"num_heads={heads} does not divide the width {dim}")
+    return heads
+
+
+def absolute_heads(dim: int, published: int | None, hints: Hints, known: str) -> int:
+    """Attention heads where the positions do not tell: those of the hint, else those published for such sizes.
+
+    Raises UsageError where there are neither, with `known` to end "no published ...", or where they do not divide.
+    """
+    heads = hints.num_heads or published
+    if heads is None:
+        raise UsageError(
+            f"absolute positions do not tell the number of attention heads, and no published {known}; "
+            f"{say('num_heads=12', '--num-heads 12')}"
+        )
     if heads < 1 or dim % heads:
-        wrong = UsageError if table is None else DataError
-        raise wrong(f"num_heads={heads} does not divide the width {dim}")
+        raise UsageError(f"num_heads={heads} does not divide the width {dim}")
     return heads
 
 
@@ -215,7 +230,7 @@ def _text_positions(state: State) -> int:
     return _tensor(state, "encoder.text_embed.position_embeddings.weight", 2).shape[0]
 
 
-def _ratio(hidden: int, dim: int) -> float:
+def mlp_ratio(hidden: int, dim: int) -> float:
     """`mlp_ratio` that makes int(dim * ratio) the hidden width again."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
@@ -233,8 +248,8 @@ def _aggregation(state: State, spec: EncoderSpec, hints: Hints) -> dict[str, Any
     prefix = "heads.aggregation.blocks."
     hidden = _tensor(state, f"{prefix}0.experts.image.mlp.fc1.weight", 2).shape[0]
     early = hints.early_layers or max(1, spec.depth - 3)
-    if early > spec.depth:
-        raise UsageError(f"early_layers={early} is more than the {spec.depth} blocks of the file")
+    if not 0 < early <= spec.depth:
+        raise UsageError(f"early_layers={early} is not one of the {spec.depth} blocks of the file")
     return {
         "kind": "patch_aggregation",
         "dim": spec.embed_dim,

@@ -24,6 +24,9 @@ def say(hint: str, option: str) -> str:
     return f"say it: vlbeit.load(FILE, {hint}), or `vlbeit convert FILE DIR {option}`"
 
 
+SAY_SIZE = f"The size of its pictures would tell; {say('image_size=(HEIGHT, WIDTH)', '--image-size HEIGHTxWIDTH')}"
+
+
 def square_grid(rows: int) -> tuple[int, int] | None:
     """The square patch grid of an image table with so many rows; None where there is none."""
     side = math.isqrt(max(rows - 3, 0))
@@ -42,7 +45,8 @@ def joint_grid(rows: int, patch_size: int, hints: Hints) -> tuple[int, int]:
         if grid is None:
             raise UsageError(
                 f"{JOINT_TABLE} has {rows} rows: {length} text distances leave no square grid of patches. The size of "
-                f"its pictures would tell; {say('image_size=224', '--image-size 224')}"
+                f"its pictures would tell, and so would the longest text; "
+                f"{say('image_size=224', '--image-size 224')} (text_positions=40, --text-positions 40)"
             )
         return grid
     grid = hint_grid(hints.image_size, patch_size)
@@ -67,10 +71,7 @@ def image_grid(rows: int, patch_size: int, hints: Hints, name: str) -> tuple[int
     found = square_grid(rows)
     if hints.image_size is None:
         if found is None:
-            raise UsageError(
-                f"{name} has {rows} rows, the patches are no square. The size of its pictures would tell; "
-                f"{say('image_size=(HEIGHT, WIDTH)', '--image-size HEIGHT WIDTH')}"
-            )
+            raise UsageError(f"{name} has {rows} rows, the patches are no square. {SAY_SIZE}")
         return found
     grid = hint_grid(hints.image_size, patch_size)
     if image_rows(grid) != rows:

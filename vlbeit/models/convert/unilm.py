@@ -92,7 +92,7 @@ def to_unilm(description: dict[str, Any], state: State) -> State:
     """Official names and layouts for a checkpoint of ours, bit for bit: the inverse of reading such a file.
 
     VLMo's joint table is put together again; index buffers, and the text positions that relative models never use, are
-    not written. What unilm has no place for (`unilm_left_over`) is left out.
+    not written. What unilm has no place for is left out.
 
     Raises UsageError for an encoder that unilm cannot express: without an image part, or with a foreign tower.
     """
@@ -101,13 +101,6 @@ def to_unilm(description: dict[str, Any], state: State) -> State:
     if _has_joint_table(spec):
         out[JOINT_TABLE] = join_tables(state, spec.depth)
     return out
-
-
-def unilm_left_over(description: dict[str, Any], state: State) -> list[str]:
-    """Our names of what `to_unilm` leaves out. Raises as it does."""
-    spec = _checked_spec(description)
-    joined = [name for name in state if name.startswith("encoder.rel_pos.")] if _has_joint_table(spec) else []
-    return sorted(ours for ours, theirs in _names(spec, state) if theirs is None and ours not in joined)
 
 
 def _checked_spec(description: dict[str, Any]) -> EncoderSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,9 +9,10 @@ from dataclasses import asdict
 from torch import Tensor
 
 from vlbeit.config import DataConfig, RunConfig
-from vlbeit.errors import DataError, UsageError
+from vlbeit.errors import DataError
 from vlbeit.models.convert.image_tokenizer import count, settled, shape_of
 from vlbeit.models.convert.layout import Converted, Hints, Layout, State
+from vlbeit.models.convert.reading import absolute_grid, absolute_heads, mlp_ratio
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.models.vqkd import VQKDSpec
 
@@ -83,8 +83,10 @@ def _encoder(state: State, hints: Hints) -> EncoderSpec:
     dim, channels, patch, across = shape_of(state, "encoder.patch_embed.proj.weight", 4)
     if channels != 3 or patch != across:
         raise DataError(f"encoder.patch_embed.proj.weight is for {channels} colours and {patch}x{across} pixels, not 3")
-    rows, columns = _grid(shape_of(state, "encoder.pos_embed", 3)[1] - 1, patch, hints)
-    return _vit(state, "encoder", _heads(dim, hints), patch, (rows * patch, columns * patch))
+    patches = shape_of(state, "encoder.pos_embed", 3)[1] - 1
+    rows, columns = absolute_grid(patches, patch, hints, "encoder.pos_embed of this VQ-KD file")
+    heads = absolute_heads(dim, HEADS.get(dim), hints, f"VQ-KD encoder is {dim} wide")
+    return _vit(state, "encoder", heads, patch, (rows * patch, columns * patch))
 
 
 def _decoder(state: State, encoder: EncoderSpec) -> EncoderSpec:
@@ -106,38 +108,7 @@ def _vit(state: State, part: str, heads: int, patch: int, size: tuple[int, int])
         num_heads=heads,
         patch_size=patch,
         image_size=size,
-        mlp_ratio=_ratio(hidden, dim),
+        mlp_ratio=mlp_ratio(hidden, dim),
         layer_scale=0.0,
         positions="absolute",
     )
-
-
-def _ratio(hidden: int, dim: int) -> float:
-    """Such that the encoder's `int(dim * ratio)` is `hidden`."""
-    return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
-
-
-def _heads(dim: int, hints: Hints) -> int:
-    heads = hints.num_heads or HEADS.get(dim)
-    if heads is None:
-        raise UsageError(
-            f"the number of heads of a VQ-KD encoder {dim} wide is not in the file: give num_heads= "
-            "(`vlbeit convert FILE OUT --num-heads N`)"
-        )
-    if dim % heads:
-        raise UsageError(f"num_heads={heads} does not divide the encoder's width {dim}")
-    return heads
-
-
-def _grid(patches: int, patch: int, hints: Hints) -> tuple[int, int]:
-    """Rows and columns of patches: those of `image_size`, else a square."""
-    side = math.isqrt(patches)
-    rows, columns = (
-        (side, side) if hints.image_size is None else (hints.image_size[0] // patch, hints.image_size[1] // patch)
-    )
-    if rows * columns != patches:
-        given = "no square" if hints.image_size is None else f"not those of image_size={hints.image_size}"
-        raise UsageError(
-            f"the VQ-KD encoder has positions for {patches} patches of {patch} pixels, {given}: give image_size="
-        )
-    return rows, columns
