@@ -15,10 +15,10 @@ from vlbeit.models.convert.beside import hints_beside
 from vlbeit.models.convert.dvae import join_pair
 from vlbeit.models.convert.layout import State
 from vlbeit.models.report import LoadReport
+from vlbeit.models.weight_files import weight_files
 from vlbeit.models.weights import read_weights
 
 _DALLE = ("encoder.pkl", "decoder.pkl")  # which openai/DALL-E publishes apart
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*_model_states.pt", "latest", _DALLE[0])
 _WRAPPERS = ("model", "module", "state_dict")
 
 
@@ -41,7 +41,7 @@ def is_foreign(path: Path) -> bool:
         return path.is_file()
     if (path / "checkpoint" / "config.json").is_file() or _is_ours(path / "config.json"):
         return False
-    return any(any(path.glob(pattern)) for pattern in _WEIGHTS)
+    return bool(weight_files(path)) or any((path / name).is_file() for name in ("latest", _DALLE[0]))
 
 
 def read_foreign(path: Path, hints: Hints, allow: Sequence[str] = ()) -> Foreign:

@@ -19,6 +19,7 @@ from torch import Tensor
 from vlbeit.errors import DataError
 from vlbeit.models.torch_files import AGAIN, TorchFile, open_torch_file
 from vlbeit.models.unwrap import Chosen, choose
+from vlbeit.models.weight_files import NAMED, PATTERNS, weight_files
 
 # Names in files that torch reads itself. Its own list of safe names is longer than weights need, and some of them
 # reserve memory as the file likes. Official training states carry their arguments: a Namespace, a bag of attributes.
@@ -70,7 +71,8 @@ def open_weights(path: str | Path, *, allow: Collection[str] = ()) -> Weights:
 
     Args:
         path: a `.safetensors` file, a file of `torch.save` (new or old, a state dict or a whole module), a folder in
-            the layout of Hugging Face, or one of DeepSpeed (with `latest`, or one of its steps).
+            the layout of Hugging Face or with a single file of weights, or one of DeepSpeed (with `latest`, or one of
+            its steps).
         allow: names of tensors that may hold NaN or infinite numbers.
 
     Raises:
@@ -204,7 +206,7 @@ def _read_folder(folder: Path) -> Weights:
         return _read_step(folder / step)
     if any(folder.glob("*_model_states.pt")):
         return _read_step(folder)
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in NAMED:
         if (folder / name).is_file():
             return _read_file(folder / name)
         if (folder / f"{name}.index.json").is_file():
@@ -212,8 +214,14 @@ def _read_folder(folder: Path) -> Weights:
     steps = sorted(path.parent.name for path in folder.glob("*/mp_rank_00_model_states.pt"))
     if steps:
         raise DataError(f"{folder} lacks the file latest: name one of its steps, as {folder / steps[-1]}")
+    found = weight_files(folder)
+    if len(found) == 1:
+        return _read_file(found[0])
+    if found:
+        names = ", ".join(path.name for path in found[:4])
+        raise DataError(f"{folder} holds {len(found)} files of weights ({names}): name the one that is meant")
     inside = ", ".join(sorted(path.name for path in folder.iterdir())[:4]) or "nothing"
-    raise DataError(f"{folder} holds {inside}, but neither model.safetensors nor pytorch_model.bin: name the file")
+    raise DataError(f"{folder} holds {inside}, but no weights ({', '.join(sum(PATTERNS, ()))}): name the file")
 
 
 def _read_step(folder: Path) -> Weights:
