@@ -213,8 +213,22 @@ def test_wrapped_state_dicts(unilm) -> None:
     assert torch.equal(vlbeit.load(wrapped).encoder.cls_token, state["cls_token"])
     with pytest.raises(DataError, match="no tensors in it"):
         vlbeit.load({"epoch": 3})
+    compiled = {f"_orig_mod.{name}": value for name, value in state.items()}
+    for value in (compiled, {"module": {"model": state}}, {"state_dict_ema": state}, {"model": state, "ema": compiled}):
+        assert torch.equal(vlbeit.load(value).encoder.cls_token, state["cls_token"])
     half = vlbeit.load({name: value.half() if value.is_floating_point() else value for name, value in state.items()})
     assert half.encoder.cls_token.dtype == torch.float32
+
+
+def test_state_dicts_are_checked_as_files_are(unilm) -> None:
+    state = unilm.beit(classes=3)
+    bad = {**state, "norm_\n": torch.full((2,), float("nan"))}
+    with pytest.raises(DataError, match=r"^state dict: norm_\? holds NaN or infinite numbers"):
+        vlbeit.load(bad)
+    with pytest.raises(DataError, match=r"state dict: head\.bias is sparse, quantised, spread over devices or without"):
+        vlbeit.load({**state, "head.bias": torch.zeros(3, device="meta")})
+    with pytest.raises(DataError, match=r"state dict: several sets of weights in it \(a, b\)"):
+        vlbeit.load({"a": state, "b": dict(state)})
 
 
 def test_a_file_is_read_once_for_its_head_and_its_weights(unilm, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

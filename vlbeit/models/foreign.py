@@ -7,19 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-from vlbeit.errors import DataError, UserError
+from vlbeit.errors import UserError
 from vlbeit.models.convert import Hints, convert
 from vlbeit.models.convert.beside import hints_beside
 from vlbeit.models.convert.dvae import join_pair
 from vlbeit.models.convert.layout import State
 from vlbeit.models.report import LoadReport
 from vlbeit.models.weight_files import weight_files
-from vlbeit.models.weights import read_weights
+from vlbeit.models.weights import read_weights, weights_of
 
 _DALLE = ("encoder.pkl", "decoder.pkl")  # which openai/DALL-E publishes apart
-_WRAPPERS = ("model", "module", "state_dict")
 
 
 class Foreign(NamedTuple):
@@ -68,14 +65,7 @@ def from_state(
     state: Mapping[str, Any], hints: Hints, allow: Sequence[str] = (), origin: str = "state dict"
 ) -> Foreign:
     """A state dict, or the dict of a training state around it, in our terms. Raises as `read_foreign`, by `origin`."""
-    for key in _WRAPPERS:
-        state = state[key] if isinstance(state.get(key), Mapping) else state
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    if not tensors:
-        raise DataError(f"{origin}: no tensors in it")
-    return _converted(tensors, hints, allow, origin)
+    return _converted(weights_of(state, origin, allow=allow).state, hints, allow, origin)
 
 
 def _read(path: Path, hints: Hints, allow: Sequence[str]) -> Foreign:

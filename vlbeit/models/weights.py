@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -80,13 +80,42 @@ def open_weights(path: str | Path, *, allow: Collection[str] = ()) -> Weights:
     """
     path = Path(path)
     try:
-        weights = _read(path)
-        state = _without_prefixes(weights.state)
-        _check_finite(path, state, allow)
+        return _finished(_read(path), str(path), allow)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}): check the file and its rights") from error
-    except DataError as error:  # names in it come from the file: a line of them must stay one line on a terminal
-        raise DataError("".join(char if char.isprintable() else "?" for char in str(error))) from error.__cause__
+    except DataError as error:
+        raise _in_one_line(error) from error.__cause__
+
+
+def weights_of(value: Mapping[str, Any], origin: str, *, allow: Collection[str] = ()) -> Weights:
+    """The tensors of a state dict in memory, or of a training state around it, chosen and checked as in a file.
+
+    They share their memory with the caller's where those lie on the CPU. Raises DataError, which begins with `origin`.
+    """
+    try:
+        chosen = _choose(value, origin)
+        state = {name: tensor.detach().cpu() for name, tensor in chosen.tensors.items()}
+        return _finished(Weights(state, ".".join(chosen.keys), chosen.others), origin, allow)
+    except DataError as error:
+        raise _in_one_line(error) from error.__cause__
+
+
+def _choose(value: Any, origin: str) -> Chosen:
+    try:
+        return choose(value)
+    except DataError as error:
+        raise DataError(f"{origin}: {error}") from error
+
+
+def _in_one_line(error: DataError) -> DataError:
+    """Names in it come from the file: a line of them must stay one line on a terminal."""
+    return DataError("".join(char if char.isprintable() else "?" for char in str(error)))
+
+
+def _finished(weights: Weights, origin: str, allow: Collection[str]) -> Weights:
+    """Without what wrappers put before the names, and checked."""
+    state = _without_prefixes(weights.state)
+    _check_finite(origin, state, allow)
     return weights._replace(state=state)
 
 
@@ -106,13 +135,13 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _check_finite(path: Path, state: dict[str, Tensor], allow: Collection[str]) -> None:
+def _check_finite(origin: str, state: dict[str, Tensor], allow: Collection[str]) -> None:
     if not state:
-        raise DataError(f"{path}: no tensors in it: name a file that holds weights")
+        raise DataError(f"{origin}: no tensors in it: name a file that holds weights")
     bad = [name for name, value in state.items() if name not in allow and not _is_finite(value)]
     if bad:
         raise DataError(
-            f"{path}: {bad[0]} holds NaN or infinite numbers (it and {len(bad) - 1} other tensors): training "
+            f"{origin}: {bad[0]} holds NaN or infinite numbers (it and {len(bad) - 1} other tensors): training "
             "diverged before it was saved, or the file is damaged; take another checkpoint, or allow the names"
         )
 
@@ -166,10 +195,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> Weights:
     """The weights in a file of `torch.save`: by torch itself where it holds plain tensors, else by `TorchFile`."""
     file = open_torch_file(path)
-    try:
-        chosen = choose(file.reading.value)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    chosen = _choose(file.reading.value, str(path))
     file.verify(chosen.tensors.values())
     state = _load_plain(file, chosen) if file.reading.named <= _PLAIN_NAMES else None
     if state is None:
