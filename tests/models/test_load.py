@@ -225,6 +225,8 @@ def test_state_dicts_are_checked_as_files_are(unilm) -> None:
     bad = {**state, "norm_\n": torch.full((2,), float("nan"))}
     with pytest.raises(DataError, match=r"^state dict: norm_\? holds NaN or infinite numbers"):
         vlbeit.load(bad)
+    bad = {**state, "head.bias": torch.full((3,), float("inf"))}
+    assert vlbeit.load(bad, allow=["head.*"]).heads["classification"].fc.bias.isinf().all()
     with pytest.raises(DataError, match=r"state dict: head\.bias is sparse, quantised, spread over devices or without"):
         vlbeit.load({**state, "head.bias": torch.zeros(3, device="meta")})
     with pytest.raises(DataError, match=r"state dict: several sets of weights in it \(a, b\)"):

@@ -468,7 +468,10 @@ class TestDamage:
         save_file(state, path) if kind == "safetensors" else save(value, path, kind != "legacy")
         with pytest.raises(DataError, match="w holds NaN or infinite numbers"):
             read_weights(path)
-        assert set(read_weights(path, allow={"w"})) == {"v", "w"}
+        for allow in ("w", "w*", "?"):
+            assert set(read_weights(path, allow={allow})) == {"v", "w"}
+        with pytest.raises(DataError, match="--allow 'w'"):
+            read_weights(path, allow={"W", "w.*"})
 
     def test_names_from_the_file_stay_on_one_line(self, tmp_path: Path) -> None:
         path = save({"a\n\x1b[31mb": torch.tensor(float("nan"))}, tmp_path / "a.pth")

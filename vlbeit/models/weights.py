@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ def open_weights(path: str | Path, *, allow: Collection[str] = ()) -> Weights:
         path: a `.safetensors` file, a file of `torch.save` (new or old, a state dict or a whole module), a folder in
             the layout of Hugging Face or with a single file of weights, or one of DeepSpeed (with `latest`, or one of
             its steps).
-        allow: names of tensors that may hold NaN or infinite numbers.
+        allow: names, or patterns with `*`, of tensors that may hold NaN or infinite numbers.
 
     Raises:
         DataError: it is missing, damaged, of another kind, asks to run code, or holds numbers that are not finite.
@@ -138,11 +139,13 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _check_finite(origin: str, state: dict[str, Tensor], allow: Collection[str]) -> None:
     if not state:
         raise DataError(f"{origin}: no tensors in it: name a file that holds weights")
-    bad = [name for name, value in state.items() if name not in allow and not _is_finite(value)]
+    bad = [name for name, value in state.items() if not _is_finite(value)]
+    bad = [name for name in bad if not any(fnmatchcase(name, pattern) for pattern in allow)]
     if bad:
         raise DataError(
             f"{origin}: {bad[0]} holds NaN or infinite numbers (it and {len(bad) - 1} other tensors): training "
-            "diverged before it was saved, or the file is damaged; take another checkpoint, or allow the names"
+            "diverged before it was saved, or the file is damaged; take another checkpoint, or take these all the "
+            f"same: --allow '{bad[0]}', or allow=[...]"
         )
 
 
