@@ -271,6 +271,45 @@ def test_folders_of_others(tmp_path, unilm) -> None:
         vlbeit.load(tmp_path)
 
 
+def test_pooling_that_only_the_config_of_timm_tells(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    small = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3}
+    theirs = timm.create_model("beit_base_patch16_224", **small, global_pool="token").eval()
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    image = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(ImageTower.from_run(tmp_path)(image), theirs(image), **TOLERANCE)
+    assert caplog.messages == [
+        f"{tmp_path}: no fc_norm, so the classifier is taken as one on the CLS token (global_pool=token); where its "
+        "timm model was made with global_pool=avg and use_fc_norm=False, its logits are others, and vlbeit has no such "
+        "classifier"
+    ]
+    caplog.clear()
+
+    def loads(arguments: dict) -> None:
+        config = {"architecture": "beit_base_patch16_224", "num_classes": 3, "model_args": arguments}
+        (tmp_path / "config.json").write_text(
+            json.dumps({**config, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+        )
+        vlbeit.load(tmp_path)
+
+    loads({"global_pool": "token"})
+    assert not caplog.messages
+    for arguments in ({"global_pool": "avg", "use_fc_norm": False}, {"global_pool": "token", "use_fc_norm": True}):
+        with pytest.raises(DataError, match=r"config\.json: use_fc_norm=.* with global_pool="):
+            loads(arguments)
+
+
+def test_norms_of_another_epsilon_are_refused(tmp_path, unilm) -> None:
+    save_file(unilm.beit(classes=3), tmp_path / "model.safetensors")
+    for epsilon in (1e-6, 1e-12):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "beit", "layer_norm_eps": epsilon}))
+        vlbeit.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "beit", "layer_norm_eps": 1e-5}))
+    with pytest.raises(
+        DataError, match=r"config\.json: layer_norm_eps=1e-05, and the norms of vlbeit have 1e-06 alone"
+    ):
+        vlbeit.load(tmp_path)
+
+
 def test_transform(unilm, tmp_path) -> None:
     """The middle of a picture for a classifier, all of it for VLMo; from a picture, a path or bytes."""
     picture = Image.new("RGB", (200, 100), "white")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from vlbeit.models.convert.layout import State
 from vlbeit.models.report import LoadReport
 from vlbeit.models.weight_files import weight_files
 from vlbeit.models.weights import read_weights, weights_of
+
+log = logging.getLogger(__name__)
 
 _DALLE = ("encoder.pkl", "decoder.pkl")  # which openai/DALL-E publishes apart
 
@@ -69,7 +72,8 @@ def from_state(
 
 
 def _read(path: Path, hints: Hints, allow: Sequence[str]) -> Foreign:
-    return _converted(_weights(path, allow), hints_beside(path, hints), allow, str(path))
+    completed = hints_beside(path, hints)
+    return _converted(_weights(path, allow), completed, allow, str(path), described=completed != hints)
 
 
 def _weights(path: Path, allow: Sequence[str]) -> State:
@@ -81,7 +85,8 @@ def _weights(path: Path, allow: Sequence[str]) -> State:
     return parts[0] if len(parts) == 1 else join_pair(*parts)
 
 
-def _converted(state: State, hints: Hints, allow: Sequence[str], origin: str) -> Foreign:
+def _converted(state: State, hints: Hints, allow: Sequence[str], origin: str, *, described: bool = False) -> Foreign:
+    """The tensors in our terms; what had to be assumed is said, unless a config.json `described` the model."""
     try:
         found = convert(state, hints)
     except UserError as error:
@@ -93,6 +98,8 @@ def _converted(state: State, hints: Hints, allow: Sequence[str], origin: str) ->
         unexpected=found.unexpected,
         layout=found.layout,
     )
+    for line in () if described else found.assumed:
+        log.warning("%s: %s", origin, line)
     report.check(f"{origin} ({found.layout})", allow=allow)
     report.unexpected = [*report.unexpected, *found.dropped]
     return Foreign(found.description, found.state, report)
