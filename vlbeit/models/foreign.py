@@ -32,7 +32,9 @@ class Foreign(NamedTuple):
 
 Key = tuple[Any, ...]
 _descriptions: dict[Key, dict[str, Any]] = {}  # of the files that were read
-_waiting: dict[Key, Foreign] = {}  # the last file whose description was asked for: its weights go to the next reader
+# The last file whose description was asked for: its weights go to the next reader. Most are mapped from the file and
+# cost no memory of our own until then.
+_waiting: dict[Key, Foreign] = {}
 
 
 def is_foreign(path: Path) -> bool:
