@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import vlbeit
 from vlbeit.errors import DataError, UsageError
-from vlbeit.models import foreign
+from vlbeit.models import checkpoint, foreign
 from vlbeit.models.checkpoint import read_checkpoint, read_head
 from vlbeit.models.encoder import split
 from vlbeit.models.foreign import is_foreign
@@ -247,6 +248,30 @@ def test_a_file_is_read_once_for_its_head_and_its_weights(unilm, tmp_path, monke
     torch.save({"model": unilm.beit(classes=5)}, path)  # another file under the same name
     os.utime(path, ns=(1, 1))
     assert read_head(path)["description"]["heads"]["classification"]["num_classes"] == 5
+
+
+def test_weights_are_never_there_twice(unilm, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the reader gave is gone, tensor by tensor, when the copies go into the encoder, and the head after it."""
+    torch.save({"model": unilm.beit(classes=3)}, tmp_path / "beit.pth")
+    given: list[weakref.ref] = []
+    reader, take = checkpoint.read_foreign, torch.nn.Module.load_state_dict
+
+    def read(*args) -> foreign.Foreign:
+        found = reader(*args)
+        given.extend(map(weakref.ref, found.state.values()))
+        return found
+
+    left = []
+    monkeypatch.setattr(checkpoint, "read_foreign", read)
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "load_state_dict",
+        lambda *args, **how: left.append(sum(tensor() is not None for tensor in given)) or take(*args, **how),
+    )
+    model = vlbeit.load(tmp_path / "beit.pth")
+    of_the_head = len(model.heads.state_dict())
+    assert left == [of_the_head, 0] and of_the_head < len(given)
+    assert {name.rpartition(".")[2] for name in model.report.unexpected} == {"relative_position_index"}
 
 
 def test_hints_are_for_files_of_others(tmp_path, unilm) -> None:
