@@ -18,10 +18,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models import download, fetch
+from vlbeit.models.foreign import is_foreign
 from vlbeit.models.known import Published
+from vlbeit.models.weights import read_weights
 
 WEIGHTS = b"PK\x03\x04" + random.Random(0).randbytes(1_500_000)
 OTHERS = b"PK\x03\x04" + random.Random(1).randbytes(1_500_000)
@@ -428,6 +432,16 @@ def test_a_repository_without_safetensors_gives_its_other_weights(hub: Hub) -> N
     hub.add("org/empty", "config.json")
     with pytest.raises(UsageError, match="org/empty has no weights"):
         fetch.locate("org/empty")
+
+
+@pytest.mark.parametrize("file", ["beit.pth", "beit.pt", "last.ckpt", "beit.safetensors", "pytorch_model.bin"])
+def test_what_is_fetched_is_read(hub: Hub, file: str) -> None:
+    """A folder with one file of weights, whatever its name, on all of the way."""
+    state = {"w": torch.arange(3.0)}
+    folder = hub.add("org/one")
+    save_file(state, folder / file) if file.endswith("safetensors") else torch.save(state, folder / file)
+    found = fetch.locate("org/one")
+    assert is_foreign(found) and torch.equal(read_weights(found)["w"], state["w"])
 
 
 def test_a_repository_in_the_cache_goes_before_a_file_that_is_not_here(server: Server, hub: Hub, home: Path) -> None:

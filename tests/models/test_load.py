@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import vlbeit
 from vlbeit.cli import main
 from vlbeit.errors import DataError, UsageError
-from vlbeit.models import foreign
+from vlbeit.models import checkpoint, foreign
 from vlbeit.models.checkpoint import read_checkpoint, read_head
 from vlbeit.models.encoder import split
 from vlbeit.models.foreign import is_foreign
@@ -229,8 +230,24 @@ def test_wrapped_state_dicts(unilm) -> None:
     assert torch.equal(vlbeit.load(wrapped).encoder.cls_token, state["cls_token"])
     with pytest.raises(DataError, match="no tensors in it"):
         vlbeit.load({"epoch": 3})
+    compiled = {f"_orig_mod.{name}": value for name, value in state.items()}
+    for value in (compiled, {"module": {"model": state}}, {"state_dict_ema": state}, {"model": state, "ema": compiled}):
+        assert torch.equal(vlbeit.load(value).encoder.cls_token, state["cls_token"])
     half = vlbeit.load({name: value.half() if value.is_floating_point() else value for name, value in state.items()})
     assert half.encoder.cls_token.dtype == torch.float32
+
+
+def test_state_dicts_are_checked_as_files_are(unilm) -> None:
+    state = unilm.beit(classes=3)
+    bad = {**state, "norm_\n": torch.full((2,), float("nan"))}
+    with pytest.raises(DataError, match=r"^state dict: norm_\? holds NaN or infinite numbers"):
+        vlbeit.load(bad)
+    bad = {**state, "head.bias": torch.full((3,), float("inf"))}
+    assert vlbeit.load(bad, allow=["head.*"]).heads["classification"].fc.bias.isinf().all()
+    with pytest.raises(DataError, match=r"state dict: head\.bias is sparse, quantised, spread over devices or without"):
+        vlbeit.load({**state, "head.bias": torch.zeros(3, device="meta")})
+    with pytest.raises(DataError, match=r"state dict: several sets of weights in it \(a, b\)"):
+        vlbeit.load({"a": state, "b": dict(state)})
 
 
 def test_a_file_is_read_once_for_its_head_and_its_weights(unilm, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +264,30 @@ def test_a_file_is_read_once_for_its_head_and_its_weights(unilm, tmp_path, monke
     torch.save({"model": unilm.beit(classes=5)}, path)  # another file under the same name
     os.utime(path, ns=(1, 1))
     assert read_head(path)["description"]["heads"]["classification"]["num_classes"] == 5
+
+
+def test_weights_are_never_there_twice(unilm, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the reader gave is gone, tensor by tensor, when the copies go into the encoder, and the head after it."""
+    torch.save({"model": unilm.beit(classes=3)}, tmp_path / "beit.pth")
+    given: list[weakref.ref] = []
+    reader, take = checkpoint.read_foreign, torch.nn.Module.load_state_dict
+
+    def read(*args) -> foreign.Foreign:
+        found = reader(*args)
+        given.extend(map(weakref.ref, found.state.values()))
+        return found
+
+    left = []
+    monkeypatch.setattr(checkpoint, "read_foreign", read)
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "load_state_dict",
+        lambda *args, **how: left.append(sum(tensor() is not None for tensor in given)) or take(*args, **how),
+    )
+    model = vlbeit.load(tmp_path / "beit.pth")
+    of_the_head = len(model.heads.state_dict())
+    assert left == [of_the_head, 0] and of_the_head < len(given)
+    assert {name.rpartition(".")[2] for name in model.report.unexpected} == {"relative_position_index"}
 
 
 def test_hints_are_for_files_of_others(tmp_path, unilm) -> None:
@@ -268,6 +309,45 @@ def test_folders_of_others(tmp_path, unilm) -> None:
     assert vlbeit.load(tmp_path).heads["classification"].fc.out_features == 3
     (tmp_path / "config.json").write_text("{")  # ours, and damaged: its own error names it
     with pytest.raises(DataError, match=r"config\.json: cannot read the checkpoint"):
+        vlbeit.load(tmp_path)
+
+
+def test_pooling_that_only_the_config_of_timm_tells(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    small = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3}
+    theirs = timm.create_model("beit_base_patch16_224", **small, global_pool="token").eval()
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    image = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(ImageTower.from_run(tmp_path)(image), theirs(image), **TOLERANCE)
+    assert caplog.messages == [
+        f"{tmp_path}: no fc_norm, so the classifier is taken as one on the CLS token (global_pool=token); where its "
+        "timm model was made with global_pool=avg and use_fc_norm=False, its logits are others, and vlbeit has no such "
+        "classifier"
+    ]
+    caplog.clear()
+
+    def loads(arguments: dict) -> None:
+        config = {"architecture": "beit_base_patch16_224", "num_classes": 3, "model_args": arguments}
+        (tmp_path / "config.json").write_text(
+            json.dumps({**config, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+        )
+        vlbeit.load(tmp_path)
+
+    loads({"global_pool": "token"})
+    assert not caplog.messages
+    for arguments in ({"global_pool": "avg", "use_fc_norm": False}, {"global_pool": "token", "use_fc_norm": True}):
+        with pytest.raises(DataError, match=r"config\.json: use_fc_norm=.* with global_pool="):
+            loads(arguments)
+
+
+def test_norms_of_another_epsilon_are_refused(tmp_path, unilm) -> None:
+    save_file(unilm.beit(classes=3), tmp_path / "model.safetensors")
+    for epsilon in (1e-6, 1e-12):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "beit", "layer_norm_eps": epsilon}))
+        vlbeit.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "beit", "layer_norm_eps": 1e-5}))
+    with pytest.raises(
+        DataError, match=r"config\.json: layer_norm_eps=1e-05, and the norms of vlbeit have 1e-06 alone"
+    ):
         vlbeit.load(tmp_path)
 
 

@@ -273,6 +273,14 @@ class TestFolders:
             found = read_weights(path)
             assert_same({name: found[name] for name in state}, state)
 
+    def test_folder_of_several_files(self, tmp_path: Path) -> None:
+        for name in ("a.pth", "b.pth"):
+            save(some_state(), tmp_path / name)
+        with pytest.raises(DataError, match=r"holds 2 files of weights \(a\.pth, b\.pth\): name the one"):
+            read_weights(tmp_path)
+        save_file({"w": torch.ones(1)}, tmp_path / "c.safetensors")
+        assert list(read_weights(tmp_path)) == ["w"]
+
     def test_bin_folder(self, tmp_path: Path) -> None:
         save(some_state(), tmp_path / "pytorch_model.bin")
         (tmp_path / "config.json").write_text("{}")
@@ -354,7 +362,7 @@ class TestFolders:
 
     def test_folder_without_weights(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("x")
-        with pytest.raises(DataError, match=r"holds notes\.txt, but neither model\.safetensors"):
+        with pytest.raises(DataError, match=r"holds notes\.txt, but no weights"):
             read_weights(tmp_path)
 
     def test_missing(self, tmp_path: Path) -> None:
@@ -460,7 +468,10 @@ class TestDamage:
         save_file(state, path) if kind == "safetensors" else save(value, path, kind != "legacy")
         with pytest.raises(DataError, match="w holds NaN or infinite numbers"):
             read_weights(path)
-        assert set(read_weights(path, allow={"w"})) == {"v", "w"}
+        for allow in ("w", "w*", "?"):
+            assert set(read_weights(path, allow={allow})) == {"v", "w"}
+        with pytest.raises(DataError, match="--allow 'w'"):
+            read_weights(path, allow={"W", "w.*"})
 
     def test_names_from_the_file_stay_on_one_line(self, tmp_path: Path) -> None:
         path = save({"a\n\x1b[31mb": torch.tensor(float("nan"))}, tmp_path / "a.pth")

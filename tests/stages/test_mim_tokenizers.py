@@ -16,6 +16,7 @@ import vlbeit
 from vlbeit import compose
 from vlbeit.cli import main
 from vlbeit.inference import Trained
+from vlbeit.models import checkpoint, foreign
 from vlbeit.models.checkpoint import read_checkpoint, save_checkpoint
 from vlbeit.models.dvae import DVAE
 from vlbeit.models.tokenizer_kinds import build_tokenizer
@@ -81,6 +82,19 @@ def test_a_run_with_a_published_tokenizer(
     assert again.encode(image=torch.rand(2, 3, 48, 48)).x_BLD.shape == (2, 1 + GRID**2, 32)
     target = Trained(run).objective.target
     assert torch.equal(target({"pixels": pixels_BCHW}, (GRID, GRID)), tokenizer.tokens(pixels_BCHW).flatten(1))
+
+
+@pytest.mark.parametrize("make", ["vqkd_file", "vqkd_checkpoint", "dalle_folder"])
+def test_the_tokenizer_s_weights_are_read_once(
+    make: str, train: Callable, tokenizer_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    for module, name in ((foreign, "_weights"), (checkpoint, "load_file")):
+        reader = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda path, *more, reader=reader: reads.append(path) or reader(path, *more))
+    source = getattr(tokenizer_files, make)(tmp_path)
+    assert train(source) == 0
+    assert len([path for path in reads if path.is_relative_to(source)]) == 1 and not foreign._waiting
 
 
 def test_the_stage_s_own_runs_load_as_before(in_chain: Path) -> None:

@@ -265,7 +265,7 @@ def _built(found: Checkpoint) -> Model:
     taken = {name for prefix, module in parts.items() for name in _fill(module, found, prefix)}
     # what a run of ours has beyond these, such as the head of a plug-in
     report = replace(found.report, loaded=[name for name in found.report.loaded if name in taken])
-    report.unexpected = [*report.unexpected, *(name for name in found.state if name not in taken)]
+    report.unexpected = [*report.unexpected, *found.state]
     return Model(
         encoder,
         heads,
@@ -301,14 +301,15 @@ def without_initial_values(spec: EncoderSpec | None, report: LoadReport) -> Abst
 def _fill(module: nn.Module, found: Checkpoint, prefix: str) -> set[str]:
     """The weights below `prefix`; what the report calls missing was allowed to be, and keeps its initial values.
 
-    Returns their names in the checkpoint.
+    They are copied, since they may be mapped from the file or the caller's, and leave `found.state` one by one: it is
+    never there twice. Returns their names in the checkpoint.
     """
-    own = module.state_dict()
-    state = {name.removeprefix(prefix): v for name, v in found.state.items() if name.startswith(prefix)}
-    missing = sorted(own.keys() - state.keys() - {name.removeprefix(prefix) for name in found.report.missing})
+    own = {f"{prefix}{name}": value.dtype for name, value in module.state_dict().items()}
+    missing = sorted(own.keys() - found.state.keys() - set(found.report.missing))
     if missing:
-        raise DataError(f"{found.path}/model.safetensors: lacks {prefix}{missing[0]} ({len(missing)} tensors)")
-    given = {name: state[name].to(value.dtype, copy=True) for name, value in own.items() if name in state}
+        raise DataError(f"{found.path}/model.safetensors: lacks {missing[0]} ({len(missing)} tensors)")
+    taken = own.keys() & found.state.keys()
+    given = {name.removeprefix(prefix): found.state.pop(name).to(own[name], copy=True) for name in taken}
     module.load_state_dict(given, strict=False, assign=True)
     module.eval()
-    return {f"{prefix}{name}" for name in given}
+    return taken

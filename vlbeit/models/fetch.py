@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 from vlbeit import files, hub, registry
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.known import CLOSED_HOST, KNOWN, Published
+from vlbeit.models.weight_files import PATTERNS, weight_files
 
 LEAST = 1_000_000  # bytes: anything smaller is no checkpoint but somebody's message
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _FILES = {".pt", ".pth", ".bin", ".pkl", ".ckpt", ".safetensors", ".zip", ".onnx"}
 _BESIDE = ("*.json", "*.txt", "*.model")
-_WEIGHTS = (("*.safetensors",), ("pytorch_model*.bin", "*.pt", "*.pth"))  # the first that a repository has
 Report = Callable[[str], object]
 
 
@@ -122,8 +122,7 @@ def _snapshot(address: str) -> Path | None:
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     branch = folder / "refs" / (revision or "main")
     snapshot = folder / "snapshots" / (branch.read_text().strip() if branch.is_file() else revision or "main")
-    found = any(any(snapshot.glob(pattern)) for patterns in _WEIGHTS for pattern in patterns)
-    return snapshot if found else None
+    return snapshot if weight_files(snapshot) else None
 
 
 def _file(published: Published, address: str, report: Report) -> Path:
@@ -234,11 +233,11 @@ def _repository(address: str) -> Path:
 
     repository, _, revision = address.partition("@")
     try:
-        for weights in _WEIGHTS:
+        for weights in PATTERNS:
             with hub.asked():
                 allowed = [*_BESIDE, *weights]
                 folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=allowed))
-            if any(any(folder.glob(pattern)) for pattern in weights):
+            if weight_files(folder):
                 return folder
     except errors.GatedRepoError as error:
         permission = f"its owner asks for an agreement at https://huggingface.co/{repository}, then `hf auth login`"
@@ -252,7 +251,7 @@ def _repository(address: str) -> Path:
         raise Failed(f"{reason}, and {repository} is not in its cache") from error
     except (httpx.HTTPError, errors.HFValidationError) as error:
         raise Failed(f"{repository}: {' '.join(str(error).split())[:200]}") from error
-    raise Failed(f"{repository} has no weights: none of {', '.join(sum(_WEIGHTS, ()))}")
+    raise Failed(f"{repository} has no weights: none of {', '.join(sum(PATTERNS, ()))}")
 
 
 def _by_hand(published: Published) -> str:

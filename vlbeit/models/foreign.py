@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-from vlbeit.errors import DataError, UserError
+from vlbeit.errors import UserError
 from vlbeit.models.convert import Hints, convert
 from vlbeit.models.convert.beside import hints_beside
 from vlbeit.models.convert.dvae import join_pair
 from vlbeit.models.convert.layout import State
 from vlbeit.models.report import LoadReport
-from vlbeit.models.weights import read_weights
+from vlbeit.models.weight_files import weight_files
+from vlbeit.models.weights import read_weights, weights_of
+
+log = logging.getLogger(__name__)
 
 _DALLE = ("encoder.pkl", "decoder.pkl")  # which openai/DALL-E publishes apart
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*_model_states.pt", "latest", _DALLE[0])
-_WRAPPERS = ("model", "module", "state_dict")
 
 
 class Foreign(NamedTuple):
@@ -32,7 +32,9 @@ class Foreign(NamedTuple):
 
 Key = tuple[Any, ...]
 _descriptions: dict[Key, dict[str, Any]] = {}  # of the files that were read
-_waiting: dict[Key, Foreign] = {}  # the last file whose description was asked for: its weights go to the next reader
+# The last file whose description was asked for: its weights go to the next reader. Most are mapped from the file and
+# cost no memory of our own until then.
+_waiting: dict[Key, Foreign] = {}
 
 
 def is_foreign(path: Path) -> bool:
@@ -41,7 +43,7 @@ def is_foreign(path: Path) -> bool:
         return path.is_file()
     if (path / "checkpoint" / "config.json").is_file() or _is_ours(path / "config.json"):
         return False
-    return any(any(path.glob(pattern)) for pattern in _WEIGHTS)
+    return bool(weight_files(path)) or any((path / name).is_file() for name in ("latest", _DALLE[0]))
 
 
 def read_foreign(path: Path, hints: Hints, allow: Sequence[str] = ()) -> Foreign:
@@ -68,18 +70,12 @@ def from_state(
     state: Mapping[str, Any], hints: Hints, allow: Sequence[str] = (), origin: str = "state dict"
 ) -> Foreign:
     """A state dict, or the dict of a training state around it, in our terms. Raises as `read_foreign`, by `origin`."""
-    for key in _WRAPPERS:
-        state = state[key] if isinstance(state.get(key), Mapping) else state
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    if not tensors:
-        raise DataError(f"{origin}: no tensors in it")
-    return _converted(tensors, hints, allow, origin)
+    return _converted(weights_of(state, origin, allow=allow).state, hints, allow, origin)
 
 
 def _read(path: Path, hints: Hints, allow: Sequence[str]) -> Foreign:
-    return _converted(_weights(path, allow), hints_beside(path, hints), allow, str(path))
+    completed = hints_beside(path, hints)
+    return _converted(_weights(path, allow), completed, allow, str(path), described=completed != hints)
 
 
 def _weights(path: Path, allow: Sequence[str]) -> State:
@@ -91,7 +87,8 @@ def _weights(path: Path, allow: Sequence[str]) -> State:
     return parts[0] if len(parts) == 1 else join_pair(*parts)
 
 
-def _converted(state: State, hints: Hints, allow: Sequence[str], origin: str) -> Foreign:
+def _converted(state: State, hints: Hints, allow: Sequence[str], origin: str, *, described: bool = False) -> Foreign:
+    """The tensors in our terms; what had to be assumed is said, unless a config.json `described` the model."""
     try:
         found = convert(state, hints)
     except UserError as error:
@@ -103,6 +100,8 @@ def _converted(state: State, hints: Hints, allow: Sequence[str], origin: str) ->
         unexpected=found.unexpected,
         layout=found.layout,
     )
+    for line in () if described else found.assumed:
+        log.warning("%s: %s", origin, line)
     report.check(f"{origin} ({found.layout})", allow=allow)
     report.unexpected = [*report.unexpected, *found.dropped]
     return Foreign(found.description, found.state, report)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from vlbeit.errors import DataError
 from vlbeit.models.standins import OTHER_TENSORS, Standin, TensorRef
@@ -18,15 +22,18 @@ Rank = tuple[int, ...]
 
 
 class Chosen(NamedTuple):
-    """`tensors`: name -> tensor, below `keys` of the object. `others`: dotted keys of the weights that were left."""
+    """`tensors`: name -> tensor, below `keys` of the object. `others`: dotted keys of the weights that were left.
+
+    A tensor of a file is a `TensorRef`, one of an object in memory is itself.
+    """
 
     keys: tuple[str, ...]
-    tensors: dict[str, TensorRef]
+    tensors: dict[str, Any]
     others: tuple[str, ...] = ()
 
 
 def choose(value: Any) -> Chosen:
-    """The weights in a saved object, as `pickles.read` gives it.
+    """The weights in a saved object, as `pickles.read` gives it, or as it lies in memory.
 
     The entries `model`, `module`, `state_dict` come first, in this order, then tensors that lie there directly, then an
     entry of any other name, and only then averages (`model_ema`, `ema`, `teacher`, ...).
@@ -43,7 +50,7 @@ def choose(value: Any) -> Chosen:
         names = ", ".join(".".join(chosen.keys) for chosen in equals)
         raise DataError(f"several sets of weights in it ({names}): save the one that is meant in a file of its own")
     for name, value in best.tensors.items():
-        if not isinstance(value, TensorRef):
+        if not _is_ordinary(value):
             kinds = "sparse, quantised, spread over devices or without numbers"
             raise DataError(f"{name} is {kinds}: save it as an ordinary tensor")
     return best._replace(others=tuple(".".join(chosen.keys) or "the top level" for _, chosen in rest))
@@ -65,7 +72,7 @@ def _candidates(node: Any, keys: tuple[str, ...], seen: set[int]) -> list[tuple[
     if isinstance(node, Standin) and "_modules" in node.state:
         return [((), Chosen(keys, module_tensors(node)))]
     items = node.items if isinstance(node, Standin) else node
-    if not isinstance(items, dict):
+    if not isinstance(items, Mapping):
         return []
     tensors = {name: value for name, value in items.items() if isinstance(name, str) and _is_tensor(value)}
     found: list[tuple[Rank, Chosen]] = [((_HERE,), Chosen(keys, tensors))] if tensors else []
@@ -82,7 +89,14 @@ def _rank(key: str) -> int:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, TensorRef) or (isinstance(value, Standin) and value.of.startswith(OTHER_TENSORS))
+    other = isinstance(value, Standin) and value.of.startswith(OTHER_TENSORS)
+    return other or isinstance(value, TensorRef | Tensor)
+
+
+def _is_ordinary(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    return isinstance(value, TensorRef)
 
 
 def module_tensors(module: Standin) -> dict[str, TensorRef]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from torch import Tensor
 from vlbeit.errors import DataError
 from vlbeit.models.torch_files import AGAIN, TorchFile, open_torch_file
 from vlbeit.models.unwrap import Chosen, choose
+from vlbeit.models.weight_files import NAMED, PATTERNS, weight_files
 
 # Names in files that torch reads itself. Its own list of safe names is longer than weights need, and some of them
 # reserve memory as the file likes. Official training states carry their arguments: a Namespace, a bag of attributes.
@@ -70,21 +72,51 @@ def open_weights(path: str | Path, *, allow: Collection[str] = ()) -> Weights:
 
     Args:
         path: a `.safetensors` file, a file of `torch.save` (new or old, a state dict or a whole module), a folder in
-            the layout of Hugging Face, or one of DeepSpeed (with `latest`, or one of its steps).
-        allow: names of tensors that may hold NaN or infinite numbers.
+            the layout of Hugging Face or with a single file of weights, or one of DeepSpeed (with `latest`, or one of
+            its steps).
+        allow: names, or patterns with `*`, of tensors that may hold NaN or infinite numbers.
 
     Raises:
         DataError: it is missing, damaged, of another kind, asks to run code, or holds numbers that are not finite.
     """
     path = Path(path)
     try:
-        weights = _read(path)
-        state = _without_prefixes(weights.state)
-        _check_finite(path, state, allow)
+        return _finished(_read(path), str(path), allow)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}): check the file and its rights") from error
-    except DataError as error:  # names in it come from the file: a line of them must stay one line on a terminal
-        raise DataError("".join(char if char.isprintable() else "?" for char in str(error))) from error.__cause__
+    except DataError as error:
+        raise _in_one_line(error) from error.__cause__
+
+
+def weights_of(value: Mapping[str, Any], origin: str, *, allow: Collection[str] = ()) -> Weights:
+    """The tensors of a state dict in memory, or of a training state around it, chosen and checked as in a file.
+
+    They share their memory with the caller's where those lie on the CPU. Raises DataError, which begins with `origin`.
+    """
+    try:
+        chosen = _choose(value, origin)
+        state = {name: tensor.detach().cpu() for name, tensor in chosen.tensors.items()}
+        return _finished(Weights(state, ".".join(chosen.keys), chosen.others), origin, allow)
+    except DataError as error:
+        raise _in_one_line(error) from error.__cause__
+
+
+def _choose(value: Any, origin: str) -> Chosen:
+    try:
+        return choose(value)
+    except DataError as error:
+        raise DataError(f"{origin}: {error}") from error
+
+
+def _in_one_line(error: DataError) -> DataError:
+    """Names in it come from the file: a line of them must stay one line on a terminal."""
+    return DataError("".join(char if char.isprintable() else "?" for char in str(error)))
+
+
+def _finished(weights: Weights, origin: str, allow: Collection[str]) -> Weights:
+    """Without what wrappers put before the names, and checked."""
+    state = _without_prefixes(weights.state)
+    _check_finite(origin, state, allow)
     return weights._replace(state=state)
 
 
@@ -104,14 +136,16 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _check_finite(path: Path, state: dict[str, Tensor], allow: Collection[str]) -> None:
+def _check_finite(origin: str, state: dict[str, Tensor], allow: Collection[str]) -> None:
     if not state:
-        raise DataError(f"{path}: no tensors in it: name a file that holds weights")
-    bad = [name for name, value in state.items() if name not in allow and not _is_finite(value)]
+        raise DataError(f"{origin}: no tensors in it: name a file that holds weights")
+    bad = [name for name, value in state.items() if not _is_finite(value)]
+    bad = [name for name in bad if not any(fnmatchcase(name, pattern) for pattern in allow)]
     if bad:
         raise DataError(
-            f"{path}: {bad[0]} holds NaN or infinite numbers (it and {len(bad) - 1} other tensors): training "
-            "diverged before it was saved, or the file is damaged; take another checkpoint, or allow the names"
+            f"{origin}: {bad[0]} holds NaN or infinite numbers (it and {len(bad) - 1} other tensors): training "
+            "diverged before it was saved, or the file is damaged; take another checkpoint, or take these all the "
+            f"same: --allow '{bad[0]}', or allow=[...]"
         )
 
 
@@ -164,10 +198,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> Weights:
     """The weights in a file of `torch.save`: by torch itself where it holds plain tensors, else by `TorchFile`."""
     file = open_torch_file(path)
-    try:
-        chosen = choose(file.reading.value)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    chosen = _choose(file.reading.value, str(path))
     file.verify(chosen.tensors.values())
     state = _load_plain(file, chosen) if file.reading.named <= _PLAIN_NAMES else None
     if state is None:
@@ -204,7 +235,7 @@ def _read_folder(folder: Path) -> Weights:
         return _read_step(folder / step)
     if any(folder.glob("*_model_states.pt")):
         return _read_step(folder)
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in NAMED:
         if (folder / name).is_file():
             return _read_file(folder / name)
         if (folder / f"{name}.index.json").is_file():
@@ -212,8 +243,14 @@ def _read_folder(folder: Path) -> Weights:
     steps = sorted(path.parent.name for path in folder.glob("*/mp_rank_00_model_states.pt"))
     if steps:
         raise DataError(f"{folder} lacks the file latest: name one of its steps, as {folder / steps[-1]}")
+    found = weight_files(folder)
+    if len(found) == 1:
+        return _read_file(found[0])
+    if found:
+        names = ", ".join(path.name for path in found[:4])
+        raise DataError(f"{folder} holds {len(found)} files of weights ({names}): name the one that is meant")
     inside = ", ".join(sorted(path.name for path in folder.iterdir())[:4]) or "nothing"
-    raise DataError(f"{folder} holds {inside}, but neither model.safetensors nor pytorch_model.bin: name the file")
+    raise DataError(f"{folder} holds {inside}, but no weights ({', '.join(sum(PATTERNS, ()))}): name the file")
 
 
 def _read_step(folder: Path) -> Weights:

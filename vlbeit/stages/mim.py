@@ -17,7 +17,7 @@ from vlbeit.data.randomness import drawn
 from vlbeit.data.records import open_image
 from vlbeit.data.transforms import TwoViews
 from vlbeit.errors import UsageError
-from vlbeit.models.checkpoint import read_checkpoint
+from vlbeit.models.checkpoint import read_checkpoint, read_head
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import beit_decays, param_groups
 from vlbeit.models.heads import Heads
@@ -77,7 +77,7 @@ class MIM(Stage):
         """`target`: what the patches stand for."""
         if self.settings.target == "pixels":
             return {"target": PixelTarget(self.spec.patch_size).describe()}
-        description = read_checkpoint(self.settings.tokenizer).description
+        description = read_head(self.settings.tokenizer)["description"]
         kind = kind_of(description)
         if kind is None:
             raise UsageError(

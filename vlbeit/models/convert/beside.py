@@ -14,6 +14,9 @@ from vlbeit.models.convert.tables import say
 
 _THEIR_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
+_EPSILON = 1e-6
+_HUB_EPSILON = 1e-12  # in the hub's configs of models that were trained with the other: outputs agree to 1e-3
+
 
 def hints_beside(path: Path, hints: Hints) -> Hints:
     """Complete `hints` by config.json (and preprocessor_config.json) of the folder `path`, or of the file's folder.
@@ -37,6 +40,11 @@ def _of_transformers(config: dict[str, Any], processor: dict[str, Any], hints: H
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":
         raise DataError(f"{folder}/config.json: hidden_act={activation}, and the encoder of vlbeit has gelu alone")
+    epsilon = config.get("layer_norm_eps", _HUB_EPSILON)
+    if epsilon not in (_EPSILON, _HUB_EPSILON):
+        raise DataError(
+            f"{folder}/config.json: layer_norm_eps={epsilon}, and the norms of vlbeit have {_EPSILON} alone"
+        )
     normalize = hints.normalize or _normalize(processor.get("image_mean"), processor.get("image_std"))
     return hints.over(Hints(num_heads=config.get("num_attention_heads"), normalize=normalize))
 
@@ -48,6 +56,11 @@ def _of_timm(config: dict[str, Any], hints: Hints, folder: Path) -> Hints:
         raise DataError(
             f"{folder}/config.json: use_fc_norm=false with global_pool=avg, a mean of normalised patches: "
             "a classifier of vlbeit normalises the mean"
+        )
+    if pool == "token" and arguments.get("use_fc_norm") and config.get("num_classes", 0):
+        raise DataError(
+            f"{folder}/config.json: use_fc_norm=true with global_pool=token, a norm after the CLS token was taken: "
+            "a classifier of vlbeit on the CLS token has the norm before"
         )
     size = arguments.get("img_size")
     wide = (size[0], size[1]) if isinstance(size, list) and len(set(size)) == 2 else None

@@ -49,6 +49,7 @@ class Converted:
     missing: our names of what the description wants and the file does not have.
     unexpected: names in the file that have no place with us.
     dropped: names in the file that serve its training alone or belong to another model: a teacher, running averages.
+    assumed: what the tensors leave open and was decided, a line each for people.
     """
 
     layout: str
@@ -58,6 +59,7 @@ class Converted:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
 
 
 class Layout(NamedTuple):

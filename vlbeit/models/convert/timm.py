@@ -22,6 +22,10 @@ from vlbeit.models.presets import PRESETS
 _SHARED = "rel_pos_bias.relative_position_bias_table"
 _TABLE = "attn.relative_position_bias_table"
 _OTHERS = re.compile(r"relative_position_index$|^(mask_token$|lm_head\.|cls_pt_layers\.|transformer\.)")
+_ON_CLS = (
+    "no fc_norm, so the classifier is taken as one on the CLS token (global_pool=token); where its timm model was made "
+    "with global_pool=avg and use_fc_norm=False, its logits are others, and vlbeit has no such classifier"
+)
 _NOT_IN_TIMM = ("encoder.mask_token", "heads.masked_patch.")
 
 
@@ -38,7 +42,7 @@ def matches(state: Mapping[str, Tensor]) -> bool:
 def from_timm(state: State, hints: Hints) -> Converted:
     """A timm `Beit`: its encoder, and as head `classification` its `head` with the `fc_norm` before it.
 
-    A model without classes has a head of 0 classes; one without `fc_norm` pools the CLS token.
+    A model without classes has a head of 0 classes; one without `fc_norm` pools the CLS token, which is `assumed`.
     """
     if _SHARED in state and any(name.endswith(_TABLE) for name in state):
         raise DataError(f"both {_SHARED} and a table per block: the encoder of vlbeit has the one or the other")
@@ -53,7 +57,10 @@ def from_timm(state: State, hints: Hints) -> Converted:
             ours[place], sources[place] = value, (name,)
     spec = read_encoder(ours, hints, shared=_SHARED in state)
     heads = read_heads(ours, spec, hints)
-    return settle("timm", ours, sources, unexpected, spec, heads, hints.normalize or "half")
+    converted = settle("timm", ours, sources, unexpected, spec, heads, hints.normalize or "half")
+    if heads.get("classification", {}).get("pool") == "token":
+        converted.assumed.append(_ON_CLS)
+    return converted
 
 
 def to_timm(description: dict[str, Any], state: State) -> State:
