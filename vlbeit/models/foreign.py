@@ -47,7 +47,8 @@ def is_foreign(path: Path) -> bool:
 
 
 def read_foreign(path: Path, hints: Hints, allow: Sequence[str] = ()) -> Foreign:
-    """The file or folder in our terms; `allow` has patterns of names that may be missing or in excess.
+    """The file or folder in our terms; `allow` has patterns of names that may be missing, in excess, or hold
+    NaN and infinite numbers.
 
     Raises DataError, naming the file, where it cannot be read, is in no known layout or lacks something that is not
     expected; UsageError where a hint is needed.
