@@ -83,11 +83,12 @@ def test_published_sizes(name: str, blank: Any, shaken: Any, ours: Any) -> None:
     assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in again.state_dict().items())
 
 
-def test_resize_to_384_is_that_of_timm(blank: Any, shaken: Any) -> None:
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_resize_to_384_is_that_of_timm(size: str, blank: Any, shaken: Any) -> None:
     sizes = {"depth": 3, "num_classes": 7}  # a table per block: the twelfth is resized as the third
     with blank():
-        source = shaken(timm.create_model("beit_base_patch16_224", **sizes))
-        theirs = timm.create_model("beit_base_patch16_384", **sizes).eval()
+        source = shaken(timm.create_model(f"beit_{size}_patch16_224", **sizes))
+        theirs = timm.create_model(f"beit_{size}_patch16_384", **sizes).eval()
     theirs.load_state_dict(checkpoint_filter_fn(source.state_dict(), theirs))
     converted = convert(source.state_dict())
     tower = ImageTower(MoMEEncoder(EncoderSpec.from_dict(converted.description["encoder"])), 7).eval()
