@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from vlbeit import files
@@ -22,6 +21,7 @@ from vlbeit.errors import DataError, UsageError
 from vlbeit.models.convert.image_part import ImagePart, image_part, image_state
 from vlbeit.models.convert.layout import Converted, Hints, Layout, State
 from vlbeit.models.convert.reading import read_encoder, read_heads, settle
+from vlbeit.models.writing import write_tensors
 
 _SHARED = "encoder.relative_position_bias.relative_position_bias_table"
 _TABLE = "attention.attention.relative_position_bias.relative_position_bias_table"
@@ -130,8 +130,7 @@ def to_transformers(
     out: State = {}
     for name, value in image_state(part, state).items():
         out.update(_hub_tensors(name, value, part))
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in out.items()}
-    files.write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_tensors(folder / "model.safetensors", out)
     files.write_json(folder / "preprocessor_config.json", _preprocessor(spec.image_size[0], normalize), indent=2)
     files.write_text(folder / "config.json", _config(part, out, classes))
     return out
