@@ -80,7 +80,8 @@ def test_every_recipe_composes(recipe: str) -> None:
 @pytest.mark.parametrize("data", ["scenes", "imagefolder"])
 @pytest.mark.parametrize("word", [f"{group}={name}" for group in ("stage", "task") for name in registry.names(group)])
 def test_every_stage_and_task_composes(word: str, data: str) -> None:
-    config_of(word, f"data={data}")
+    config = config_of(word, f"data={data}")
+    assert config.title.endswith(word.partition("=")[2]) and config.data.name == data
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def config_for(checkpoint: Checkpoint, words: Sequence[str]) -> RunConfig:
     return _with_tokenizer(config, spec, path)
 
 
-def meta_for(recipe: Recipe, checkpoint: Checkpoint) -> Meta:
+def meta_for(recipe: Recipe) -> Meta:
     """What a run of the recipe would have learned from its training records, had it had any: names and words alone."""
     data = recipe.config.data
     return recipe.meta(open_records(data, recipe.kind, data.val_split), {})

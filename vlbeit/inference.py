@@ -41,7 +41,7 @@ class Trained:
             else adopt.config_for(self.checkpoint, words)
         )
         self.recipe: Recipe = chain.recipe_of(self.config)
-        self.meta: Meta = self.checkpoint.meta if self.is_run else adopt.meta_for(self.recipe, self.checkpoint)
+        self.meta: Meta = self.checkpoint.meta if self.is_run else adopt.meta_for(self.recipe)
         with meta_errors(self.checkpoint.path):
             self.objective: Objective = self.recipe.objective(self.meta)
         if self.is_run:

@@ -83,15 +83,7 @@ class ImageTower(nn.Module):
         source = found.encoder_spec
         if source is None or source.image_size is None:
             raise ValueError(f"{path} has no image tower: it is a run of a tokenizer or of text alone")
-        spec = replace(
-            source,
-            experts=("image",),
-            fused_layers=0,
-            vocab_size=None,
-            mask_token=False,
-            text_tower="own",
-            towers={name: facts for name, facts in source.towers.items() if name == "image"},
-        )
+        spec = source.image_alone()
         classes = found.description.get("heads", {}).get("classification", {}).get("num_classes", 0)
         pool = found.description.get("heads", {}).get("classification", {}).get("pool", "avg")
         mean, std = RunConfig(data=DataConfig(normalize=found.normalize)).normalization

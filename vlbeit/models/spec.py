@@ -74,6 +74,18 @@ class EncoderSpec:
         """Drop-path rate of every block: linear from 0 to `drop_path`."""
         return [self.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
 
+    def image_alone(self) -> EncoderSpec:
+        """The spec of the image pass alone: no text, no fused experts, no mask token; a foreign image tower stays."""
+        return replace(
+            self,
+            experts=("image",),
+            fused_layers=0,
+            vocab_size=None,
+            mask_token=False,
+            text_tower="own",
+            towers={modality: facts for modality, facts in self.towers.items() if modality == "image"},
+        )
+
     def with_tower(self, modality: str, facts: dict[str, Any]) -> EncoderSpec:
         """The spec with what its foreign tower turned out to be, so that it can be built again from this alone."""
         return replace(self, towers={**self.towers, modality: facts})

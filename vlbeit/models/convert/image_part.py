@@ -45,16 +45,7 @@ def image_part(description: dict[str, Any], target: str) -> ImagePart:
             f"patches are embedded by {source.image_tower} here, which a BEiT of {target} has no place for: "
             "only towers with model.image_tower=own can go there"
         )
-    mask_token = source.mask_token and source.vocab_size is None
-    spec = replace(
-        source,
-        experts=("image",),
-        fused_layers=0,
-        vocab_size=None,
-        mask_token=mask_token,
-        text_tower="own",
-        towers={},
-    )
+    spec = replace(source.image_alone(), mask_token=source.mask_token and source.vocab_size is None)
     heads = description.get("heads", {})
     classification = heads.get("classification", {})
     if source.final_norm:
