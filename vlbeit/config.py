@@ -222,8 +222,8 @@ class EngineConfig:
 class RunConfig:
     """One run of `vlbeit train`."""
 
-    stage: Any = key(None, "tokenizer | mim | mlm | vl, or a plug-in; with a task: the tower that is fine-tuned")
-    task: Any = key(None, "vqa | classification, or a plug-in; null: pre-train the stage itself")
+    stage: Any = key(None, "tokenizer | mim | mlm | vl, or a plug-in's; with a task: the tower that is fine-tuned")
+    task: Any = key(None, "one of `vlbeit tasks`; null: pre-train the stage itself")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -26,7 +26,9 @@ Batch: TypeAlias = dict[str, Any]
 `sample_id` list[str] · `image` float [B, 3, height, width], normalised · `mask` bool [B, N], True = masked patch ·
 `pixels` float [B, 3, height, width] in [0, 1], the tokenizer's view · `text_ids` int [B, T] ·
 `text_keep` bool [B, T], True = real token · `mlm_ids` int [B, T] and `mlm_labels` int [B, T], -100 = not predicted ·
-`label` int [B] · `target` float [B, V], soft scores · `bad` list[str], unreadable samples that were replaced.
+`label` int [B] · `target` float [B, V], soft scores · `segments` int [B, height, width], a class per pixel, 255 = not
+scored · `boxes` list of float [n, 4], left, top, right, bottom in pixels of `image`, with `box_labels` list of int [n]
+and `box_masks` list of bool [n, height, width] · `bad` list[str], unreadable samples that were replaced.
 """
 
 Meta: TypeAlias = dict[str, Any]
@@ -104,6 +106,11 @@ class Evaluator(Protocol):
 
 
 class Predictor(Protocol):
-    """One input in, a result in the user's words out."""
+    """One input in, a result in the user's words out.
 
-    def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> list[tuple[str, float]]: ...
+    Rows are tuples, best first; a named tuple (`Detection(label, score, box)`) names the columns of the table and the
+    keys of `--json`, a plain pair is `answer` and `probability`. A task whose result is a place in the picture also has
+    `draw(image) -> PIL.Image`, the picture with the result on it: `vlbeit predict RUN PICTURE --out FILE`.
+    """
+
+    def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> Sequence[tuple[Any, ...]]: ...

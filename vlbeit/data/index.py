@@ -22,7 +22,8 @@ _TYPES = {
     "id": pa.string(), "image": pa.string(), "label": pa.int64(), "text": pa.string(), "question": pa.string(),
     "question_id": pa.int64(), "image_id": pa.int64(), "question_type": pa.string(), "answer_type": pa.string(),
     "answers": pa.list_(pa.string()), "mask": pa.string(), "boxes": pa.list_(pa.list_(pa.float64())),
-    "labels": pa.list_(pa.int64()),
+    "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
+    "outlines": pa.list_(pa.string()),
 }  # fmt: skip
 
 

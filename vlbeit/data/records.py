@@ -29,11 +29,13 @@ KINDS: dict[str, tuple[str, ...]] = {
         "id", "image", "question", "question_id", "image_id", "question_type", "answer_type", "answers",
     ),
     "masks": ("id", "image", "mask"),
-    "boxes": ("id", "image", "boxes", "labels"),
+    "boxes": ("id", "image", "image_id", "boxes", "labels", "areas", "crowd", "outlines"),
 }  # fmt: skip
 """Fields of a record by kind. `id` str · `image` path or encoded bytes · `label` int · `text` str ·
 `question_id` and `image_id` int · `answers` list[str], the raw answers of the annotators, [] where they are hidden ·
-`mask` path · `boxes` list of [x, y, width, height] in pixels · `labels` list[int]."""
+`mask` path or encoded bytes, an index of a class per pixel · `boxes` list of [x, y, width, height] in pixels, and for
+each of them `labels` int, `areas` float in square pixels, `crowd` bool (COCO's iscrowd), `outlines` str: COCO's
+segmentation as JSON, "" where there is none."""
 
 
 _TURNS = {

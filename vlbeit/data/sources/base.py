@@ -35,9 +35,9 @@ class DataSource(ABC):
     def records(self, kind: str, split: str) -> Records:
         """The records of one of `kinds`. Raises `DataError` where the files of the split are missing or damaged."""
 
-    def classes(self) -> list[str]:
-        """Names of the labels 0, 1, ... of `labelled` records."""
-        raise DataError(f"data={self.config.name} has no classes")
+    def classes(self, kind: str = "labelled") -> list[str]:
+        """Names of the labels 0, 1, ... of the records of a kind: labelled, masks or boxes."""
+        raise DataError(f"data={self.config.name} has no classes of {kind} records")
 
 
 def split_files(root: Path, split: str, suffixes: Sequence[str], layout: str) -> list[Path]:

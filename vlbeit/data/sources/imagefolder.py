@@ -32,7 +32,7 @@ class ImageFolder(DataSource):
         rows = self._labelled if kind == "labelled" else _images
         return cached_table(self.config.cache, f"imagefolder-{kind}", folders, KINDS[kind], lambda: rows(folder))
 
-    def classes(self) -> list[str]:
+    def classes(self, kind: str = "labelled") -> list[str]:
         """Folder names below the training split, sorted."""
         return _class_names(self._split(self.config.train_split))
 

@@ -39,9 +39,9 @@ class Scenes(DataSource):
     def records(self, kind: str, split: str) -> Records:
         return self._readers[kind].records(kind, split)
 
-    def classes(self) -> list[str]:
-        """Names of the labels."""
-        return self._readers["labelled"].classes()
+    def classes(self, kind: str = "labelled") -> list[str]:
+        """Names of the labels of a kind of record."""
+        return self._readers[kind].classes(kind)
 
 
 SOURCE = Scenes

@@ -1,0 +1,63 @@
+"""Results drawn onto pictures: a colour per class, masks over the picture, boxes with their names.
+
+Legend: n boxes.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+Color = tuple[int, int, int]
+
+IGNORED = 255  # in a map of classes: a pixel that is not scored
+_TURN = 0.618034  # of the colour circle from one class to the next: neighbours in the list look different
+
+
+def palette(count: int) -> list[Color]:
+    """`count` colours (0..255), the same for the same class in every picture."""
+    shades = [(index * _TURN % 1.0, 0.95 - 0.3 * (index // 8 % 2)) for index in range(count)]
+    rgb = [colorsys.hsv_to_rgb(hue, 0.75, value) for hue, value in shades]
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb]
+
+
+def draw_segments(image: Image.Image, segments_HW: Tensor, *, alpha: float = 0.5) -> Image.Image:
+    """The RGB picture under a colour per class; `IGNORED` pixels stay as they are.
+
+    Raises ValueError where the map of classes has not the picture's height and width.
+    """
+    if tuple(segments_HW.shape) != (image.height, image.width):
+        height, width = segments_HW.shape
+        raise ValueError(f"a map of {height}x{width} does not fit a picture of {image.height}x{image.width}")
+    found = [int(value) for value in segments_HW.unique() if value != IGNORED]
+    if not found:
+        return image
+    colors = palette(max(found) + 1)
+    masks = torch.stack([segments_HW == value for value in found])
+    return to_pil_image(
+        draw_segmentation_masks(pil_to_tensor(image), masks, alpha=alpha, colors=[colors[value] for value in found])
+    )
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes_n4: Tensor,
+    labels: Sequence[int],
+    captions: Sequence[str] | None = None,
+    masks_nHW: Tensor | None = None,
+) -> Image.Image:
+    """The RGB picture with boxes (left, top, right, bottom), coloured by label, their captions and masks."""
+    if not len(boxes_n4):
+        return image
+    colors = [palette(label + 1)[label] for label in labels]
+    canvas = pil_to_tensor(image)
+    if masks_nHW is not None:
+        canvas = draw_segmentation_masks(canvas, masks_nHW.bool(), alpha=0.5, colors=list(colors))
+    names = None if captions is None else list(captions)
+    return to_pil_image(draw_bounding_boxes(canvas, boxes_n4, labels=names, colors=list(colors)))
