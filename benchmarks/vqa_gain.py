@@ -13,11 +13,9 @@ import argparse
 import json
 from pathlib import Path
 
-from torch.utils.flop_counter import FlopCounterMode
+from training import flops_of_step, train
 
-from vlbeit import compose, inference, launch, table
-from vlbeit.config import RunConfig
-from vlbeit.data.sources import open_records
+from vlbeit import inference, table
 from vlbeit.demo import paired_difference
 
 STAGES = ("tokenizer", "mim", "mlm", "vl")
@@ -58,25 +56,6 @@ def one_seed(seed: int, folder: Path, words: list[str]) -> list[object]:
         note = "" if name == "scratch" else f" ({equal} steps)"
         row += [f"{mean(scores[name]):.2f}{note}", f"{difference:+.2f} +-{half:.2f}"]
     return row
-
-
-def train(words: list[str]) -> RunConfig:
-    """Run `vlbeit train` with these words; the config with its steps settled."""
-    config = compose.compose(words).config
-    launch.train(config)
-    return compose.from_yaml(Path(config.run) / "config.yaml")
-
-
-def flops_of_step(config: RunConfig) -> int:
-    """Floating-point operations of one optimizer step: forward and backward of a global batch."""
-    run = inference.Trained(config.run)
-    records = open_records(config.data, run.recipe.kind, config.data.train_split)
-    spec = run.recipe.data(records, run.checkpoint.meta, train=True)
-    batch = spec.collate([spec.transform(spec.records[index]) for index in range(config.global_batch_size)])
-    objective = run.objective.train()
-    with FlopCounterMode(display=False) as counter:
-        sum(objective(batch, objective.counts(batch)).losses.values()).backward()
-    return counter.get_total_flops()
 
 
 def score(path: Path) -> dict[int, float]:

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from vlbeit.data.masking import BlockwiseMask, mask_words
+from vlbeit.data.masking import BlockwiseMask, RandomMask, mask_words
 from vlbeit.data.randomness import stream
 from vlbeit.data.text import choose_tokenizer, train_wordpiece
 from vlbeit.errors import UsageError
@@ -32,6 +32,14 @@ def test_exact_masks_have_the_number():
     for grid, number, block in (((14, 14), 75, 16), ((8, 8), 24, 5), ((2, 3), 6, 4), ((1, 5), 2, 1)):
         masks = draw(BlockwiseMask(grid, number, block, exact=True), 50)
         assert masks.shape == (50, *grid) and (masks.sum((1, 2)) == number).all()
+
+
+def test_random_masks_have_the_number_and_no_favourite_patch():
+    masks = np.stack([RandomMask((4, 6), 9)(stream(0, index)) for index in range(3000)])
+    assert (masks.sum((1, 2)) == 9).all()
+    assert np.abs(masks.mean(0) - 9 / 24).max() < 0.04
+    with pytest.raises(UsageError, match="25 masked patches do not fit a grid of 4 x 6"):
+        RandomMask((4, 6), 25)
 
 
 def test_small_and_non_square_grids():

@@ -24,8 +24,7 @@ class BlockwiseMask:
     """
 
     def __init__(self, grid: tuple[int, int], num_masked: int, min_block: int = 16, exact: bool = False) -> None:
-        if not 0 < num_masked <= grid[0] * grid[1]:
-            raise UsageError(f"{num_masked} masked patches do not fit a grid of {grid[0]} x {grid[1]}")
+        _check_count(grid, num_masked)
         if min_block < 1:
             raise UsageError(f"the smallest block of a mask, {min_block}, must have at least 1 patch")
         self.grid, self.num_masked, self.min_block, self.exact = grid, num_masked, min_block, exact
@@ -58,6 +57,25 @@ class BlockwiseMask:
                 block[:] = True
                 return True
         return False
+
+
+class RandomMask:
+    """Draws `num_masked` single patches, all equally likely: BEiT's ablation without blocks (2106.08254, table 4)."""
+
+    def __init__(self, grid: tuple[int, int], num_masked: int) -> None:
+        _check_count(grid, num_masked)
+        self.grid, self.num_masked = grid, num_masked
+
+    def __call__(self, generator: np.random.Generator) -> np.ndarray:
+        """A bool array [rows, columns], True = masked."""
+        mask = np.zeros(self.grid, dtype=bool)
+        mask.flat[generator.choice(mask.size, self.num_masked, replace=False)] = True
+        return mask
+
+
+def _check_count(grid: tuple[int, int], num_masked: int) -> None:
+    if not 0 < num_masked <= grid[0] * grid[1]:
+        raise UsageError(f"{num_masked} masked patches do not fit a grid of {grid[0]} x {grid[1]}")
 
 
 def mask_words(

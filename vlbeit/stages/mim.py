@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
-from vlbeit.data.masking import BlockwiseMask
+from vlbeit.data.masking import BlockwiseMask, RandomMask
 from vlbeit.data.randomness import drawn
 from vlbeit.data.records import open_image
 from vlbeit.data.transforms import TwoViews
@@ -42,6 +42,7 @@ class MIMSettings(Settings):
         "runs/tokenizer",
         "what makes the visual tokens: a run of stage=tokenizer, or published weights of VQ-KD, DALL-E or FLAVA",
     )
+    masking: str = key("blockwise", "blockwise | random: single patches, the paper's ablation")
     mask_ratio: float = key(75 / 196, "share of patches that is masked")
     min_block: float = key(16 / 196, "smallest masked block as a share of all patches")
     exact_count: bool = key(False, "mask exactly mask_ratio; false: up to it, as BEiT v1 did")
@@ -51,6 +52,7 @@ class MIMSettings(Settings):
 
     def __post_init__(self) -> None:
         one_of("stage.target", self.target, ("dvae", "pixels"))
+        one_of("stage.masking", self.masking, ("blockwise", "random"))
         require(0 < self.mask_ratio < 1, f"stage.mask_ratio={self.mask_ratio} must lie between 0 and 1")
         require(0 < self.min_block < 1, f"stage.min_block={self.min_block} must lie between 0 and 1")
         require(0 < self.min_scale <= 1, f"stage.min_scale={self.min_scale} must lie in (0, 1]")
@@ -138,12 +140,13 @@ class MIMTransform:
         if isinstance(target, TokenTarget):
             self.views.second_interpolation = InterpolationMode(target.tokenizer.interpolation)
         patches = grid[0] * grid[1]
-        self.mask = BlockwiseMask(
-            grid,
-            num_masked=max(1, round(settings.mask_ratio * patches)),
-            min_block=max(1, round(settings.min_block * patches)),
-            exact=settings.exact_count,
-        )
+        masked = max(1, round(settings.mask_ratio * patches))
+        self.mask: BlockwiseMask | RandomMask
+        if settings.masking == "random":
+            self.mask = RandomMask(grid, masked)
+        else:
+            least = max(1, round(settings.min_block * patches))
+            self.mask = BlockwiseMask(grid, masked, min_block=least, exact=settings.exact_count)
 
     def __call__(self, record: Record) -> Sample:
         views = self.views(open_image(record["image"]))
