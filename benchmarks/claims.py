@@ -38,6 +38,7 @@ MIM_STEPS = 400
 LENGTHS = (100, 400, 1600)
 SHARES = (0.01, 0.1, 1.0)
 SIZES = ((32, 2, 2), (64, 3, 4), (96, 4, 6), (128, 6, 8))  # width, depth, heads
+_RANDOM, _PIXELS = "stage.masking=random", "stage.target=pixels"
 TUNING = ("optim.lr=1e-3", "optim.layer_decay=0.85")
 
 
@@ -54,7 +55,7 @@ class Lab:
 
     def pretrain(self, name: str, *words: str, steps: int = MIM_STEPS) -> RunConfig:
         """Masked image modeling: 40 % of 6 x 6 patches, exactly; evaluated at its end alone."""
-        tokens = "stage.target=pixels" not in words
+        tokens = _PIXELS not in words
         target = [f"stage.tokenizer={self.tokenizer.run}"] if tokens else []
         fixed = ["stage.mask_ratio=0.4", "stage.exact_count=true", f"steps={steps}", f"engine.evaluate_every={steps}"]
         return train(
@@ -148,19 +149,19 @@ def length(lab: Lab) -> Iterator[Point]:
 
 def masks(lab: Lab) -> Iterator[Point]:
     """Blocks against random patches: the same number is masked, the same compute is spent."""
-    for arm, run in (
-        ("blockwise", lab.pretrain("mim")),
-        ("random", lab.pretrain("mim-random", "stage.masking=random")),
-    ):
-        tuned = lab.tune(f"tune-{Path(run.run).name}-1", run.run)
-        yield Point("masks", arm, 0, lab.seed, top1(tuned), tuned.steps or 0)
+    yield from _sides(lab, "masks", {"blockwise": lab.pretrain("mim"), "random": lab.pretrain("mim-random", _RANDOM)})
 
 
 def targets(lab: Lab) -> Iterator[Point]:
     """Visual tokens against pixels at equal steps; tokens cost a tokenizer beside."""
-    for arm, run in (("tokens", lab.pretrain("mim")), ("pixels", lab.pretrain("mim-pixels", "stage.target=pixels"))):
+    yield from _sides(lab, "targets", {"tokens": lab.pretrain("mim"), "pixels": lab.pretrain("mim-pixels", _PIXELS)})
+
+
+def _sides(lab: Lab, claim: str, pretrained: dict[str, RunConfig]) -> Iterator[Point]:
+    """Each kind of pre-training, fine-tuned alike."""
+    for arm, run in pretrained.items():
         tuned = lab.tune(f"tune-{Path(run.run).name}-1", run.run)
-        yield Point("targets", arm, 0, lab.seed, top1(tuned), tuned.steps or 0)
+        yield Point(claim, arm, 0, lab.seed, top1(tuned), tuned.steps or 0)
 
 
 CLAIMS: dict[str, Callable[[Lab], Iterator[Point]]] = {

@@ -42,9 +42,8 @@ def report(points: Sequence[Point], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "claims.json", [point._asdict() for point in points], indent=1)
     claims = list(dict.fromkeys(point.claim for point in points))
-    write_text(
-        out / "claims.md", "\n\n".join(table([p for p in points if p.claim == claim]) for claim in claims) + "\n"
-    )
+    tables = [table([point for point in points if point.claim == claim]) for claim in claims]
+    write_text(out / "claims.md", "\n\n".join(tables) + "\n")
     for claim in claims:
         plot([point for point in points if point.claim == claim], out / f"{claim}.png")
 
