@@ -36,15 +36,8 @@ def test_taps_are_the_published_blocks_and_exist_at_any_depth(depth: int, blocks
 
 
 def test_a_map_has_the_patches_in_rows_without_cls_and_text() -> None:
-    spec = EncoderSpec(
-        embed_dim=8,
-        depth=1,
-        num_heads=2,
-        image_size=(32, 48),
-        experts=("image", "text"),
-        vocab_size=9,
-        text_positions=6,
-    )
+    text = {"experts": ("image", "text"), "vocab_size": 9, "text_positions": 6}
+    encoder = MoMEEncoder(EncoderSpec(8, 1, 2, image_size=(32, 48), **text))  # type: ignore[arg-type]
     image = encoder.embed_image(torch.randn(2, 3, 32, 48))
     both = join(encoder.embed_text(torch.ones(2, 4, dtype=torch.long)), image)
     for tokens in (image, both):

@@ -65,17 +65,15 @@ class FeatureNecks(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        double = {"kernel_size": 2, "stride": 2}
-        self.up4 = nn.Sequential(
-            nn.ConvTranspose2d(dim, dim, **double),
-            nn.BatchNorm2d(dim),
-            nn.GELU(),
-            nn.ConvTranspose2d(dim, dim, **double),
-        )
-        self.up2 = nn.ConvTranspose2d(dim, dim, **double)
+        self.up4 = nn.Sequential(_doubling(dim), nn.BatchNorm2d(dim), nn.GELU(), _doubling(dim))
+        self.up2 = _doubling(dim)
         self.down2 = nn.MaxPool2d(2)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """4 x [B, D, h, w] -> [B, D, 4h, 4w], [B, D, 2h, 2w], [B, D, h, w], [B, D, h // 2, w // 2]; h, w at least 2."""
         first, second, third, last = maps
         return [self.up4(first), self.up2(second), third, self.down2(last)]
+
+
+def _doubling(dim: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
