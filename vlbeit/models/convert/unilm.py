@@ -109,6 +109,11 @@ def to_unilm(description: dict[str, Any], state: State) -> State:
     return out
 
 
+def is_segmentation(state: State) -> bool:
+    """Whether tensors under official names are of mmsegmentation, which looks for them under the key `state_dict`."""
+    return any(name.startswith(BACKBONE) for name in state)
+
+
 def _checked_spec(description: dict[str, Any]) -> EncoderSpec:
     if "encoder" not in description:
         raise UsageError("a tokenizer has no encoder: unilm has no file of that kind")
