@@ -1,6 +1,7 @@
 """Reading masks: the zero label, what is not scored, and files that are no masks."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,23 +125,21 @@ def test_a_pair_of_different_sizes_names_both(tmp_path):
     record = record_of(tmp_path, mask_size=(2, 3))
     with pytest.raises(DataError, match=r"i\.png has 3x2 pixels, but .*m\.png 2x3; take both from the same"):
         open_pair(record, 4, True)
-    record = {key: value if key == "id" else open(value, "rb").read() for key, value in record.items()}
+    record = {key: value if key == "id" else Path(value).read_bytes() for key, value in record.items()}
     with pytest.raises(DataError, match=r"the image of the id has 3x2 pixels, but the mask of the id 2x3"):
         open_pair(record, 4, True)
 
 
 def test_a_mask_of_bytes_is_named_by_its_record(tmp_path):
     record = {**record_of(tmp_path), "mask": b"?"}
-    with pytest.raises(ImageError, match="^the id: an image of 1 bytes is not an image"):
+    with pytest.raises(ImageError, match=r"^the id: an image of 1 bytes is not an image"):
         open_pair(record, 4, True)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "I;16", "P", "1"])
 def test_pictures_of_any_mode_go_with_a_mask(tmp_path, mode):
-    if mode == "I;16":
-        image = Image.fromarray(np.full((2, 3), 257 * 100, np.uint16))
-    else:
-        image = Image.new(mode, (3, 2))
+    deep = np.full((2, 3), 257 * 100, np.uint16)
+    image = Image.fromarray(deep) if mode == "I;16" else Image.new(mode, (3, 2))
     file = io.BytesIO()
     image.save(file, "TIFF")
     record = {**record_of(tmp_path), "image": file.getvalue()}
