@@ -14,14 +14,15 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
-from vlbeit.data.transforms import normalize, pixels
+from vlbeit.data.joint_transforms import fitted
+from vlbeit.data.transforms import Size, normalize
 from vlbeit.models.pyramid import resized
 
-Size = tuple[int, int]  # height, width
 Decode = Callable[[Tensor], Tensor]  # pictures [B, 3, h, w] -> logits [B, K, any size]
 
 
@@ -65,15 +66,14 @@ class Views:
         return dict(Counter(self._fitted(size, self.resize, scale) for scale in self.scales))
 
     def _fitted(self, size: Size, resize: tuple[int, int], scale: float) -> Size:
-        long, short = resize
-        scale = max(scale, max(self.window) / short)
-        factor = min(int(long * scale) / max(size), int(short * scale) / min(size))
-        return (max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5)))
+        (long, short), least = resize, max(self.window)
+        scaled = (int(long * scale), int(short * scale))
+        return fitted(size, scaled if scaled[1] >= least else (round(long * least / short), least))
 
     def _at(self, image: Image.Image, size: Size) -> Tensor:
-        if size != (image.height, image.width):
-            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        return normalize(pixels(image), self.mean, self.std)
+        # without antialiasing, as in training
+        picture = F.resize(F.pil_to_tensor(image), list(size), InterpolationMode.BILINEAR, antialias=False)
+        return normalize(picture.float() / 255, self.mean, self.std)
 
 
 class Windows(NamedTuple):
@@ -146,8 +146,8 @@ def slide(decode: Decode, views: Iterable[Tensor], windows: Windows) -> Iterator
 def _see(decode: Decode, queue: Sequence[tuple[_Canvas, int, int, Tensor]], size: Size) -> None:
     logits = decode(torch.stack([window for *_, window in queue]))
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    for (canvas, top, left, _), logits_Khw in zip(queue, resized(logits, size), strict=True):
-        canvas.add(top, left, logits_Khw)
+    for (canvas, top, left, _), small in zip(queue, logits, strict=True):  # one by one: at full size they are large
+        canvas.add(top, left, resized(small[None], size)[0])
 
 
 class _Canvas:
@@ -157,7 +157,7 @@ class _Canvas:
         self.size = (view.shape[1], view.shape[2])
         self.window = windows.size
         below, right = (max(0, part - whole) for whole, part in zip(self.size, windows.size, strict=True))
-        self.view = F.pad(view, (0, right, 0, below))  # with the mean colour, as training pads
+        self.view = F.pad(view, [0, 0, right, below])  # with the mean colour, as training pads
         self.starts = windows.starts(self.size)
         self.missing = len(self.starts)
         self.total_Khw: Tensor | None = None
