@@ -117,7 +117,7 @@ def test_mistakes_are_named(tmp_path, pictures):
     with pytest.raises(DataError, match="has layout 99, this version reads 1"):
         prepared_records(root, "labelled", "train")
     (root / "prepared.json").write_text("{")
-    with pytest.raises(DataError, match="prepared.json is damaged"):
+    with pytest.raises(DataError, match=r"prepared.json is damaged"):
         prepared_records(root, "labelled", "train")
 
 

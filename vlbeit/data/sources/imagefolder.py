@@ -21,7 +21,7 @@ _LAYOUT = "imagefolder reads ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
 class ImageFolder(DataSource):
     """Images in folders ROOT/SPLIT/CLASS/*.jpg; without classes ROOT/SPLIT/*.jpg gives images only.
 
-    Where `vlbeit prepare` made the root, what it wrote is read instead: its classes, its pictures, none of the bad ones.
+    Of a root that `vlbeit prepare` made, what it wrote is read: its classes, its pictures, none of the bad ones.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "labelled")
