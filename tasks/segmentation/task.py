@@ -122,7 +122,7 @@ class Segmentation(Task):
         self._check_classes(meta["classes"])
         classes = len(meta["classes"])
         if not train:
-            reader = EvaluationSample(self._views(), classes, self.settings.reduce_zero_label)
+            reader = EvaluationSample(self.views(), classes, self.settings.reduce_zero_label)
             return DataSpec(records, reader, _listed)
         self._check_batch()
         return DataSpec(
@@ -139,7 +139,7 @@ class Segmentation(Task):
 
     def predictor(self, objective: SegmentationObjective, meta: Meta) -> Predictor:  # type: ignore[override]
         """Image in, classes with their shares of the picture out."""
-        return SegmentationPredictor(objective, self._views(), meta["classes"])
+        return SegmentationPredictor(objective, self.views(), meta["classes"])
 
     def exported(self, objective: SegmentationObjective, meta: Meta) -> Exportable:  # type: ignore[override]
         """`image` [batch, 3, height, width], one window, in; class logits [batch, classes, rows, columns] out."""
@@ -180,7 +180,8 @@ class Segmentation(Task):
             return long, short
         return _LONG * max(self.config.data.size), max(self.config.data.size)
 
-    def _views(self) -> Views:
+    def views(self) -> Views:
+        """How the tower is shown a picture at evaluation."""
         (mean, std), settings = self.config.normalization, self.settings
         resize = self._resize() if settings.inference == "slide" else None
         return Views(self.config.data.size, mean, std, resize, settings.scales)
@@ -241,8 +242,9 @@ class EvaluationSample:
 
     def __call__(self, record: Record) -> Sample:
         if record["image"] == STAND_IN:  # of an unreadable picture: it must be as large as its labels
-            rule = {"num_classes": self.num_classes, "reduce_zero_label": self.reduce_zero_label}
-            segments_HW = read_segments(record["mask"], **rule)
+            segments_HW = read_segments(
+                record["mask"], num_classes=self.num_classes, reduce_zero_label=self.reduce_zero_label
+            )
             image = Image.new("RGB", (segments_HW.shape[1], segments_HW.shape[0]), (128, 128, 128))
         else:
             image, segments_HW = open_pair(record, self.num_classes, self.reduce_zero_label)

@@ -27,8 +27,9 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     if config.schedule == "linear":
         return functools.partial(linear, lr=config.lr, warmup=warmup, steps=steps)
     if config.schedule == "poly":
-        rate = {"lr": config.lr, "min_lr": config.min_lr, "power": config.power}
-        return functools.partial(poly, **rate, warmup=warmup, steps=steps)
+        return functools.partial(
+            poly, lr=config.lr, min_lr=config.min_lr, power=config.power, warmup=warmup, steps=steps
+        )
     return functools.partial(constant, lr=config.lr, warmup=warmup)
 
 
