@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 
 from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
 from vlbeit.data.joint_transforms import SegmentationTrain
-from vlbeit.data.loader import STAND_IN
-from vlbeit.data.segments import open_pair, read_segments
+from vlbeit.data.segments import open_pair
 from vlbeit.data.sources import open_source
 from vlbeit.engine.device import choose_device
 from vlbeit.errors import DataError, UsageError
@@ -241,13 +239,7 @@ class EvaluationSample:
         self.reduce_zero_label = reduce_zero_label
 
     def __call__(self, record: Record) -> Sample:
-        if record["image"] == STAND_IN:  # of an unreadable picture: it must be as large as its labels
-            segments_HW = read_segments(
-                record["mask"], num_classes=self.num_classes, reduce_zero_label=self.reduce_zero_label
-            )
-            image = Image.new("RGB", (segments_HW.shape[1], segments_HW.shape[0]), (128, 128, 128))
-        else:
-            image, segments_HW = open_pair(record, self.num_classes, self.reduce_zero_label)
+        image, segments_HW = open_pair(record, self.num_classes, self.reduce_zero_label)
         return {
             "sample_id": record["id"],
             "views": self.views(image),

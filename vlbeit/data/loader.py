@@ -28,17 +28,6 @@ log = logging.getLogger(__name__)
 _ORDER, _SAMPLE, _REPLACE = 0, 1, 2  # what a random stream is for
 _ATTEMPTS = 10  # replacements in a row that are tried
 
-
-def _grey() -> bytes:
-    """An encoded mid-grey image."""
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64), (128, 128, 128)).save(file, "PNG")
-    return file.getvalue()
-
-
-STAND_IN = _grey()
-"""The encoded picture that evaluation shows in the place of an unreadable one."""
-
 Place = tuple[int, int]  # epoch, index
 Bad = tuple[str, str]  # sample id, what is wrong with it
 
@@ -177,7 +166,14 @@ class _Samples(Dataset):  # type: ignore[type-arg]
                 return self.spec.transform(record), []
         except ImageError as error:
             with seeded(self._seed, _SAMPLE, epoch, index):
-                return self.spec.transform({**record, "image": STAND_IN}), [(record["id"], str(error))]
+                return self.spec.transform({**record, "image": _grey()}), [(record["id"], str(error))]
+
+
+def _grey() -> bytes:
+    """An encoded mid-grey image."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(file, "PNG")
+    return file.getvalue()
 
 
 class _BadSamples:
