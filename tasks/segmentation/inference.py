@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import Any, NamedTuple
 
 import torch
@@ -105,19 +105,19 @@ def segment(decode: Decode, pictures: Iterable[tuple[Sequence[View], Size]], win
     sides = (False, True) if windows.flip else (False,)
     seen = [(view, flipped) for views, _ in pictures for view in views for flipped in sides]
     maps = slide(decode, (view.image.flip(-1) if flipped else view.image for view, flipped in seen), windows)
-    parts = iter(zip(seen, maps, strict=True))
-    return [_classes([next(parts) for _ in range(len(views) * len(sides))], size) for views, size in pictures]
+    parts = (
+        (view.weight, logits.flip(-1) if flipped else logits)
+        for (view, flipped), logits in zip(seen, maps, strict=True)
+    )
+    return [_classes(islice(parts, len(views) * len(sides)), size) for views, size in pictures]
 
 
-def _classes(parts: Sequence[tuple[tuple[View, bool], Tensor]], size: Size) -> Tensor:
-    """All views of one picture with their logits [K, h, w] -> classes [H, W]."""
+def _classes(parts: Iterator[tuple[int, Tensor]], size: Size) -> Tensor:
+    """Weights and logits [K, h, w] of all views of one picture, taken one by one -> classes [H, W]."""
     total_KHW: Any = 0
-    for (view, flipped), logits_Khw in parts:
-        logits_KHW = resized(logits_Khw[None], size)[0]
-        if flipped:
-            logits_KHW = logits_KHW.flip(-1)
-        # probabilities weigh views alike, whatever the range of their logits; of one view the order is the same
-        total_KHW = total_KHW + (view.weight * logits_KHW.softmax(0) if len(parts) > 1 else logits_KHW)
+    for weight, logits_Khw in parts:
+        # probabilities, so that views weigh alike whatever the range of their logits
+        total_KHW = total_KHW + weight * resized(logits_Khw[None], size)[0].softmax(0)
     return total_KHW.argmax(0)
 
 
