@@ -208,7 +208,9 @@ def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None, 
         return
     assert source is not None, "preflight refuses a tokenizer"
     check_fits(source, encoder.spec, str(checkpoint.path))
-    labels = adopt.labels_of(checkpoint, meta, say) | recipe.labels_of_init()
+    if told := adopt.other_taps(checkpoint, objective):
+        say(f"note: {told}: the decoder begins with weights for the others")
+    labels = adopt.labels_of(checkpoint, objective, meta, say) | recipe.labels_of_init()
     state = checkpoint.state
     if "answer" in checkpoint.description.get("heads", {}) and "answers" not in labels:
         say("its classifier of answers is left out: which they are, in its order, only task.init_answers=FILE can tell")

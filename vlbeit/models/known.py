@@ -37,6 +37,9 @@ _AZURE = f"https://{CLOSED_HOST}/beit-share-public/"
 _HEADS = {"base": 12, "base_plus": 16, "large": 16}
 _WEIGHTS = {"base": "87M", "large": "305M"}
 _WEIGHTS_SEGMENTATION = {"base": "163M", "large": "441M"}
+# beit/ and beit2/semantic_segmentation/configs: `out_indices` of the backbone, counted from 0. transformers reads the
+# same numbers in the config.json of its copies otherwise, two blocks below.
+_TAPS = {"base": (3, 5, 7, 11), "large": (7, 11, 15, 23)}
 # what a model was trained on, in this order; nothing said is with labels
 _PLAIN_22K = "unlabelled ImageNet-22k"
 _BOTH_22K = "unlabelled ImageNet-22k, ImageNet-22k"
@@ -186,6 +189,7 @@ def _of_beit(name: str, folder: str, trained: str, addresses: tuple[str, ...], m
             "image_size": (side, side),
             "num_heads": _HEADS[size],
             "normalize": "half" if half else "imagenet",
+            **({"taps": _TAPS[size]} if task == "segmentation" else {}),
         },
         metrics=metrics,
         source=f"microsoft/unilm {folder}/ README and evaluation logs" if metrics else "",

@@ -61,10 +61,15 @@ class FeatureNecks(nn.Module):
     """Four maps of a plain tower, all of one size, to a pyramid: 4, 2, 1 and 1/2 times that size (BEiT on ADE20K).
 
     Transposed convolutions keep PyTorch's initialisation, as published.
+
+    Args:
+        dim: D.
+        taps: blocks that the maps come from, for who runs the tower; None: those of `taps` for its depth.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, taps: Sequence[int] | None = None) -> None:
         super().__init__()
+        self.taps = None if taps is None else list(taps)
         self.up4 = nn.Sequential(_doubling(dim), nn.BatchNorm2d(dim), nn.GELU(), _doubling(dim))
         self.up2 = _doubling(dim)
         self.down2 = nn.MaxPool2d(2)
