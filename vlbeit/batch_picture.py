@@ -41,7 +41,9 @@ def draw_batch(batch: Batch, config: RunConfig, meta: Meta) -> Image.Image | Non
     if not any(cell.picture is not None or cell.lines for cell in cells):
         return None
     pictures = any(cell.picture is not None for cell in cells)
-    head = [Line(f"{config.title}: {count} of the {config.global_batch_size} samples of step 0, as the model sees them")]
+    head = [
+        Line(f"{config.title}: {count} of the {config.global_batch_size} samples of step 0, as the model sees them")
+    ]
     head += [Line(text, color=PALE) for text in _remarks(batch, config)]
     return figure(cells, _COLUMNS if pictures else 2, head, width=0 if pictures else _TEXT_WIDTH)
 

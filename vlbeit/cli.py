@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import vlbeit
-from vlbeit import dist, registry, table
+from vlbeit import dist, inspecting, registry, table
 from vlbeit.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(inspecting.app, name="inspect")
 _FREE = {"ignore_unknown_options": True}  # `--lr 1e-3` reaches the words, which name the right key
 _OF_THE_PLACE = (  # what a disk, its permissions and names may refuse: no fault of ours
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR,
