@@ -101,7 +101,7 @@ class _Drawn:
         boxes_n4, labels = things["boxes"].cpu(), things["box_labels"].tolist()
         large = sized(image)
         masks_nHW = things.get("box_masks")
-        if masks_nHW is not None:
+        if masks_nHW is not None and len(masks_nHW):
             masks_nHW = torch.nn.functional.interpolate(
                 masks_nHW.cpu()[None].float(), (large.height, large.width), mode="nearest"
             )[0].bool()
