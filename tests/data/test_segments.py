@@ -105,7 +105,7 @@ def test_a_mask_with_nothing_to_score(tmp_path):
 
 @pytest.mark.parametrize(("classes", "reduced"), [(0, False), (256, False), (255, True)])
 def test_classes_must_leave_255_free(tmp_path, classes, reduced):
-    with pytest.raises(ValueError, match=rf"num_classes={classes} must lie in 1\.\.{255 - reduced}"):
+    with pytest.raises(DataError, match=rf"masks of {classes} classes: 1\.\.{255 - reduced} can be told"):
         read_segments(tmp_path / "a.png", num_classes=classes, reduce_zero_label=reduced)
 
 

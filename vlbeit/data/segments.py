@@ -29,18 +29,33 @@ def read_segments(value: str | bytes | Path, *, num_classes: int, reduce_zero_la
     """uint8 [H, W], the classes 0..num_classes-1 and 255, of an index image: grey of 8 or 16 bits, or a palette.
 
     Of a palette image the indices are the labels, whatever colours they show.
-    Raises `ImageError` for a file that cannot be read; `DataError`, naming the file, for a colour image and for labels
-    beyond the classes; ValueError for more classes than fit below 255.
+    Raises `ImageError` for a file that cannot be read; `DataError`, naming the file, for a colour image, for labels
+    beyond the classes, and for more classes than fit below 255.
     """
     if not 0 < num_classes <= IGNORED - reduce_zero_label:
-        raise ValueError(f"num_classes={num_classes} must lie in 1..{IGNORED - reduce_zero_label}: 255 is not scored")
-    labels_HW = decoded(value, lambda image: _labels(image, value))
+        most = IGNORED - reduce_zero_label
+        raise DataError(f"masks of {num_classes} classes: 1..{most} can be told from 255, which is not scored")
+    labels_HW = read_labels(value)
     first, last = (1, num_classes) if reduce_zero_label else (0, num_classes - 1)
     ignored_HW = (labels_HW == IGNORED) | (labels_HW == 0 if reduce_zero_label else False)
     wild_HW = ((labels_HW < first) | (labels_HW > last)) & ~ignored_HW
     if wild_HW.any():
         raise DataError(_wild(described(value), np.unique(labels_HW[wild_HW]), num_classes, reduce_zero_label))
     return torch.from_numpy(np.where(ignored_HW, IGNORED, labels_HW - first).astype(np.uint8))
+
+
+def read_labels(value: str | bytes | Path) -> np.ndarray:
+    """int32 [H, W], the numbers of an index image as they are stored. Raises as `read_segments` does."""
+
+    def labels(image: Image.Image) -> np.ndarray:
+        if image.mode not in _INDEX_MODES:
+            raise DataError(
+                f"{described(value)} is a {image.mode} image, not a map of classes: write one number a pixel, as a "
+                "PNG of mode L or P (the colours of a legend must be turned into class numbers first)"
+            )
+        return np.asarray(image).astype(np.int32)
+
+    return decoded(value, labels)
 
 
 def open_pair(record: Record, num_classes: int, reduce_zero_label: bool) -> tuple[Image.Image, Tensor]:
@@ -66,16 +81,6 @@ def open_pair(record: Record, num_classes: int, reduce_zero_label: bool) -> tupl
             "take both from the same release (a picture is turned as its EXIF data says), or remove the pair"
         )
     return image, segments_HW
-
-
-def _labels(image: Image.Image, value: str | bytes | Path) -> np.ndarray:
-    """int32 [H, W], the numbers as they are stored."""
-    if image.mode not in _INDEX_MODES:
-        raise DataError(
-            f"{described(value)} is a {image.mode} image, not a map of classes: write one number a pixel, as a PNG of "
-            "mode L or P (colours of a legend must be turned into class numbers first)"
-        )
-    return np.asarray(image).astype(np.int32)
 
 
 def _wild(name: str, labels: np.ndarray, num_classes: int, reduce_zero_label: bool) -> str:
