@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vlbeit.adopt import labels_of, other_taps, take_weights
+from vlbeit.cli import main
 from vlbeit.errors import UsageError
 from vlbeit.models.checkpoint import Checkpoint
 from vlbeit.models.encoder import MoMEEncoder
@@ -71,3 +75,51 @@ def test_classes_are_compared_only_where_both_have_a_classifier_of_the_kind() ->
     assert labels_of(found, Segmentation(), meta, said.append) == {} and "go by their place" in said.pop()
     found.description["heads"] = {"classification": {"kind": "classification", "dim": 8, "num_classes": 2}}
     assert labels_of(found, Segmentation(), meta, said.append) == {} and said == []
+
+
+WORDS = (
+    *("task=segmentation", "data=masks", "data.root=own", "data.workers=0", "task.reduce_zero_label=true"),
+    *("micro_batch_size=2", "global_batch_size=4"),
+)
+SMALL = (
+    *("stage=mim", "init=none", "model=tiny", "data.image_size=32", "model.embed_dim=32", "model.num_heads=2"),
+    *("model.patch_size=8", "optim.warmup_steps=0", "steps=3", "optim.lr=1e-3"),
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of pictures with masks of three classes."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for index in range(4):
+            labels = np.repeat(rng.integers(0, 4, (4, 5), np.uint8), 10, axis=0).repeat(10, axis=1)
+            noise = rng.integers(0, 40, (*labels.shape, 3), np.uint8)
+            for kind, pixels in (("images", labels[..., None] * np.uint8(50) + noise), ("masks", labels)):
+                file = tmp_path / "own" / kind / split / f"{index}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(file)
+    (tmp_path / "own/classes.txt").write_text("red\ngreen\nblue\n")
+    monkeypatch.setenv("VLBEIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_files_of_others_are_measured_and_gone_on_with(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *WORDS, *SMALL]) == 0
+    numbers = json.loads((place / "runs/mim-segmentation/evaluation.json").read_text())
+    assert main(["convert", "runs/mim-segmentation", "official.pth", "--to", "unilm"]) == 0
+    assert main(["convert", "runs/mim-segmentation", "hub", "--to", "transformers"]) == 0
+    written = json.loads((place / "hub/config.json").read_text())
+    assert written["architectures"] == ["BeitForSemanticSegmentation"] and written["id2label"]["1"] == "green"
+    for source in ("official.pth", "hub"):
+        assert main(["evaluate", source, *WORDS]) == 0
+        measured = json.loads((place / f"runs/{Path(source).stem}-segmentation/evaluation.json").read_text())
+        assert {name: measured[name] for name in ("miou", "macc", "aacc")} == pytest.approx(
+            {name: numbers[name] for name in ("miou", "macc", "aacc")}
+        )
+    capsys.readouterr()
+    words = [word for word in SMALL if word != "init=none"]
+    assert main(["train", *WORDS, *words, "init=official.pth", "run=on", "steps=1"]) == 0
+    said = capsys.readouterr()
+    assert "new (" not in said.out + said.err and "starting from official.pth" in said.out + said.err
