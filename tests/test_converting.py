@@ -20,12 +20,19 @@ from vlbeit.models.convert import convert
 from vlbeit.models.convert.layout import Hints
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.heads import Heads
+from vlbeit.models.pyramid import taps, to_map
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.models.writing import write_tensors
 
 GOLDEN = Path(__file__).parent / "golden/beit"
 CLASSIFIER = {"classification": {"kind": "classification", "dim": 32, "num_classes": 3}}
 MIM = {"masked_patch": {"kind": "masked_patch", "dim": 32, "dim_out": 11}}
+SEGMENTATION = {
+    "necks": {"kind": "feature_necks", "dim": 32},
+    "segmentation": {"kind": "upernet", "dim": 32, "num_classes": 3},
+    "auxiliary": {"kind": "fcn", "dim": 32, "num_classes": 3, "channels": 16},
+}
+SETR = {"segmentation": {"kind": "setr_pup", "dim": 32, "num_classes": 3, "channels": 16}}
 SIZES: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 4, "image_size": (64, 64)}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "classification": ({"final_norm": False}, CLASSIFIER),
@@ -36,6 +43,8 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"pooler": {"kind": "pooler", "dim": 32}},
     ),
     "text": ({"experts": ("text",), "image_size": None, "vocab_size": 50}, {}),
+    "segmentation": ({"final_norm": False, "depth": 6}, SEGMENTATION),
+    "setr": ({"final_norm": False}, SETR),
     "wide": ({"final_norm": False, "image_size": (32, 64), "layer_scale": 0.0}, CLASSIFIER),
 }
 
@@ -46,8 +55,11 @@ def made(folder: Path, kind: str, **config: Any) -> Path:
     spec = EncoderSpec(**{**SIZES, **settings})
     torch.manual_seed(5)
     parts = torch.nn.ModuleDict({"encoder": MoMEEncoder(spec), "heads": Heads(heads)})
-    state = {name: torch.randn_like(value) * 0.1 for name, value in parts.state_dict().items()}
-    meta = {"classes": ["cat", "dog", "eel"]} if heads is CLASSIFIER else {}
+    given = parts.state_dict()
+    state = {n: torch.randn_like(v) * 0.1 if v.is_floating_point() else v for n, v in given.items()}
+    for name in [name for name in state if name.endswith("running_var")]:
+        state[name] = state[name].exp()
+    meta = {"classes": ["cat", "dog", "eel"]} if heads in (CLASSIFIER, SEGMENTATION, SETR) else {}
     save_checkpoint(folder / "checkpoint", state, {"encoder": spec.to_dict(), "heads": heads}, config, meta)
     return folder
 
@@ -314,6 +326,52 @@ def test_a_shared_run_can_be_evaluated(in_chain: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "shared/evaluation.json").read_text())["top1"] == pytest.approx(before["top1"])
 
 
+def test_segmentation_to_transformers_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made(tmp_path / "run", "segmentation", data={"normalize": "imagenet"})
+    assert main(["convert", str(run), str(tmp_path / "out"), "--to", "transformers"]) == 0
+    out = capsys.readouterr().out
+    assert "BeitForSemanticSegmentation" in out and "not in" not in out and "new there" not in out
+    theirs, info = transformers.BeitForSemanticSegmentation.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()) and theirs.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
+    model = vlbeit.load(run)
+    assert model.encoder is not None
+    with torch.inference_mode():
+        tokens = model.encoder.forward_intermediates(model.encoder.embed_image(image()), taps(6))
+        want = model.heads["segmentation"](model.heads["necks"]([to_map(each) for each in tokens]))
+        torch.testing.assert_close(theirs.eval()(image()).logits, want, atol=1e-5, rtol=1e-5)
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "again")]) == 0
+    first, again = read_checkpoint(run), read_checkpoint(tmp_path / "again")
+    assert again.state.keys() == first.state.keys() and again.meta == first.meta
+    assert all(torch.equal(again.state[name], value) for name, value in first.state.items())
+    assert again.description["normalize"] == "imagenet"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_segmentation_to_unilm_and_back(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, file = made(tmp_path / "run", "segmentation"), tmp_path / f"out{suffix}"
+    assert main(["convert", str(run), str(file), "--to", "unilm"]) == 0
+    first = read_checkpoint(run)
+    out = capsys.readouterr().out
+    assert f"to unilm: {len(first.state)} tensors, bit for bit" in out and "not in" not in out
+    assert "semantic_segmentation" in out
+    if suffix == ".pth":
+        assert "decode_head.conv_seg.weight" in torch.load(file, weights_only=True)["state_dict"]
+    again = read_checkpoint(file)
+    assert again.report.layout == "UPerNet of mmsegmentation" and again.state.keys() == first.state.keys()
+    assert all(torch.equal(value, first.state[name]) for name, value in again.state.items())
+
+
+@pytest.mark.parametrize("to", ["timm", "transformers", "unilm"])
+def test_of_setr_the_tower_goes_out(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made(tmp_path / "run", "setr")
+    assert main(["convert", str(run), str(tmp_path / "out"), "--to", to]) == 0
+    assert f"not in {to}: heads.segmentation.classifier.weight" in capsys.readouterr().out
+    first, again = read_checkpoint(run), vlbeit.load(tmp_path / "out")
+    assert again.encoder is not None and "segmentation" not in again.heads
+    state = again.encoder.state_dict()
+    assert all(torch.equal(v, first.state[f"encoder.{n}"]) for n, v in state.items())
+
+
 def test_backbone_of_a_segmentation_folder_needs_no_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
     config = transformers.BeitConfig(
@@ -321,6 +379,7 @@ def test_backbone_of_a_segmentation_folder_needs_no_word(tmp_path: Path, capsys:
     )
     transformers.BeitForSemanticSegmentation(config).save_pretrained(tmp_path / "theirs")
     assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "out")]) == 0
+    # its first map is the embedding itself, which is no block's output
     assert "unexpected: decode_head." in capsys.readouterr().out
     assert vlbeit.load(tmp_path / "out").encode(image=image()).x_BLD.shape == (2, 17, 32)
 

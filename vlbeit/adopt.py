@@ -14,8 +14,9 @@ from vlbeit.data.sources import open_records
 from vlbeit.errors import UsageError
 from vlbeit.models.checkpoint import Checkpoint, read_head, spec_of
 from vlbeit.models.presets import PRESETS
+from vlbeit.models.pyramid import taps
 from vlbeit.models.spec import EncoderSpec
-from vlbeit.models.transfer import check_fits, transfer
+from vlbeit.models.transfer import check_fits, classifiers, transfer
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe
 from vlbeit.types import Meta
@@ -47,10 +48,15 @@ def config_for(checkpoint: Checkpoint, words: Sequence[str]) -> RunConfig:
     return _with_tokenizer(config, spec, path)
 
 
-def meta_for(recipe: Recipe) -> Meta:
-    """What a run of the recipe would have learned from its training records, had it had any: names and words alone."""
-    data = recipe.config.data
-    return recipe.meta(open_records(data, recipe.kind, data.val_split), {})
+def meta_for(recipe: Recipe, checkpoint: Checkpoint) -> Meta:
+    """What a run of the recipe would have learned from its training records, had it had any: names and words alone.
+
+    It may inherit the names of the classes that the checkpoint tells apart; where it does not name them, their places.
+    """
+    data, head = recipe.config.data, checkpoint.description.get("heads", {}).get("classification", {})
+    places = [str(row) for row in range(head.get("num_classes", 0))]
+    inherited = {"classes": checkpoint.meta.get("classes") or places} if places else {}
+    return recipe.meta(open_records(data, recipe.kind, data.val_split), inherited)
 
 
 def take_weights(objective: Objective, checkpoint: Checkpoint, meta: Meta, say: Callable[[str], None]) -> None:
@@ -61,7 +67,9 @@ def take_weights(objective: Objective, checkpoint: Checkpoint, meta: Meta, say: 
     source, target = checkpoint.encoder_spec, cast(Any, objective).encoder.spec
     assert source is not None, "config_for refuses a tokenizer"
     check_fits(source, target, str(checkpoint.path))
-    labels = labels_of(checkpoint, meta, say)
+    if told := other_taps(checkpoint, objective):
+        raise UsageError(f"{told}: measure it by transformers, or go on from it by `vlbeit train init=...`")
+    labels = labels_of(checkpoint, objective, meta, say)
     ours: set[str] = set(meta.get("classes", ()))
     if lacking := sorted(ours.difference(labels.get("classes", ours))):
         raise UsageError(f"{checkpoint.path} knows {len(labels['classes'])} classes, {lacking[0]!r} is none of them")
@@ -76,17 +84,35 @@ def take_weights(objective: Objective, checkpoint: Checkpoint, meta: Meta, say: 
         )
 
 
-def labels_of(checkpoint: Checkpoint, meta: Meta, say: Callable[[str], None]) -> Meta:
+def other_taps(checkpoint: Checkpoint, objective: Objective) -> str:
+    """What is to be said where a decoder was trained on the outputs of other blocks than ours takes; "" where not."""
+    theirs, ours = (each.get("heads", {}).get("necks") for each in (checkpoint.description, objective.describe()))
+    if theirs is None or ours is None or theirs.get("taps") == ours.get("taps"):
+        return ""
+    assert checkpoint.encoder_spec is not None
+    blocks = [necks.get("taps") or taps(checkpoint.encoder_spec.depth) for necks in (theirs, ours)]
+    return f"{checkpoint.path} decodes the outputs of blocks {blocks[0]}, counted from 0, and here it is {blocks[1]}"
+
+
+def labels_of(checkpoint: Checkpoint, objective: Objective, meta: Meta, say: Callable[[str], None]) -> Meta:
     """What the rows of a checkpoint's classifiers stand for, as far as it says so in the words of `meta`.
 
     Class names of others that share none with ours (ImageNet's words beside its numbers) count as not said: rows go
-    by their place then, and `say` is told.
+    by their place then, and `say` is told. Capitals and spaces around a name make no difference there ("crt screen").
     """
     classes, ours = checkpoint.meta.get("classes"), meta.get("classes")
-    if checkpoint.config or not classes or not ours or {*classes} & {*ours}:
+    if checkpoint.config or not classes or not ours:
         return checkpoint.meta
+    spelled = {name.strip().casefold(): name for name in ours}
+    classes = [spelled.get(name.strip().casefold(), name) for name in classes]
+    if {*classes} & {*ours}:
+        return {**checkpoint.meta, "classes": classes}
+    unnamed = {key: value for key, value in checkpoint.meta.items() if key != "classes"}
+    theirs, wanted = (description.get("heads", {}) for description in (checkpoint.description, objective.describe()))
+    if not theirs.keys() & wanted.keys() & classifiers("classes"):
+        return unnamed  # there are no rows to take
     say(f"note: no class has the same name there and here, so they go by their place: {classes[0]!r} is {ours[0]!r}")
-    return {key: value for key, value in checkpoint.meta.items() if key != "classes"}
+    return unnamed
 
 
 def with_its_tokenizer(config: RunConfig) -> RunConfig:

@@ -21,7 +21,7 @@ from vlbeit.models.convert.image_part import TYPED, image_part
 from vlbeit.models.convert.layout import Hints, State
 from vlbeit.models.convert.timm import timm_arguments, timm_config, to_timm
 from vlbeit.models.convert.transformers import architecture, to_transformers
-from vlbeit.models.convert.unilm import to_unilm
+from vlbeit.models.convert.unilm import is_segmentation, to_unilm
 from vlbeit.models.presets import PRESETS
 from vlbeit.models.report import collapsed
 from vlbeit.models.vqkd import VQKD, VQKDSpec
@@ -122,8 +122,14 @@ def _write(found: Checkpoint, out: Path, to: str) -> tuple[list[Path], str]:
         sent = to_unilm(found.description, found.state)
         file = out if out.suffix in _FILE else out / "model.pth"
         spec = found.encoder_spec
+        place = shlex.quote(str(file))
+        if is_segmentation(sent):
+            following = (
+                f"in microsoft/unilm beit/semantic_segmentation: tools/dist_test.sh CONFIG {place} 1 --eval mIoU"
+            )
+            return [write_tensors(file, sent, key="state_dict")], following
         script = "run_class_finetuning.py --finetune" if spec and spec.vocab_size is None else "run.py with load_path="
-        return [write_tensors(file, sent)], f"in microsoft/unilm: python {script} {shlex.quote(str(file))}"
+        return [write_tensors(file, sent)], f"in microsoft/unilm: python {script} {place}"
     sent = to_timm(found.description, found.state)
     if out.suffix in _FILE:
         name, arguments = timm_arguments(found.description, found.normalize)
@@ -166,7 +172,8 @@ def _compared(found: Checkpoint, weights: Path, to: str) -> list[str]:
 def _read_back(weights: Path) -> State:
     if weights.suffix == ".safetensors":
         return load_file(weights)
-    return cast(State, torch.load(weights, map_location="cpu", weights_only=True, mmap=True)["model"])
+    (state,) = torch.load(weights, map_location="cpu", weights_only=True, mmap=True).values()
+    return cast(State, state)
 
 
 def _training(found: Checkpoint, out: Path) -> str:

@@ -13,9 +13,10 @@ import pytest
 from vlbeit.config import DataConfig
 from vlbeit.models.convert.layout import Hints
 from vlbeit.models.known import KNOWN, Published
+from vlbeit.models.pyramid import taps
 
 TASKS = {"mim", "classification", "segmentation", "text", "vl", "vqa", "nlvr2", "retrieval", "tokenizer"}
-METRICS = {"top1", "top5", "miou", "miou_multi_scale", "test_dev", "test_p", "text_r1", "image_r1"}
+METRICS = {"top1", "top5", "miou", "macc", "aacc", "miou_multi_scale", "test_dev", "test_p", "text_r1", "image_r1"}
 HOSTS = {"github.com", "conversationhub.blob.core.windows.net", "cdn.openai.com"}
 
 
@@ -45,6 +46,14 @@ def test_hints_are_what_a_conversion_takes(published: Published) -> None:
         DataConfig(normalize=str(hints.normalize))  # a value that the settings know
         vlmo_table = published.name.startswith("vlmo") and "base_plus" not in published.name
         assert hints.text_positions == (196 if vlmo_table else None)
+
+
+def test_published_decoders_take_the_blocks_of_the_published_configs() -> None:
+    decoders = [published for published in KNOWN.values() if published.task == "segmentation"]
+    assert len(decoders) == 2 + 4 + 2  # BEiT, BEiT v2, copies on the hub
+    for published in decoders:
+        assert published.hints["taps"] == tuple(taps(12 if "base" in published.name else 24))
+        assert published.hints["normalize"] == "imagenet" and "miou" in published.metrics
 
 
 def test_names_are_the_keys_and_files_are_kept_apart() -> None:

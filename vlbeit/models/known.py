@@ -37,6 +37,9 @@ _AZURE = f"https://{CLOSED_HOST}/beit-share-public/"
 _HEADS = {"base": 12, "base_plus": 16, "large": 16}
 _WEIGHTS = {"base": "87M", "large": "305M"}
 _WEIGHTS_SEGMENTATION = {"base": "163M", "large": "441M"}
+# beit/ and beit2/semantic_segmentation/configs: `out_indices` of the backbone, counted from 0. transformers reads the
+# same numbers in the config.json of its copies otherwise, two blocks below.
+_TAPS = {"base": (3, 5, 7, 11), "large": (7, 11, 15, 23)}
 # what a model was trained on, in this order; nothing said is with labels
 _PLAIN_22K = "unlabelled ImageNet-22k"
 _BOTH_22K = "unlabelled ImageNet-22k, ImageNet-22k"
@@ -58,7 +61,11 @@ _BEIT_FILES: tuple[tuple[str, str, dict[str, float]], ...] = (
     ("beit_large_patch16_224_pt22k_ft22kto1k", f"{_BOTH_22K}, ImageNet-1k", {"top1": 87.396, "top5": 98.282}),
     ("beit_large_patch16_384_pt22k_ft22kto1k", f"{_BOTH_22K}, ImageNet-1k", {"top1": 88.408, "top5": 98.602}),
     ("beit_large_patch16_512_pt22k_ft22kto1k", f"{_BOTH_22K}, ImageNet-1k", {"top1": 88.6, "top5": 98.658}),
-    ("beit_base_patch16_640_pt22k_ft22ktoade20k", f"{_BOTH_22K}, ADE20K", {"miou": 53.61, "miou_multi_scale": 54.26}),
+    (
+        "beit_base_patch16_640_pt22k_ft22ktoade20k",
+        f"{_BOTH_22K}, ADE20K",
+        {"miou": 53.61, "macc": 64.82, "aacc": 84.62, "miou_multi_scale": 54.26},
+    ),
     ("beit_large_patch16_640_pt22k_ft22ktoade20k", f"{_BOTH_22K}, ADE20K", {"miou": 56.7, "miou_multi_scale": 57.0}),
 )
 # Their release addresses were not found written down; the table of 4eaa6ca4 names the others.
@@ -86,7 +93,11 @@ _BEIT2_FILES: tuple[tuple[str, str, dict[str, float]], ...] = (
     ("beitv2_base_patch16_224_pt1k_ftade20k", f"{_PLAIN_1K}, ADE20K", {"miou": 53.1}),
     ("beitv2_base_patch16_224_pt1k_ft21ktoade20k", f"{_BOTH_21K}, ADE20K", {"miou": 53.5}),
     ("beitv2_large_patch16_224_pt1k_ftade20k", f"{_PLAIN_1K}, ADE20K", {"miou": 56.7}),
-    ("beitv2_large_patch16_224_pt1k_ft21ktoade20k", f"{_BOTH_21K}, ADE20K", {"miou": 57.54}),
+    (
+        "beitv2_large_patch16_224_pt1k_ft21ktoade20k",
+        f"{_BOTH_21K}, ADE20K",
+        {"miou": 57.54, "macc": 68.78, "aacc": 86.22},
+    ),
 )
 
 # microsoft/unilm beit2/TOKENIZER.md. The last part of a file's name is the beginning of its hash.
@@ -186,6 +197,7 @@ def _of_beit(name: str, folder: str, trained: str, addresses: tuple[str, ...], m
             "image_size": (side, side),
             "num_heads": _HEADS[size],
             "normalize": "half" if half else "imagenet",
+            **({"taps": _TAPS[size]} if task == "segmentation" else {}),
         },
         metrics=metrics,
         source=f"microsoft/unilm {folder}/ README and evaluation logs" if metrics else "",

@@ -15,7 +15,17 @@ from vlbeit.types import Meta
 State = dict[str, Tensor]
 
 
-_CLASSIFIERS = {"answer": ("answers", "heads.answer.3."), "classification": ("classes", "heads.classification.fc.")}
+_CLASSIFIERS = {  # head -> key of the meta that lists what its rows stand for, and where they are
+    "answer": ("answers", "heads.answer.3."),
+    "classification": ("classes", "heads.classification.fc."),
+    "segmentation": ("classes", "heads.segmentation.classifier."),
+    "auxiliary": ("classes", "heads.auxiliary.classifier."),
+}
+
+
+def classifiers(key: str) -> set[str]:
+    """Heads whose rows stand for what the meta lists under `key`."""
+    return {head for head, (listed, _) in _CLASSIFIERS.items() if listed == key}
 
 
 def check_fits(source: EncoderSpec, target: EncoderSpec, origin: str) -> None:

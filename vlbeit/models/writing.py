@@ -17,8 +17,8 @@ from torch import Tensor
 from vlbeit import files
 
 
-def write_tensors(path: str | Path, state: Mapping[str, Tensor]) -> Path:
-    """Replace `path` by the tensors or leave it untouched: safetensors, or torch's `{"model": ...}` by other suffixes.
+def write_tensors(path: str | Path, state: Mapping[str, Tensor], *, key: str = "model") -> Path:
+    """Replace `path` by the tensors or leave it untouched: safetensors, or torch's `{key: ...}` by other suffixes.
 
     Raises OSError, naming `path`, where the disk is full or refuses.
     """
@@ -27,12 +27,12 @@ def write_tensors(path: str | Path, state: Mapping[str, Tensor]) -> Path:
     with _disk_errors(path):
         if path.suffix == ".safetensors":
             return files.write_by(path, lambda place: save_file(tensors, place, metadata={"format": "pt"}))
-        return files.write_by(path, lambda place: _save_with_torch(tensors, place))
+        return files.write_by(path, lambda place: _save_with_torch({key: tensors}, place))
 
 
-def _save_with_torch(tensors: dict[str, Tensor], place: Path) -> None:
+def _save_with_torch(wrapped: dict[str, dict[str, Tensor]], place: Path) -> None:
     with open(place, "wb") as file:  # a path would give its temporary name to the archive's inner folder
-        torch.save({"model": tensors}, file)
+        torch.save(wrapped, file)
 
 
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

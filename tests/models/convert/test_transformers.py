@@ -142,15 +142,6 @@ def test_default_precision_of_the_norms_is_near(shaken: Any, ours: Any) -> None:
         torch.testing.assert_close(got, theirs(image()).logits, atol=1e-3, rtol=1e-3)
 
 
-def test_backbone_of_a_segmentation_model_is_taken(shaken: Any, ours: Any) -> None:
-    theirs = shaken(made("BeitForSemanticSegmentation", num_hidden_layers=4, out_indices=[1, 2, 3, 4]))
-    converted = convert(theirs.state_dict())
-    assert {name.split(".")[0] for name in converted.unexpected} == {"fpn", "decode_head", "auxiliary_head"}
-    with torch.inference_mode():
-        want = theirs.beit(image()).last_hidden_state
-        torch.testing.assert_close(ours(converted).tokens(image()), want, atol=1e-5, rtol=1e-5)
-
-
 def test_pictures_that_are_not_square_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="square"):
         convert(made(image_size=[32, 64]).state_dict(), Hints(image_size=(32, 64)))

@@ -1,4 +1,4 @@
-"""BEiT v1 and v2 checkpoints of microsoft/unilm, and the ADE20K ones whose backbone they are.
+"""BEiT v1 and v2 checkpoints of microsoft/unilm, and the ADE20K ones whose backbone they are, under UPerNet.
 
 timm's `beit_*` and `beitv2_*` have the same names and are read here too.
 """
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from vlbeit.errors import DataError
+from vlbeit.models.convert import upernet
 from vlbeit.models.convert.layout import Converted, Hints, Layout, State
 from vlbeit.models.convert.reading import read_encoder, read_heads, settle
-from vlbeit.models.convert.unilm import PREFIX, our_name
+from vlbeit.models.convert.unilm import BACKBONE, PREFIX, our_name
 
 _SHARED = "rel_pos_bias.relative_position_bias_table"
-_BACKBONE = "backbone."
 
 
 def matches_beit(state: Mapping[str, Tensor]) -> bool:
@@ -26,7 +26,7 @@ def matches_beit(state: Mapping[str, Tensor]) -> bool:
 
 def matches_upernet(state: Mapping[str, Tensor]) -> bool:
     """A BEiT under `backbone.`."""
-    return matches_beit({name.removeprefix(_BACKBONE): v for name, v in state.items() if name.startswith(_BACKBONE)})
+    return matches_beit({name.removeprefix(BACKBONE): v for name, v in state.items() if name.startswith(BACKBONE)})
 
 
 def convert_beit(state: State, hints: Hints) -> Converted:
@@ -35,16 +35,21 @@ def convert_beit(state: State, hints: Hints) -> Converted:
 
 
 def convert_upernet(state: State, hints: Hints) -> Converted:
-    """The backbone of a segmentation checkpoint; its necks and heads have no place yet."""
-    return _convert("UPerNet of mmsegmentation", state, hints, _BACKBONE)
+    """A segmentation checkpoint: encoder, and as heads `necks`, `segmentation` and `auxiliary`.
+
+    Those of another decoder than UPerNet are `unexpected`.
+    """
+    return _convert("UPerNet of mmsegmentation", state, hints, BACKBONE)
 
 
 def _convert(layout: str, state: State, hints: Hints, prefix: str) -> Converted:
     ours: State = {}
     sources: dict[str, tuple[str, ...]] = {}
     unexpected = []
+    heads_of = upernet.our_names(name.removeprefix(prefix) for name in state) if prefix else {}
     for name, value in state.items():
         place = our_name(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        place = heads_of.get(name.removeprefix(prefix), place)
         if place is None or place in ours:
             unexpected.append(name)
             continue
@@ -52,6 +57,7 @@ def _convert(layout: str, state: State, hints: Hints, prefix: str) -> Converted:
     shared = any(name.removeprefix(prefix).removeprefix(PREFIX) == _SHARED for name in state)
     if shared and any(name.endswith("attn.relative_position_bias_table") for name in state):
         raise DataError(f"it has one position table for all layers ({_SHARED}) and tables of layers: which one holds?")
+    ours = upernet.with_counters(ours)
     spec = read_encoder(ours, hints, shared=shared)
     heads = read_heads(ours, spec, hints)
     imagenet = bool(prefix) or "aggregation" in heads  # v1 was made on ImageNet-22k with mean and std 0.5

@@ -11,9 +11,11 @@ from vlbeit.config import DataConfig, RunConfig
 from vlbeit.errors import DataError
 from vlbeit.models.convert.layout import Hints
 from vlbeit.models.convert.tables import say
+from vlbeit.models.convert.upernet import POOL_SCALES
 
 _THEIR_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
+_SEGMENTATION = "BeitForSemanticSegmentation"
 _EPSILON = 1e-6
 _HUB_EPSILON = 1e-12  # in the hub's configs of models that were trained with the other: outputs agree to 1e-3
 
@@ -46,7 +48,20 @@ def _of_transformers(config: dict[str, Any], processor: dict[str, Any], hints: H
             f"{folder}/config.json: layer_norm_eps={epsilon}, and the norms of vlbeit have {_EPSILON} alone"
         )
     normalize = hints.normalize or _normalize(processor.get("image_mean"), processor.get("image_std"))
-    return hints.over(Hints(num_heads=config.get("num_attention_heads"), normalize=normalize))
+    taps = _taps(config, folder) if _SEGMENTATION in (config.get("architectures") or ()) else None
+    return hints.over(Hints(num_heads=config.get("num_attention_heads"), normalize=normalize, taps=taps))
+
+
+def _taps(config: dict[str, Any], folder: Path) -> tuple[int, ...] | None:
+    """The blocks, from 0, that `out_indices` mean: transformers takes them from 1 in a list with the embedding first.
+
+    Raises DataError where the decoder pools to other scales than the published ones.
+    """
+    scales = config.get("pool_scales", POOL_SCALES)
+    if list(scales) != POOL_SCALES:
+        raise DataError(f"{folder}/config.json: pool_scales={scales}, and a UPerNet that is read has {POOL_SCALES}")
+    named = config.get("out_indices")
+    return None if named is None else tuple(index - 2 for index in named)
 
 
 def _of_timm(config: dict[str, Any], hints: Hints, folder: Path) -> Hints:

@@ -9,6 +9,7 @@ import torch
 
 from vlbeit.errors import UsageError
 from vlbeit.models.convert.layout import State
+from vlbeit.models.convert.upernet import PARTS, POOL_SCALES, has_upernet
 from vlbeit.models.spec import EncoderSpec
 
 TYPED = ("encoder.cls_token", "encoder.patch_embed.proj.bias")
@@ -16,9 +17,10 @@ TYPED = ("encoder.cls_token", "encoder.patch_embed.proj.bias")
 
 
 class ImagePart(NamedTuple):
-    """An encoder for images alone, and its heads by name: `masked_patch`, `classification`.
+    """An encoder for images alone, and its heads by name: `masked_patch`, `classification`, or those of segmentation.
 
-    An encoder without a final norm has a classification head always, if of 0 classes: the norm of what is pooled.
+    An encoder without a final norm has a classification head, if of 0 classes, the norm of what is pooled, unless it
+    has those of segmentation.
     """
 
     spec: EncoderSpec
@@ -27,7 +29,8 @@ class ImagePart(NamedTuple):
     @property
     def classes(self) -> int:
         """Width of the classifier; 0 without one."""
-        return self.heads.get("classification", {}).get("num_classes", 0)
+        head = self.heads.get("segmentation") or self.heads.get("classification", {})
+        return head.get("num_classes", 0)
 
 
 def image_part(description: dict[str, Any], target: str) -> ImagePart:
@@ -47,6 +50,8 @@ def image_part(description: dict[str, Any], target: str) -> ImagePart:
         )
     spec = replace(source.image_alone(), mask_token=source.mask_token and source.vocab_size is None)
     heads = description.get("heads", {})
+    if target == "transformers" and _fits_segmentation(description, spec):
+        return ImagePart(spec, {name: heads[name] for name in PARTS if name in heads})
     classification = heads.get("classification", {})
     if source.final_norm:
         pools_token = {"classification": classification} if classification.get("pool") == "token" else {}
@@ -54,6 +59,13 @@ def image_part(description: dict[str, Any], target: str) -> ImagePart:
         return ImagePart(spec, pools_token or masked)
     pooled = {"kind": "classification", "dim": spec.embed_dim, "num_classes": 0}
     return ImagePart(spec, {"classification": classification or pooled})
+
+
+def _fits_segmentation(description: dict[str, Any], spec: EncoderSpec) -> bool:
+    """Whether the decoder is the one of transformers: UPerNet, as wide as the tower, pooled to the usual scales."""
+    decoder = description.get("heads", {}).get("segmentation", {})
+    usual = list(decoder.get("pool_scales", POOL_SCALES)) == POOL_SCALES
+    return has_upernet(description) and usual and (decoder.get("channels") or spec.embed_dim) == spec.embed_dim
 
 
 @torch.no_grad()
@@ -79,7 +91,7 @@ def image_state(part: ImagePart, state: State) -> State:
     for name in TYPED:
         if types is not None:
             out[name] = out[name] + types[1]
-    if not part.spec.final_norm:
+    if "classification" in part.heads and not part.spec.final_norm:
         like = out["encoder.cls_token"]
         out.setdefault("heads.classification.fc_norm.weight", torch.ones(part.spec.embed_dim, dtype=like.dtype))
         out.setdefault("heads.classification.fc_norm.bias", torch.zeros(part.spec.embed_dim, dtype=like.dtype))

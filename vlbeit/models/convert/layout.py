@@ -19,7 +19,8 @@ class Hints:
 
     num_heads: of a model with absolute positions. image_size: (height, width) in pixels, of a table whose patch grid is
     not a square. text_positions: T0 of a VLMo table. early_layers: after how many blocks BEiT v2's patch aggregation
-    taps. normalize: `data.normalize` that it was trained with; UsageError where there is none of that name.
+    taps. normalize: `data.normalize` that it was trained with; UsageError where there is none of that name. taps:
+    blocks, from 0, whose outputs a segmentation model takes, where they are not those of the published code.
     """
 
     num_heads: int | None = None
@@ -27,6 +28,7 @@ class Hints:
     text_positions: int | None = None
     early_layers: int | None = None
     normalize: str | None = None
+    taps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.normalize is not None:

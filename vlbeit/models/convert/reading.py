@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.convert.layout import Converted, Hints, State
 from vlbeit.models.convert.tables import SAY_SIZE, hint_grid, image_grid, say
+from vlbeit.models.convert.upernet import read_upernet
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.heads import Heads
 from vlbeit.models.presets import PRESETS
@@ -90,7 +91,7 @@ def read_heads(state: State, spec: EncoderSpec, hints: Hints) -> dict[str, dict[
         found["pair"] = {"kind": "pair", "dim": spec.embed_dim, "num_classes": classes}
     if "heads.aggregation.blocks.0.attn.qkv.weight" in state:
         found["aggregation"] = _aggregation(state, spec, hints)
-    return found
+    return found | read_upernet(state, spec, hints)
 
 
 def settle(

@@ -18,9 +18,12 @@ from torch import Tensor
 from vlbeit import files
 from vlbeit.config import DataConfig, RunConfig
 from vlbeit.errors import DataError, UsageError
+from vlbeit.models.convert import upernet
+from vlbeit.models.convert.idle_block import out_indices, places, with_idle_blocks, without_idle_blocks
 from vlbeit.models.convert.image_part import ImagePart, image_part, image_state
 from vlbeit.models.convert.layout import Converted, Hints, Layout, State
 from vlbeit.models.convert.reading import read_encoder, read_heads, settle
+from vlbeit.models.pyramid import taps
 from vlbeit.models.writing import write_tensors
 
 _SHARED = "encoder.relative_position_bias.relative_position_bias_table"
@@ -56,6 +59,14 @@ _NEWER = (  # what version 5.23 calls what is in the hub's files
     (r"\.attention\.o_proj\.", ".attention.output.dense."),
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"^fpn\.fpn1\.conv_transpose1\.", "fpn1.0."),
+    (r"^fpn\.fpn1\.normalization\.", "fpn1.1."),
+    (r"^fpn\.fpn1\.conv_transpose2\.", "fpn1.3."),
+    (r"^fpn\.fpn2\.", "fpn2.0."),
+    (r"^decode_head\.psp_modules\.blocks\.(\d+)\.conv\.", r"decode_head.psp_modules.\1.1."),
+    (r"^decode_head\.psp_bottleneck\.", "decode_head.bottleneck."),
+    (r"^((?:decode|auxiliary)_head\..+)\.convolution\.", r"\1.conv."),
+    (r"^((?:decode|auxiliary)_head\..+)\.normalization\.", r"\1.bn."),
 )
 _PROJECTION = re.compile(r"encoder\.layer\.\d+\.attention\.attention\.(query|key|value)\.weight")
 _OF_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
@@ -69,13 +80,14 @@ def matches(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_transformers(state: State, hints: Hints) -> Converted:
-    """Any `Beit*` model: its encoder, and as heads `masked_patch` and `classification` (of 0 classes for the norm of a
-    model that pools, without classifier). The heads of segmentation are `unexpected`.
+    """Any `Beit*` model: its encoder, and as heads `masked_patch`, `classification` (of 0 classes for the norm of a
+    model that pools, without classifier), or `necks`, `segmentation` and `auxiliary`.
     """
     ours: State = {}
     sources: dict[str, tuple[str, ...]] = {}
     hub_names: dict[str, str] = {}
     unexpected = []
+    heads_of = upernet.our_names(map(_hub_name, state))
     for name, value in state.items():
         hub = _hub_name(name)
         if hub.endswith("relative_position_index"):
@@ -83,7 +95,7 @@ def from_transformers(state: State, hints: Hints) -> Converted:
         if hub in hub_names:
             raise DataError(f"{hub_names[hub]} and {name}: the encoder of vlbeit has one of these")
         hub_names[hub] = name
-        own = _our_name(hub)
+        own = heads_of.get(hub) or _our_name(hub)
         if own is not None:
             ours[own], sources[own] = value, (name,)
         elif not _PROJECTION.fullmatch(hub):
@@ -92,11 +104,20 @@ def from_transformers(state: State, hints: Hints) -> Converted:
     shared = _SHARED in hub_names
     if shared and any(_TABLE in hub for hub in hub_names):
         raise DataError(f"both {_SHARED} and a table per layer: the encoder of vlbeit has the one or the other")
+    dropped: list[str] = []
+    if heads_of:
+        ours, sources, hints, dropped = without_idle_blocks(ours, sources, hints, shared)
+    ours = upernet.with_counters(ours)
     spec = read_encoder(ours, hints, shared=shared)
     if spec.grid is not None and spec.grid[0] != spec.grid[1]:
         raise DataError("transformers computes positions in another way for pictures that are not square: only square")
     heads = read_heads(ours, spec, hints)
-    return settle("transformers", ours, sources, unexpected, spec, heads, hints.normalize or "half")
+    usual = "imagenet" if "segmentation" in heads else "half"  # as the configs of the published models
+    converted = settle("transformers", ours, sources, unexpected, spec, heads, hints.normalize or usual)
+    converted.dropped += dropped
+    if "necks" in heads and hints.taps is None:
+        converted.assumed.append(f"out_indices are not told: the maps are taken from blocks {taps(spec.depth)}, from 0")
+    return converted
 
 
 def to_transformers(
@@ -108,6 +129,8 @@ def to_transformers(
     normalize: str = DataConfig.normalize,
 ) -> State:
     """Write the image part of a checkpoint as a folder that `from_pretrained` takes; returns what was written.
+
+    A segmentation model with UPerNet is a BeitForSemanticSegmentation, mostly with idle blocks (`convert.idle_block`).
 
     Args:
         description: of the checkpoint.
@@ -128,7 +151,7 @@ def to_transformers(
             "rightly for square ones alone: --to timm takes it"
         )
     out: State = {}
-    for name, value in image_state(part, state).items():
+    for name, value in with_idle_blocks(image_state(part, state), part).items():
         out.update(_hub_tensors(name, value, part))
     write_tensors(folder / "model.safetensors", out)
     files.write_json(folder / "preprocessor_config.json", _preprocessor(spec.image_size[0], normalize), indent=2)
@@ -138,6 +161,8 @@ def to_transformers(
 
 def architecture(part: ImagePart) -> str:
     """The class of transformers that takes all of the image part."""
+    if "segmentation" in part.heads:
+        return "BeitForSemanticSegmentation"
     if part.classes:
         return "BeitForImageClassification"
     return "BeitForMaskedImageModeling" if "masked_patch" in part.heads else "BeitModel"
@@ -184,6 +209,8 @@ def _hub_tensors(name: str, value: Tensor, part: ImagePart) -> State:
         if table := re.fullmatch(r"encoder\.rel_pos\.(\d+)\.image", name):
             own = _SHARED if part.spec.positions == "shared" else f"encoder.layer.{table[1]}.{_TABLE}"
             return {prefix + own: value}
+        if head := upernet.their_name(name, "classifier"):
+            return {head: value}
         hub = _translated(name, _STEM)
         masked = architecture(part) == "BeitForMaskedImageModeling"
         on_top = hub.startswith(("lm_head.", "classifier.", *(["layernorm."] if masked else [])))
@@ -217,7 +244,7 @@ def _config(part: ImagePart, out: State, classes: Sequence[str]) -> str:
     config = BeitConfig(
         vocab_size=part.heads.get("masked_patch", {}).get("dim_out", 8192),
         hidden_size=spec.embed_dim,
-        num_hidden_layers=spec.depth,
+        num_hidden_layers=len(places(part)),
         num_attention_heads=spec.num_heads,
         intermediate_size=int(spec.embed_dim * spec.mlp_ratio),
         layer_norm_eps=1e-6,
@@ -233,8 +260,21 @@ def _config(part: ImagePart, out: State, classes: Sequence[str]) -> str:
         architectures=[architecture(part)],
         dtype=str(out[next(name for name in out if name.endswith("cls_token"))].dtype).removeprefix("torch."),
         **labels,
+        **_segmentation(part),
     )
     return config.to_json_string(use_diff=False)
+
+
+def _segmentation(part: ImagePart) -> dict[str, Any]:
+    """What config.json says of the decoder."""
+    if "segmentation" not in part.heads:
+        return {}
+    auxiliary = part.heads.get("auxiliary")
+    return {
+        "out_indices": out_indices(part),
+        "use_auxiliary_head": auxiliary is not None,
+        **({"auxiliary_channels": auxiliary.get("channels", 256)} if auxiliary else {}),
+    }
 
 
 def _preprocessor(size: int, normalize: str) -> dict[str, Any]:

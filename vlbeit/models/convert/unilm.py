@@ -1,7 +1,8 @@
 """Names of microsoft/unilm (BEiT v1 and v2, VLMo) to ours, and back.
 
 BEiT has one expert in a block (`mlp`, `norm2`); VLMo has one for a modality (`mlp_imag`, `norm2_imag`, ...) and keeps
-the backbone under `transformer.`. VLMo's joint position table is cut and joined in `vlbeit.models.convert.vlmo`.
+the backbone under `transformer.`, segmentation (mmsegmentation) under `backbone.`. VLMo's joint position table is cut
+and joined in `vlbeit.models.convert.vlmo`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 from vlbeit.errors import UsageError
 from vlbeit.models.convert.layout import State
 from vlbeit.models.convert.tables import JOINT_TABLE, join_tables
+from vlbeit.models.convert.upernet import has_upernet, their_name
 from vlbeit.models.spec import EncoderSpec
 
 PREFIX = "transformer."
+BACKBONE = "backbone."
 _BACKBONE = (
     ("cls_token", "encoder.cls_token"),
     ("mask_token", "encoder.mask_token"),
@@ -91,16 +94,24 @@ def official_name(name: str, *, vlmo: bool, shared: bool = False) -> str | None:
 def to_unilm(description: dict[str, Any], state: State) -> State:
     """Official names and layouts for a checkpoint of ours, bit for bit: the inverse of reading such a file.
 
-    VLMo's joint table is put together again; index buffers, and the text positions that relative models never use, are
-    not written. What unilm has no place for is left out.
+    A segmentation model with UPerNet is one of mmsegmentation, its tower under `backbone.`. VLMo's joint table
+    is put together again; index buffers, and the text positions that relative models never use, are not written. What
+    unilm has no place for is left out.
 
     Raises UsageError for an encoder that unilm cannot express: without an image part, or with a foreign tower.
     """
     spec = _checked_spec(description)
+    if has_upernet(description) and spec.vocab_size is None:
+        return {theirs: state[ours] for ours, theirs in _segmentation_names(spec, state)}
     out = {theirs: state[ours] for ours, theirs in _names(spec, state) if theirs is not None}
     if _has_joint_table(spec):
         out[JOINT_TABLE] = join_tables(state, spec.depth)
     return out
+
+
+def is_segmentation(state: State) -> bool:
+    """Whether tensors under official names are of mmsegmentation, which looks for them under the key `state_dict`."""
+    return any(name.startswith(BACKBONE) for name in state)
 
 
 def _checked_spec(description: dict[str, Any]) -> EncoderSpec:
@@ -118,6 +129,15 @@ def _checked_spec(description: dict[str, Any]) -> EncoderSpec:
 def _names(spec: EncoderSpec, state: State) -> Iterator[tuple[str, str | None]]:
     vlmo, shared = spec.vocab_size is not None, spec.positions == "shared"
     return ((name, official_name(name, vlmo=vlmo, shared=shared)) for name in state)
+
+
+def _segmentation_names(spec: EncoderSpec, state: State) -> Iterator[tuple[str, str]]:
+    for ours, theirs in _names(spec, state):
+        head = their_name(ours, "conv_seg")
+        if head is not None:
+            yield ours, BACKBONE + head if head.startswith("fpn") else head
+        elif theirs is not None and ours.startswith("encoder."):
+            yield ours, BACKBONE + theirs
 
 
 def _has_joint_table(spec: EncoderSpec) -> bool:

@@ -1,0 +1,191 @@
+"""Segmentation by the command line on a folder of pictures with masks: what a run gives, what users get wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlbeit.cli import main
+
+COLOURS = np.array([(0, 0, 0), (220, 30, 30), (30, 200, 30), (30, 30, 220)], np.uint8)
+SMALL = (
+    *("stage=mim", "task=segmentation", "data=masks", "data.root=own", "init=none", "model=tiny", "data.image_size=32"),
+    *("model.embed_dim=32", "model.num_heads=2", "model.patch_size=8", "task.channels=16", "optim.warmup_steps=0"),
+    *("data.workers=0", "global_batch_size=4", "micro_batch_size=2", "steps=2", "engine.log_every=1", "optim.lr=1e-3"),
+)
+
+
+def typed(*words: str) -> list[str]:
+    """The words of a small run; of two for one key the later one."""
+    return list({word.partition("=")[0]: word for word in (*SMALL, *words)}.values())
+
+
+def write_folder(root: Path) -> None:
+    """Six pictures of two colours each in train, four in val, of several sizes; labels as in ADE20K, 0 is other."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 4)):
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for index in range(count):
+            height, width = rng.integers(24, 60, 2)
+            labels = np.zeros((height, width), np.uint8)
+            labels[:, : width // 2], labels[height // 2 :, width // 2 :] = index % 3 + 1, (index + 1) % 3 + 1
+            Image.fromarray(COLOURS[labels]).save(root / "images" / split / f"{index}.png")
+            Image.fromarray(labels).save(root / "masks" / split / f"{index}.png")
+    (root / "classes.txt").write_text("red\ngreen\nblue\n")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_folder(tmp_path / "own")
+    monkeypatch.setenv("VLBEIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Train with these words; it must fail with this code and one line, which is given back."""
+
+    def run(code: int, *words: str) -> str:
+        capsys.readouterr()
+        assert main(["train", *typed(*words)]) == code
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(error) == 1
+        return error[0]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which runs/mim-segmentation was trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_folder(folder / "own")
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLBEIT_CACHE", str(folder / "cache"))
+        assert main(["train", *SMALL]) == 0
+    return folder
+
+
+def test_a_run_has_its_numbers_and_classes(run: Path) -> None:
+    folder = run / "runs" / "mim-segmentation"
+    numbers = json.loads((folder / "evaluation.json").read_text())
+    assert {"miou", "macc", "aacc", "images"} <= numbers.keys() and numbers["images"] == 4
+    assert json.loads((folder / "checkpoint" / "classes.json").read_text()) == ["red", "green", "blue"]
+    logged = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert logged["losses"].keys() == {"segmentation", "auxiliary"} and 0 <= logged["logs"]["pixel_accuracy"] <= 1
+
+
+def test_evaluation_with_the_settings_of_training_gives_its_number(run: Path) -> None:
+    folder = run / "runs" / "mim-segmentation"
+    first = json.loads((folder / "evaluation.json").read_text())
+    with chdir(run):
+        assert main(["evaluate", "runs/mim-segmentation"]) == 0
+    again = json.loads((folder / "evaluation.json").read_text())
+    assert {name: again[name] for name in ("miou", "macc", "aacc")} == pytest.approx(
+        {name: first[name] for name in ("miou", "macc", "aacc")}
+    )
+    details = json.loads((folder / "segmentation_details.json").read_text())
+    assert [row["class"] for row in details["classes"]] == ["red", "green", "blue"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["task.inference=slide", "task.scales=[0.5,0.75,1.0,1.5]", "task.flip=true"],
+        ["task.inference=whole"],
+        ["task.stride=[8,8]", "task.windows=3"],
+    ],
+)
+def test_evaluation_with_other_inference(run: Path, words: list[str]) -> None:
+    with chdir(run):
+        assert main(["evaluate", "runs/mim-segmentation", *words]) == 0
+    changed = json.loads((run / "runs" / "mim-segmentation" / "evaluation-changed.json").read_text())
+    assert changed["words"] == words and changed["images"] == 4 and 0 <= changed["miou"] <= 100
+
+
+def test_prediction(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with chdir(run):
+        assert main(["predict", "runs/mim-segmentation", "own/images/val/0.png"]) == 0
+    assert any(name in capsys.readouterr().out for name in ("red", "green", "blue"))
+
+
+def test_picture_and_mask_of_different_size(place: Path, refused: Callable[..., str]) -> None:
+    Image.new("L", (10, 12), 1).save(place / "own/masks/train/3.png")
+    said = refused(1)
+    assert "own/images/train/3.png has" in said and "own/masks/train/3.png 10x12" in said
+
+
+@pytest.mark.parametrize("word", ["task.reduce_zero_label=true", "task.reduce_zero_label=false"])
+def test_labels_out_of_range(place: Path, refused: Callable[..., str], word: str) -> None:
+    labels = np.array(Image.open(place / "own/masks/train/2.png"))
+    labels[0, 0] = 77
+    Image.fromarray(labels).save(place / "own/masks/train/2.png")
+    if word.endswith("false"):
+        (place / "own/classes.txt").write_text("other\nred\ngreen\nblue\n")
+    said = refused(1, word)
+    assert "own/masks/train/2.png: label 77 out of range: a mask of" in said
+
+
+def test_zero_label_that_is_a_class(place: Path, refused: Callable[..., str]) -> None:
+    said = refused(1, "task.reduce_zero_label=false")
+    assert "label 3 out of range" in said and "task.reduce_zero_label" in said
+
+
+def test_colour_masks(place: Path, refused: Callable[..., str]) -> None:
+    Image.open(place / "own/images/train/1.png").save(place / "own/masks/train/1.png")
+    assert "own/masks/train/1.png is a RGB image, not a map of classes" in refused(1)
+
+
+def test_some_empty_masks_are_no_mistake(place: Path) -> None:
+    for name in ("train/0.png", "train/1.png", "train/2.png", "val/1.png"):
+        size = Image.open(place / "own/masks" / name).size
+        Image.new("L", size, 0).save(place / "own/masks" / name)
+    assert main(["train", *typed("steps=4")]) == 0
+    lines = (place / "runs/mim-segmentation/metrics.jsonl").read_text()
+    assert (
+        "NaN" not in lines and json.loads((place / "runs/mim-segmentation/evaluation.json").read_text())["images"] == 4
+    )
+
+
+def test_nothing_but_empty_masks(place: Path, refused: Callable[..., str]) -> None:
+    """Training itself goes through with a loss of 0; there is nothing that it could be measured by."""
+    for path in (place / "own/masks").rglob("*.png"):
+        Image.new("L", Image.open(path).size, 255).save(path)
+    assert "no pixel of 4 masks is scored" in refused(1)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16"])
+def test_pictures_of_other_modes(place: Path, mode: str) -> None:
+    for path in sorted((place / "own/images").rglob("*.png")):
+        picture = Image.open(path)
+        path.unlink()
+        if mode == "I;16":
+            Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(path)
+        else:
+            picture.convert(mode).save(path.with_suffix(".tif" if mode == "CMYK" else ".png"))
+    assert main(["train", *SMALL]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("task.head=fpn",), "task.head=fpn is not one of upernet, setr_pup"),
+        (("task.scales=[1.0,2.0]", "task.inference=whole"), "needs task.inference=slide"),
+        (("micro_batch_size=1",), "micro_batch_size= to 2 or more"),
+        (("optim.schedule=polynomial",), "optim.schedule=polynomial is not one of cosine, linear, constant, poly"),
+        (("optim.power=0",), "optim.power=0.0 must be positive"),
+        (("task.strides=[8,8]",), "did you mean task.stride"),
+        (("data=text",), "masks records come from"),
+    ],
+)
+def test_settings_that_cannot_be(place: Path, refused: Callable[..., str], words: tuple[str, ...], said: str) -> None:
+    assert said in refused(2, *words)
+    assert not (place / "runs").exists()
