@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from vlbeit.config import DataConfig
 from vlbeit.data.sources.base import DataSource
+from vlbeit.data.sources.coco import Coco
 from vlbeit.data.sources.imagefolder import ImageFolder
 from vlbeit.data.sources.pairs import Pairs
 from vlbeit.data.sources.text import Text
@@ -16,9 +17,9 @@ from vlbeit.types import Records
 
 
 class Scenes(DataSource):
-    """The built-in scenes (`vlbeit prepare scenes`): images, classes, text, captions, questions."""
+    """The built-in scenes (`vlbeit prepare scenes`): images, classes, text, captions, questions, boxes."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("images", "labelled", "text", "pairs", "vqa")
+    kinds: ClassVar[tuple[str, ...]] = ("images", "labelled", "text", "pairs", "vqa", "boxes")
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -26,6 +27,7 @@ class Scenes(DataSource):
         questions, captions, text = VQAv2(config), Pairs(config), Text(config)
         self._readers: dict[str, DataSource] = {
             "images": questions, "labelled": folders, "text": text, "pairs": captions, "vqa": questions,
+            "boxes": Coco(config),
         }  # fmt: skip
 
     def check(self) -> None:
