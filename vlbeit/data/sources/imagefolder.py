@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vlbeit.data.index import cached_table
+from vlbeit.data.prepared import prepared_classes, prepared_records
 from vlbeit.data.records import KINDS
 from vlbeit.data.sources.base import DataSource, some
 from vlbeit.errors import DataError
@@ -18,11 +19,16 @@ _LAYOUT = "imagefolder reads ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
 
 
 class ImageFolder(DataSource):
-    """Images in folders ROOT/SPLIT/CLASS/*.jpg; without classes ROOT/SPLIT/*.jpg gives images only."""
+    """Images in folders ROOT/SPLIT/CLASS/*.jpg; without classes ROOT/SPLIT/*.jpg gives images only.
+
+    Of a root that `vlbeit prepare` made, what it wrote is read: its classes, its pictures, none of the bad ones.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "labelled")
 
     def records(self, kind: str, split: str) -> Records:
+        if (prepared := prepared_records(self.root, kind, split, self.config.cache)) is not None:
+            return prepared
         folder = self._split(split)
         # Folders that gain or lose a file change their time, so the list of folders is all that the key needs.
         folders = [Path(top) for top, _ in _walk(folder)]
@@ -33,7 +39,9 @@ class ImageFolder(DataSource):
         return cached_table(self.config.cache, f"imagefolder-{kind}", folders, KINDS[kind], lambda: rows(folder))
 
     def classes(self, kind: str = "labelled") -> list[str]:
-        """Folder names below the training split, sorted."""
+        """Folder names below the training split, sorted; of a prepared root the classes that it states."""
+        if (prepared := prepared_classes(self.root, "labelled")) is not None:
+            return prepared
         return _class_names(self._split(self.config.train_split))
 
     def _split(self, split: str) -> Path:
