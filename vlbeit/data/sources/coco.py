@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 
 from vlbeit.data.index import cached_table
 from vlbeit.data.json_file import json_rows
+from vlbeit.data.prepared import prepared_classes, prepared_records
 from vlbeit.data.records import KINDS
 from vlbeit.data.sources.base import DataSource, some
 from vlbeit.data.sources.coco_file import CocoFile
@@ -29,11 +30,16 @@ class _Files(NamedTuple):
 
 
 class Coco(DataSource):
-    """COCO in its official files: annotations/instances_train2017.json, train2017/, and the same for val2017."""
+    """COCO in its official files: annotations/instances_train2017.json, train2017/, and the same for val2017.
+
+    Of a root that `vlbeit prepare coco` made, what it wrote is read.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("boxes", "images")
 
     def records(self, kind: str, split: str) -> Records:
+        if (prepared := prepared_records(self.root, kind, split, self.config.cache)) is not None:
+            return prepared
         files = self._files(split)
         if kind == "images":
             return cached_table(
@@ -50,6 +56,8 @@ class Coco(DataSource):
         """Names of the categories in the order of their ids, those of the training split where it is there."""
         if kind != "boxes":
             return super().classes(kind)
+        if (prepared := prepared_classes(self.root, kind)) is not None:
+            return prepared
         return list(self._categories(self._naming()).values())
 
     def _files(self, split: str) -> _Files:
