@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -102,6 +103,9 @@ class DetectionEvaluator:
 
         metric = MeanAveragePrecision(
             iou_type=("bbox", "segm") if self.masks else "bbox",
+            # COCO's in double precision: torchmetrics' own are rounded to single, and miss a recall of exactly 0.3
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
             class_metrics=True,
             backend="faster_coco_eval",
             sync_on_compute=False,  # every process has all pictures already

@@ -114,7 +114,11 @@ def test_outlines_of_all_forms():
     expected = torch.zeros(5, 8, dtype=torch.bool)
     expected[1:4, 2:6] = True
     counts = [11, 3, 2, 3, 2, 3, 2, 3, 11]  # columns of five, run by run
-    outlines = [str(square), f'{{"size": [5, 8], "counts": {counts}}}', "[[0, 0, 1, 0, 1, 5], [2, 1, 6, 1, 6, 4, 2, 4]]"]
+    outlines = [
+        str(square),
+        f'{{"size": [5, 8], "counts": {counts}}}',
+        "[[0, 0, 1, 0, 1, 5], [2, 1, 6, 1, 6, 4, 2, 4]]",
+    ]
     masks = outline_masks(outlines, 5, 8, "a.jpg")
     assert masks.dtype == torch.bool and torch.equal(masks[0], expected) and torch.equal(masks[1], expected)
     assert (masks[2] & expected).sum() == expected.sum() and masks[2].sum() > expected.sum()  # two parts, one thing
