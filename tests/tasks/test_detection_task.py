@@ -27,7 +27,7 @@ from vlbeit.tasks.detection.task import DetectionSettings
 
 CLASSES = ["red", "green"]
 COLOURS = [(230, 20, 20), (20, 220, 20)]
-NARROW = {"channels": 16, "hidden": 32, "proposals": 8, "anchors": [0.2, 0.3, 0.4, 0.5, 0.6]}
+NARROW = {"channels": 16, "hidden": 32, "proposals": 16, "anchors": [0.38, 0.45, 0.5, 0.6, 0.7]}
 STILL = {"min_scale": 1.0, "max_scale": 1.0, "hflip": 0.0}
 WORDS = ("task.channels=16", "task.hidden=32", "task.proposals=20")
 
@@ -161,12 +161,14 @@ def trained(records):
         recipe, meta, objective = built(masks=True)
         batch = batch_of(recipe, meta, records, train=True)
     optimizer = torch.optim.AdamW(objective.train().parameters(), lr=3e-3, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=120)
     totals = []
-    for _ in range(150):
+    for _ in range(120):
         loss = sum(losses_of(objective, batch).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
         totals.append(loss.item())
     return recipe, meta, objective.eval(), totals
 
