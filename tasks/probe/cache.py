@@ -86,7 +86,8 @@ class FeatureFolder:
         """Write shards from the features of all their rows, in order; yields after each part the rows so far."""
         waiting, done, todo = [], 0, list(shards)
         for part in parts:
-            if not np.isfinite(part.rows.astype(self.dtype)).all():
+            largest = np.finfo(self.dtype).max
+            if not (np.abs(part.rows) <= largest).all():  # nor is NaN
                 raise DataError(f"features do not fit {self.dtype} or are not finite: try task.dtype=float32")
             waiting.append(part)
             while todo and sum(len(each.rows) for each in waiting) >= len(self.rows_of(todo[0])):
@@ -133,7 +134,7 @@ class FeatureFolder:
         """One column, or all, shard by shard: float32 [n, width]."""
         taken = slice(None) if name is None else self.slice(name)
         for shard in range(self.shards):
-            yield np.asarray(self._shard(shard)[:, taken], dtype=np.float32)
+            yield np.array(self._shard(shard)[:, taken], dtype=np.float32)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of every feature over all rows, [F] each."""

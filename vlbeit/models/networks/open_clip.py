@@ -117,7 +117,7 @@ class TextNetwork(nn.Module):
 
 def logit_scale(name: str, weights: str) -> float:
     """The factor of the products of image and text vectors, 1 / temperature, that a model was trained with."""
-    return float(_pretrained(name, weights).logit_scale.exp())
+    return float(_pretrained(name, weights).logit_scale.detach().exp())
 
 
 def _random(config: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> Any:
