@@ -85,6 +85,7 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
         open_source(config.data).check()
     accelerator = make_accelerator(config.device, config.precision)
     records = open_records(config.data, run.recipe.kind, config.data.val_split)
+    run.recipe.prepare(run.objective, {"val": records}, accelerator)
     evaluators = run.recipe.evaluators(records, run.meta)
     loader = eval_loader(config, run.recipe.data(records, run.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from vlbeit.config import RunConfig
 from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.sources import open_records
 from vlbeit.engine.callbacks import Callbacks
+from vlbeit.engine.checkpoint import read_weights
 from vlbeit.engine.device import make_accelerator, probe_micro_batch
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.folder import RunFolder, write_errors
@@ -69,6 +71,7 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
     """Records, objective, engine; what can be checked without them is checked. The folder is written last."""
     recipe, folder, origin = chain.recipe_of(config), RunFolder(config.run), chain.state_origin(config)
     start = chain.init_of(config) if origin is None else None
+    source = origin if origin is not None and origin.path != folder.path else None  # of a state that comes over
     checkpoint = None if start is None else read_checkpoint(start)
     records = open_records(config.data, recipe.kind, config.data.train_split)
     held_out = open_records(config.data, recipe.kind, config.data.val_split)
@@ -91,6 +94,8 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
         _start(recipe, objective, checkpoint, meta)
     else:
         say(f"going on from step {origin.last_step()} of {origin.path}")
+        _take_up(objective, origin, source, config)
+    recipe.prepare(objective, {"train": records, "val": held_out}, accelerator)
     plan = FitPlan.from_config(
         config, steps=steps, steps_per_epoch=steps_per_epoch, metric=recipe.metric, resume_command=command
     )
@@ -103,7 +108,6 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
         export=lambda state, path: save_checkpoint(path, state, objective.describe(), container(config), meta),
     )
     engine = Engine(objective, optimizer, stream, plan, accelerator, folder, callbacks)
-    source = origin if origin is not None and origin.path != folder.path else None  # of a state that comes over
     if source is not None:
         _prove(engine, source, config)
     recipe.evaluators(held_out, meta)  # what they refuse is better known now than after an epoch
@@ -224,12 +228,28 @@ def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None, 
     say(f"starting from {checkpoint.path}: {report.line()}")
 
 
+def _take_up(objective: Objective, origin: RunFolder, source: RunFolder | None, config: RunConfig) -> None:
+    """The weights of the saved state, which the engine takes up whole later: `Recipe.prepare` works with them."""
+    state = origin.last_state()
+    assert state is not None, "preflight has found it"
+    with nullcontext() if source is None else _fitting(source, config):
+        read_weights(state, objective)
+
+
 def _prove(engine: Engine, source: RunFolder, config: RunConfig) -> None:
     """Load the state that is to come over: before anything is written, it must be known to fit."""
     state = source.last_state()
     assert state is not None, "preflight has found it"
-    try:
+    with _fitting(source, config):
         engine.load_state(state)
+
+
+@contextmanager
+def _fitting(source: RunFolder, config: RunConfig) -> Iterator[None]:
+    """Name the keys that differ where the state of another run does not fit this one."""
+    state = source.last_state()
+    try:
+        yield
     except DataError as error:
         differing = compose.differing_keys(compose.from_yaml(source.config_file), config)
         keys = ", ".join(f"{key} {old} there, {new} here" for key, old, new in differing[:8])

@@ -15,6 +15,8 @@ from vlbeit.errors import UsageError
 from vlbeit.types import DataSpec, Evaluator, Exportable, Meta, Predictor, Records
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from vlbeit.objectives.base import Objective
 
 
@@ -37,6 +39,17 @@ class Recipe(ABC):
 
     def start(self, objective: Objective) -> None:  # noqa: B027  (most recipes start from `init` alone)
         """Load weights that do not come from `init`; called once, when a run starts and not when it goes on."""
+
+    def prepare(  # noqa: B027  (most recipes have nothing to prepare)
+        self, objective: Objective, splits: Mapping[str, Records], accelerator: Accelerator
+    ) -> None:
+        """What is made of the weights and the records once, before the first batch: features of a frozen tower, say.
+
+        Called on every process whenever weights are in place: as a run starts, as it goes on (with those of its saved
+        state), and before `vlbeit evaluate`. `splits` has the records that `data` gets, under "train" (not for
+        `evaluate`) and "val". Weights of the tower and the global generators must be left as they are, and the outcome
+        must hang on weights and records alone: then a run that was broken off goes on as if it had not been.
+        """
 
     def labels_of_init(self) -> Meta:
         """What the rows of a classifier stand for that `init` brings without saying so, as the settings do: meta."""

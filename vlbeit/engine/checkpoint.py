@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,9 +41,15 @@ def write_state(folder: Path, trained: Trained, state: TrainingState) -> None:
         torch.save(progress, file)
 
 
+def read_weights(folder: Path, objective: nn.Module) -> None:
+    """Restore the objective's weights alone; DataError as `read_state`."""
+    with _named(folder):
+        objective.load_state_dict(load_file(folder / WEIGHTS))
+
+
 def read_state(folder: Path, trained: Trained) -> TrainingState:
     """Restore all from `folder`; DataError where a file is missing, damaged or of another model."""
-    try:
+    with _named(folder):
         trained.objective.load_state_dict(load_file(folder / WEIGHTS))
         if trained.averaged is not None:
             trained.averaged.load_state_dict(load_file(folder / AVERAGED))
@@ -50,6 +58,13 @@ def read_state(folder: Path, trained: Trained) -> TrainingState:
         if trained.scaler is not None:
             trained.scaler.load_state_dict(progress["scaler"])
         return TrainingState.from_dict(progress["state"])
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Whatever reading a damaged file raises becomes one line that names the state."""
+    try:
+        yield
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(

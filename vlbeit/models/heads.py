@@ -106,6 +106,22 @@ class PairHead(nn.Sequential):
         _normal(self)
 
 
+class LinearProbe(nn.Module):
+    """One linear map on fixed features, which `mean` and `scale` (at first 0 and 1) may bring to one size before."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+        self.fc = nn.Linear(dim, num_classes)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """[B, D] -> class logits [B, classes]."""
+        return self.fc((x_BD - self.mean) * self.scale)
+
+
 class ClassificationHead(nn.Module):
     """Mean of the patch tokens (CLS left out), norm (eps 1e-6), linear; the linear starts scaled by `init_scale`.
 
@@ -141,6 +157,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "vqa": VQAHead,
     "pair": PairHead,
     "classification": ClassificationHead,
+    "linear_probe": LinearProbe,
     "patch_aggregation": PatchAggregation,
     "feature_necks": FeatureNecks,
     "upernet": UPerNet,

@@ -53,8 +53,16 @@ class TowerPatches(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, height, width] -> [B, N, D] and the grid (rows, columns)."""
-        map_BCyx = self.tower(image_BCHW * self.scale + self.shift)
+        map_BCyx = self.features(image_BCHW)
         return self.proj(map_BCyx.flatten(2).transpose(1, 2)), (map_BCyx.shape[-2], map_BCyx.shape[-1])
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        """[B, 3, height, width], normalised as the run does -> the network's own map [B, C, rows, columns]."""
+        return self.tower(self.own_image(image_BCHW))
+
+    def own_image(self, image_BCHW: Tensor) -> Tensor:
+        """The pictures of the run as the network was trained on them."""
+        return image_BCHW * self.scale + self.shift
 
 
 class TowerWords(nn.Module):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from vlbeit.data.collate import collate
 from vlbeit.data.masking import BlockwiseMask, RandomMask
 from vlbeit.data.randomness import drawn
 from vlbeit.data.records import open_image
-from vlbeit.data.transforms import TwoViews
-from vlbeit.errors import UsageError
+from vlbeit.data.sources import open_records, open_source
+from vlbeit.data.transforms import ClassificationEval, TwoViews
+from vlbeit.errors import DataError, UsageError
 from vlbeit.models.checkpoint import read_checkpoint, read_head
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import beit_decays, param_groups
@@ -25,6 +27,7 @@ from vlbeit.models.spec import encoder_spec
 from vlbeit.models.tokenizer_kinds import kind_of
 from vlbeit.objectives.evaluation import MeanLogs
 from vlbeit.objectives.mim import MIMObjective
+from vlbeit.objectives.online_probe import Labelled, OnlineProbe, some_of
 from vlbeit.objectives.targets import PixelTarget, Target, TokenTarget, build_target
 from vlbeit.objectives.variational import VariationalTerms, left_out
 from vlbeit.task import Stage
@@ -49,6 +52,8 @@ class MIMSettings(Settings):
     min_scale: float = key(0.08, "smallest random crop as a share of the picture")
     color_jitter: float = key(0.4, "strength of brightness, contrast and saturation jitter")
     hflip: float = key(0.5, "probability of a horizontal flip")
+    probe: bool = key(False, "at every evaluation: effective rank of the features, accuracy of a classifier on them")
+    probe_images: int = key(1000, "pictures of each split that stage.probe looks at, at most")
 
     def __post_init__(self) -> None:
         one_of("stage.target", self.target, ("dvae", "pixels"))
@@ -58,6 +63,7 @@ class MIMSettings(Settings):
         require(0 < self.min_scale <= 1, f"stage.min_scale={self.min_scale} must lie in (0, 1]")
         require(self.color_jitter >= 0, f"stage.color_jitter={self.color_jitter} must not be negative")
         require(0 <= self.hflip <= 1, f"stage.hflip={self.hflip} must lie in [0, 1]")
+        require(self.probe_images > 1, f"stage.probe_images={self.probe_images} must be at least 2")
 
 
 class MIM(Stage):
@@ -114,10 +120,49 @@ class MIM(Stage):
         evaluators: dict[str, Evaluator] = {"logs": MeanLogs()}
         if meta["target"]["target"] == "dvae":  # only it has a posterior
             evaluators["variational"] = VariationalTerms()
+        if self.settings.probe:
+            evaluators["probe"] = OnlineProbe(self.settings.probe_images, self._labelled)
         return evaluators
 
     def param_groups(self, objective: MIMObjective, optim: OptimConfig) -> list[dict[str, Any]]:  # type: ignore[override]
         return param_groups(objective, optim, beit_decays)
+
+    @cached_property
+    def _labelled(self) -> Labelled | None:
+        """Labelled pictures of the run's own data for `stage.probe`; None, and said, where it has none."""
+        data = replace(self.config.data, limit=None)  # the first records may all be of one class
+        if "labelled" not in open_source(data).kinds:
+            log.info("stage.probe: data=%s has no labelled pictures, so there is no `probe`", data.name)
+            return None
+        mean, std = self.config.normalization
+        transform = LabelledTransform(ClassificationEval(data.size, mean, std, crop_pct=1.0))
+        try:
+            train, val = (open_records(data, "labelled", split) for split in (data.train_split, data.val_split))
+        except DataError as error:
+            log.info("stage.probe: no `probe`: %s", error)
+            return None
+        return Labelled(
+            *(
+                some_of(
+                    DataSpec(records, transform, collate),
+                    self.settings.probe_images,
+                    data.workers,
+                    data.max_bad_fraction,
+                )
+                for records in (train, val)
+            )
+        )
+
+
+class LabelledTransform:
+    """Record -> the middle of the picture, and its label."""
+
+    def __init__(self, image: ClassificationEval) -> None:
+        self.image = image
+
+    def __call__(self, record: Record) -> Sample:
+        image = self.image(open_image(record["image"]))
+        return {"sample_id": record["id"], "image": image, "label": record["label"]}
 
 
 class MIMTransform:

@@ -1,6 +1,6 @@
 """Image and text networks of open_clip: a model by name, or from a folder with open_clip_config.json.
 
-Legend: B batch, T text tokens, C width of the network.
+Legend: B batch, T text tokens, C width of the network, E width of what images and texts are compared in.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 import open_clip
 import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
@@ -51,6 +53,13 @@ class ImageNetwork(nn.Module):
             image_BCHW, indices=1, normalize_intermediates=norm, intermediates_only=True
         )
         return out["image_intermediates"][-1]
+
+    def embed(self, image_BCHW: Tensor) -> Tensor:
+        """[B, 3, height, width] -> unit vectors [B, E] beside those of texts. UsageError for a ResNet: no head left."""
+        if hasattr(self.network, "attnpool"):
+            raise UsageError("a ResNet of open_clip has lost the head that its texts are compared with; take a ViT")
+        pooled = self.network(image_BCHW)
+        return F.normalize(pooled[0] if isinstance(pooled, tuple) else pooled, dim=-1)
 
     def resize(self, size: tuple[int, int]) -> None:
         """Follow another picture size."""
@@ -97,6 +106,18 @@ class TextNetwork(nn.Module):
         network, length = self.network, ids_BT.shape[1]
         x_BTC = network.token_embedding(ids_BT) + network.positional_embedding[:length]
         return network.ln_final(network.transformer(x_BTC, attn_mask=network.attn_mask[:length, :length]))
+
+    def embed(self, texts: list[str], facts: dict[str, Any]) -> Tensor:
+        """Texts through the model's own transform -> unit vectors [texts, E]."""
+        options = facts["config"]["text_cfg"].get("tokenizer_kwargs", {})
+        ids_BT = SimpleTokenizer(context_length=facts["longest"], **options)(texts)
+        pooled = self.network(ids_BT.to(self.network.token_embedding.weight.device))
+        return F.normalize(pooled[0] if isinstance(pooled, tuple) else pooled, dim=-1)
+
+
+def logit_scale(name: str, weights: str) -> float:
+    """The factor of the products of image and text vectors, 1 / temperature, that a model was trained with."""
+    return float(_pretrained(name, weights).logit_scale.detach().exp())
 
 
 def _random(config: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> Any:
