@@ -68,7 +68,7 @@ def chosen(format: Format, in_place: bool) -> str:
 
 
 def fingerprint(path: Path) -> list[Any]:
-    """By what a restarted preparation knows its source: path, and of a file its bytes."""
+    """By what a restarted preparation knows its source again: path, and of a file its bytes."""
     return [str(path.absolute()), path.stat().st_size if path.is_file() else None]
 
 
