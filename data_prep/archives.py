@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from vlbeit.errors import DataError
 
@@ -28,7 +28,7 @@ MEMBER_LIMIT = 256 * 2**20  # bytes of a member that is read whole
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _RATIO_LIMIT = 200  # of a zip member; JSON packs 20 times, deflate at most 1,032 times
 _RATIO_FREE = 2**20  # members below this size may be packed as they like
-_OPENERS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
+_OPENERS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open,
 }  # fmt: skip
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError, NotImplementedError)

@@ -109,7 +109,7 @@ def prepare(
 def _sources(parts: Sequence[str]) -> _Sources:
     """The archives of each split and the devkit, by what their names say, or as `train=FILE` says."""
     found: dict[str, list[Path]] = {split: [] for split in _SPLITS}
-    devkits = []
+    devkits: list[Path] = []
     for name, path in (pair for part in parts for pair in _named(part)):
         if not path.exists():
             raise DataError(f"{path} does not exist; give --from the archives or the folder")
@@ -149,7 +149,9 @@ def _survey(paths: Sequence[Path]) -> _Survey:
 
     Raises `DataError` for an archive that is cut off, before hours are spent on it.
     """
-    count, size, groups, nameless = 0, 0, {}, []
+    count = size = 0
+    groups: dict[str, str] = {}
+    nameless: list[str] = []
     for path in paths:
         with entries(path) as found:
             for entry in found:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
+import time
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from vlbeit.cli import main
@@ -256,6 +262,32 @@ def test_interrupted_it_goes_on_where_it_stopped(
     )
 
 
+def test_killed_it_goes_on_where_it_stopped(tmp_path, train_tar):
+    """SIGKILL: nothing has a chance to tidy up."""
+    code = f"""
+import time
+from vlbeit.data_prep import archives, imagenet, shards
+shards._LOOKAHEAD, shards._ROWS = 1, 4
+read = archives.Entry.read
+archives.Entry.read = lambda entry: (time.sleep(0.05), read(entry))[1]
+imagenet.prepare({str(tmp_path / "out")!r}, from_=[{str(train_tar)!r}])
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    journal = tmp_path / "out/unfinished.jsonl"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.read_text().count("\n") > 2):  # the arguments and two shards
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out/prepared.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("train-*.parquet")}
+    facts, lines, _ = prepare(tmp_path / "out", train_tar)
+    assert len(kept) >= 2 and all(path.stat().st_mtime_ns == then for path, then in list(kept.items())[:2])
+    assert facts["splits"]["train"]["records"] == len(labels(tmp_path / "out", "train")) == 18
+    assert any(line.startswith("train: goes on behind ") for line in lines)
+
+
 def test_nothing_is_written_into_a_folder_of_something_else(tmp_path, train_tar):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("")
@@ -267,8 +299,6 @@ def test_nothing_is_written_into_a_folder_of_something_else(tmp_path, train_tar)
 
 
 def test_a_second_process_is_kept_out(tmp_path, train_tar):
-    from filelock import FileLock
-
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out/.lock"), pytest.raises(UsageError, match="another process prepares this folder"):
         prepare(tmp_path / "out", train_tar)
@@ -282,20 +312,14 @@ def test_a_cut_archive_is_found_before_anything_is_written(tmp_path, train_tar):
 
 
 def test_too_little_space(tmp_path, train_tar, monkeypatch):
-    monkeypatch.setattr(
-        preparation.shutil, "disk_usage", lambda path: os.statvfs_result and type("U", (), {"free": 5000})
-    )
+    monkeypatch.setattr(preparation.shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
     with pytest.raises(DataError, match=r"about .* kB are still to be written, 5 kB are free there; make room"):
         prepare(tmp_path / "out", train_tar)
-    root = tmp_path / "pictures/train/cat"
-    root.mkdir(parents=True)
 
 
 def test_published_hashes(tmp_path, train_tar, monkeypatch):
     with pytest.raises(DataError, match=r"its md5 is [0-9a-f]{32}, published is 1d675b47.*; get the archive again"):
         prepare(tmp_path / "out", train_tar, verify=True)
-    import hashlib
-
     right = hashlib.md5(train_tar.read_bytes(), usedforsecurity=False).hexdigest()
     monkeypatch.setitem(hashes.PUBLISHED, train_tar.name, ("md5", right))
     assert f"{train_tar.name}: md5 {right}, as published" in prepare(tmp_path / "out2", train_tar, verify=True)[1]
