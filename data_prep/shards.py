@@ -11,6 +11,7 @@ where they are: the shards hold paths, relative to the folder or absolute.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -187,7 +188,8 @@ def _begin(out: Path, layout: Layout) -> list[dict[str, Any]]:
     arguments = {"kind": layout.kind, "format": layout.format, **layout.arguments}
     if (out / PREPARED).is_file():
         facts = _json(out / PREPARED)
-        _compare(out, {"kind": facts["kind"], "format": facts["format"], **facts["arguments"]}, arguments)
+        found = {name: facts.get(name) for name in ("kind", "format")}
+        _compare(out, {**found, **facts.get("arguments", {})}, arguments)
         return []
     journal = out / JOURNAL
     if not journal.is_file():
@@ -285,7 +287,8 @@ class _Shard:
     def abandon(self) -> None:
         """Remove what is not whole."""
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):  # a full disk, which is why it is abandoned
+                self._writer.close()
         self._temporary.unlink(missing_ok=True)
 
     def _write(self) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from vlbeit.config import DataConfig
 from vlbeit.data.prepared import prepared_records
 from vlbeit.data.records import open_image
 from vlbeit.data.sources import open_records, open_source
-from vlbeit.data_prep import archives, hashes, imagenet, preparation
+from vlbeit.data_prep import archives, hashes, imagenet, preparation, progress
 from vlbeit.data_prep.imagenet_labels import file_labels, wnid_in
 from vlbeit.errors import DataError, Interrupted, UsageError
 
@@ -171,6 +172,35 @@ def test_a_sorted_folder(tmp_path, make_picture, format):
     if format == "auto":
         assert first == str(root / "train/cat/a.jpg") and not list((tmp_path / "out").glob("*/"))
     assert open_image(first).size == (24, 16)
+
+
+def test_the_folders_of_kaggle_stay_where_they_are(tmp_path, make_picture):
+    """Sorted train, flat val, and a table of the labels."""
+    root = tmp_path / "CLS-LOC"
+    for name in (
+        "train/n01000002/n01000002_1.JPEG",
+        "train/n02000001/n02000001_1.JPEG",
+        "val/ILSVRC2012_val_00000004.JPEG",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(make_picture())
+    solution = tmp_path / "LOC_val_solution.csv"
+    solution.write_text("ImageId,PredictionString\nILSVRC2012_val_00000004,n02000001 1 2 3 4 n01000002 1 2 3 4\n")
+    prepare(tmp_path / "out", root, val_labels=solution)
+    assert labels(tmp_path / "out", "val") == {"n02000001/ILSVRC2012_val_00000004.JPEG": 1}
+    image = prepared_records(tmp_path / "out", "labelled", "val")[0]["image"]
+    assert image == str(root / "val/ILSVRC2012_val_00000004.JPEG")
+
+
+def test_progress_with_eta_in_lines_and_as_a_bar(tmp_path, train_tar, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    _, lines, _ = prepare(tmp_path / "lines", train_tar)
+    shown = [line for line in lines if "ETA" in line]
+    assert len(shown) == 18
+    assert re.fullmatch(r"train: 18 files, [\d.]+ kB of [\d.]+ kB, [\d.]+ .B/s, ETA 0:00:00", shown[-1])
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    _, lines, _ = prepare(tmp_path / "bar", train_tar)
+    assert not [line for line in lines if "ETA" in line] and "train" in capsys.readouterr().err
 
 
 def test_bad_pictures_are_named_never_dropped_silently(tmp_path, make_tar, make_picture, pack, monkeypatch):
