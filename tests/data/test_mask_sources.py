@@ -88,10 +88,8 @@ def test_classes_are_counted_once_where_no_file_names_them(root, monkeypatch, ca
 def test_a_label_that_the_training_masks_lack(root):
     (root / "classes.txt").unlink()
     save_mask(root / "masks/val/b.png", np.full((16, 24), 3))
-    classes, record = (
-        open_source(config("masks", root)).classes(),
-        open_records(config("masks", root), "masks", "val")[1],
-    )
+    classes = open_source(config("masks", root)).classes()
+    record = open_records(config("masks", root), "masks", "val")[1]
     with pytest.raises(DataError, match=r"val/b\.png: label 3 out of range: a mask of 3 classes holds 0\.\.2 and 255"):
         open_pair(record, len(classes), False)
 
