@@ -174,9 +174,12 @@ class OptimConfig:
 
     name: str = key("adamw", "any optimizer of timm.optim")
     lr: float = key(1e-3, "peak learning rate, absolute: never scaled with the batch")
-    min_lr: float = key(0.0, "learning rate at the last step of the cosine")
-    schedule: str = key("cosine", "cosine | linear | constant")
-    warmup_steps: float = key(0, "steps of linear warmup from 0; a number below 1 is a share of all steps")
+    min_lr: float = key(0.0, "learning rate that cosine and poly end at")
+    schedule: str = key("cosine", "cosine | linear | constant | poly")
+    power: float = key(1.0, "exponent of schedule=poly; 1: a straight line")
+    warmup_steps: float = key(
+        0, "steps of linear warmup from 0 (poly: from a millionth of the rate); below 1 a share of all steps"
+    )
     weight_decay: float = key(0.05, "decoupled weight decay")
     betas: list[float] = key([0.9, 0.999], "AdamW betas")
     eps: float = key(1e-8, "AdamW epsilon")
@@ -187,6 +190,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optim.lr={self.lr} must be positive")
         require(0 <= self.min_lr <= self.lr, f"optim.min_lr={self.min_lr} must lie in 0..optim.lr={self.lr}")
+        require(self.power > 0, f"optim.power={self.power} must be positive")
         require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must not be negative")
         require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must not be negative")
         require(self.eps >= 0, f"optim.eps={self.eps} must not be negative")
@@ -198,7 +202,7 @@ class OptimConfig:
             self.clip_grad is None or self.clip_grad > 0,
             f"optim.clip_grad={self.clip_grad} must be positive, or null for no clipping",
         )
-        one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant"))
+        one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant", "poly"))
 
 
 @dataclass

@@ -48,3 +48,26 @@ def test_constant_and_no_warmup():
 def test_run_shorter_than_its_warmup(kind):
     schedule = make_schedule(OptimConfig(schedule=kind, lr=1.0, warmup_steps=1000), 2)
     assert 0 == schedule(0) < schedule(1) < 0.01
+
+
+def test_poly_falls_in_a_line_under_a_growing_factor():
+    """By hand, as mmcv's poly policy with linear warmup from a millionth."""
+    schedule = make_schedule(OptimConfig(schedule="poly", lr=8e-4, warmup_steps=4), 8)
+    factors = [1e-6, 0.25 + 0.75e-6, 0.5 + 0.5e-6, 0.75 + 0.25e-6, 1, 1, 1, 1]
+    straight = [8e-4, 7e-4, 6e-4, 5e-4, 4e-4, 3e-4, 2e-4, 1e-4]
+    expected = [factor * rate for factor, rate in zip(factors, straight, strict=True)]
+    assert [schedule(step) for step in range(8)] == pytest.approx(expected, rel=1e-12)
+    assert schedule(8) == schedule(9) == 0
+
+
+def test_poly_of_the_ade20k_recipe():
+    schedule = make_schedule(OptimConfig(schedule="poly", lr=3e-5, warmup_steps=1500), 160_000)
+    assert schedule(0) == pytest.approx(3e-11)
+    assert schedule(750) == pytest.approx(0.5000005 * 3e-5 * (1 - 750 / 160_000))
+    assert schedule(1500) == pytest.approx(3e-5 * 0.990625)
+    assert schedule(80_000) == pytest.approx(1.5e-5)
+
+
+def test_poly_power_and_floor():
+    schedule = make_schedule(OptimConfig(schedule="poly", lr=1.0, min_lr=0.2, power=2.0), 10)
+    assert [schedule(step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.2 + 0.8 * 0.25, 0.2])

@@ -6,7 +6,6 @@ can be the first one at no cost, and no random state is ever saved.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import signal
@@ -14,12 +13,12 @@ from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vlbeit import dist
 from vlbeit.data.randomness import seeded, stream
 from vlbeit.data.records import ImageError
+from vlbeit.data.stand_in import stand_in
 from vlbeit.errors import DataError, UsageError, UserError
 from vlbeit.types import Batch, DataSpec, Sample
 
@@ -96,7 +95,8 @@ class EvalLoader:
     """The samples of a split in order, each once over all processes: batch i goes to process i % world size.
 
     A batch of one is made of a split of one only: losses between samples, such as contrast, mean nothing on it.
-    An unreadable image is taken for a mid-grey one, named in `batch["bad"]` and in the log.
+    An unreadable image is taken for a mid-grey one, an unreadable mask for one without labels; they are named in
+    `batch["bad"]` and in the log.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class _Samples(Dataset):  # type: ignore[type-arg]
         raise DataError(f"{len(bad)} unreadable samples in a row: {names}; restore the files or remove their records")
 
     def _greyed(self, place: Place) -> tuple[Sample, list[Bad]]:
-        """The sample, or else what it is with a grey image."""
+        """The sample, or else what it is with a stand-in for its image or mask."""
         epoch, index = place
         record = self.spec.records[index]
         try:
@@ -166,14 +166,7 @@ class _Samples(Dataset):  # type: ignore[type-arg]
                 return self.spec.transform(record), []
         except ImageError as error:
             with seeded(self._seed, _SAMPLE, epoch, index):
-                return self.spec.transform({**record, "image": _grey()}), [(record["id"], str(error))]
-
-
-def _grey() -> bytes:
-    """An encoded mid-grey image."""
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64), (128, 128, 128)).save(file, "PNG")
-    return file.getvalue()
+                return self.spec.transform(stand_in(record)), [(record["id"], str(error))]
 
 
 class _BadSamples:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -19,6 +19,8 @@ from vlbeit.types import Record, Records
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Result = TypeVar("Result")
 
 KINDS: dict[str, tuple[str, ...]] = {
     "images": ("id", "image"),
@@ -61,18 +63,29 @@ def open_image(value: str | Path | bytes | Image.Image) -> Image.Image:
 
     Transparency is left out, as in timm and torchvision. Raises `ImageError` naming the file.
     """
-    if isinstance(value, Image.Image):
-        return _rgb(value)
-    name = f"an image of {len(value)} bytes" if isinstance(value, bytes) else str(value)
+    return _rgb(value) if isinstance(value, Image.Image) else decoded(value, _rgb)
+
+
+def decoded(value: str | Path | bytes, use: Callable[[Image.Image], Result]) -> Result:
+    """What `use` makes of the image of a file or of encoded bytes, as it is stored; `use` must load its rows.
+
+    Raises `ImageError` naming the file where that fails, a truncated file included.
+    """
+    name = described(value)
     try:
         with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
-            return _rgb(image)  # loads every row, so that a truncated file is found out here
+            return use(image)
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image in a known format") from error
     except _UNREADABLE as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
+
+
+def described(value: str | Path | bytes) -> str:
+    """An image of a record in a message: its path, or that it is so many bytes."""
+    return f"an image of {len(value)} bytes" if isinstance(value, bytes) else str(value)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

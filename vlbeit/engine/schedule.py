@@ -1,7 +1,8 @@
 """Learning rate as a pure function of the step: step 0 is the first update. The engine writes it into the groups.
 
 The forms are those of the reference recipes: BEiT's cosine (warmup includes its end point, then the cosine starts at
-its top) and VLMo's linear decay (warmup excludes it).
+its top), VLMo's linear decay (warmup excludes it) and mmsegmentation's poly decay (it runs from step 0 on, and warmup
+is a factor on it).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from vlbeit.config import OptimConfig
 
 Schedule = Callable[[int], float]
 
+WARMUP_RATIO = 1e-6  # of schedule=poly: the factor at step 0, as in BEiT's ADE20K recipes
+
 
 def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     """The schedule of a run of `steps` updates, before any group's `lr_scale`."""
@@ -23,6 +26,10 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
         return functools.partial(cosine, lr=config.lr, min_lr=config.min_lr, warmup=warmup, steps=steps)
     if config.schedule == "linear":
         return functools.partial(linear, lr=config.lr, warmup=warmup, steps=steps)
+    if config.schedule == "poly":
+        return functools.partial(
+            poly, lr=config.lr, min_lr=config.min_lr, power=config.power, warmup=warmup, steps=steps
+        )
     return functools.partial(constant, lr=config.lr, warmup=warmup)
 
 
@@ -39,6 +46,18 @@ def linear(step: int, *, lr: float, warmup: int, steps: int) -> float:
     if step < warmup:
         return lr * step / warmup
     return lr * max(steps - step, 0) / max(steps - warmup, 1)
+
+
+def poly(step: int, *, lr: float, min_lr: float, power: float, warmup: int, steps: int) -> float:
+    """`lr - min_lr` times (1 - step / steps) ** power, above `min_lr`.
+
+    Over the first `warmup` steps this is multiplied by a factor that grows in a straight line from `WARMUP_RATIO`: the
+    rate at the end of warmup is that of the decay there, a little below `lr`.
+    """
+    rate = min_lr + (lr - min_lr) * max(1 - step / steps, 0.0) ** power
+    if step < warmup:
+        rate *= WARMUP_RATIO + (1 - WARMUP_RATIO) * step / warmup
+    return rate
 
 
 def constant(step: int, *, lr: float, warmup: int) -> float:

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlbeit.models.aggregation import PatchAggregation
+from vlbeit.models.pyramid import FeatureNecks
+from vlbeit.models.setr import SETRPUP
+from vlbeit.models.upernet import FCNHead, UPerNet
 
 
 class MaskedPatchHead(nn.Linear):
@@ -138,6 +141,10 @@ KINDS: dict[str, type[nn.Module]] = {
     "pair": PairHead,
     "classification": ClassificationHead,
     "patch_aggregation": PatchAggregation,
+    "feature_necks": FeatureNecks,
+    "upernet": UPerNet,
+    "fcn": FCNHead,
+    "setr_pup": SETRPUP,
 }
 
 

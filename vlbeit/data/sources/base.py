@@ -6,13 +6,15 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from vlbeit.config import DataConfig
 from vlbeit.errors import DataError
 from vlbeit.types import Records
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class DataSource(ABC):
@@ -62,6 +64,13 @@ def split_files(root: Path, split: str, suffixes: Sequence[str], layout: str) ->
     if not found:
         raise DataError(f"data.root={root} has no file for the split {split!r}; {layout}")
     return found
+
+
+def walk_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below, itself included, in order, with its image files; hidden ones are left out."""
+    for top, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield top, sorted(name for name in files if not name.startswith(".") and name.lower().endswith(suffixes))
 
 
 def missing_files(paths: Iterable[Path]) -> list[Path]:

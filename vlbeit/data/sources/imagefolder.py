@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -10,11 +9,10 @@ from typing import ClassVar
 from vlbeit.data.index import cached_table
 from vlbeit.data.prepared import prepared_classes, prepared_records
 from vlbeit.data.records import KINDS
-from vlbeit.data.sources.base import DataSource, some
+from vlbeit.data.sources.base import DataSource, some, walk_images
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _LAYOUT = "imagefolder reads ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
 
 
@@ -31,7 +29,7 @@ class ImageFolder(DataSource):
             return prepared
         folder = self._split(split)
         # Folders that gain or lose a file change their time, so the list of folders is all that the key needs.
-        folders = [Path(top) for top, _ in _walk(folder)]
+        folders = [Path(top) for top, _ in walk_images(folder)]
         if kind == "labelled":
             self._check_classes(folder)
             folders.append(self._split(self.config.train_split))  # the labels hang on its classes
@@ -71,19 +69,8 @@ def _class_names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Every folder below, itself included, in order, with its image files; hidden ones are left out."""
-    for top, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield top, sorted(name for name in files if _is_image(name))
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
-
-
 def _images(folder: Path) -> Iterator[Record]:
-    for top, names in _walk(folder):
+    for top, names in walk_images(folder):
         for name in names:
             path = Path(top, name)
             yield {"id": path.relative_to(folder).as_posix(), "image": str(path)}

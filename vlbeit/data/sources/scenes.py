@@ -8,6 +8,7 @@ from typing import ClassVar
 from vlbeit.config import DataConfig
 from vlbeit.data.sources.base import DataSource
 from vlbeit.data.sources.imagefolder import ImageFolder
+from vlbeit.data.sources.masks import pair_records, read_class_names, split_folder
 from vlbeit.data.sources.pairs import Pairs
 from vlbeit.data.sources.text import Text
 from vlbeit.data.sources.vqa_v2 import VQAv2
@@ -15,10 +16,26 @@ from vlbeit.errors import DataError
 from vlbeit.types import Records
 
 
-class Scenes(DataSource):
-    """The built-in scenes (`vlbeit prepare scenes`): images, classes, text, captions, questions."""
+class SceneMasks(DataSource):
+    """The masks of the scenes, as those of ADE20K: 0 is "other", 1, 2, ... are the shapes of classes.txt."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("images", "labelled", "text", "pairs", "vqa")
+    kinds: ClassVar[tuple[str, ...]] = ("masks",)
+
+    def records(self, kind: str, split: str) -> Records:
+        part = {"train": "train2014", "val": "val2014", "test": "test2015"}.get(split, split)
+        layout = "vlbeit prepare scenes writes train2014, val2014 and test2015"
+        masks = split_folder(self.root / "annotations", part, layout)
+        return pair_records(split_folder(self.root, part, layout), masks, self.config.cache)
+
+    def classes(self, kind: str = "masks") -> list[str]:
+        """Names of the shapes, without "other"."""
+        return read_class_names(self.root / "classes.txt")
+
+
+class Scenes(DataSource):
+    """The built-in scenes (`vlbeit prepare scenes`): images, classes, text, captions, questions, masks."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("images", "labelled", "text", "pairs", "vqa", "masks")
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -26,6 +43,7 @@ class Scenes(DataSource):
         questions, captions, text = VQAv2(config), Pairs(config), Text(config)
         self._readers: dict[str, DataSource] = {
             "images": questions, "labelled": folders, "text": text, "pairs": captions, "vqa": questions,
+            "masks": SceneMasks(config),
         }  # fmt: skip
 
     def check(self) -> None:

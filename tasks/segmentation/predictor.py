@@ -1,0 +1,84 @@
+"""What a picture is made of: the share of every class, and the picture with its classes drawn over it.
+
+Legend: H, W height and width of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from vlbeit.data.drawing import draw_segments, palette
+from vlbeit.data.records import open_image
+from vlbeit.errors import UsageError
+
+from .inference import Views
+from .objective import SegmentationObjective
+
+_LEGEND = 12  # classes that a legend names: those that cover most
+_LEAST = 256  # pixels of the shorter side: smaller pictures are enlarged, or nobody could read the legend
+
+
+class Covered(NamedTuple):
+    """A class and the share of the picture's pixels that it covers."""
+
+    label: str
+    share: float
+
+
+class SegmentationPredictor:
+    """Classes of a picture with the share of it that they cover."""
+
+    def __init__(self, objective: SegmentationObjective, views: Views, classes: Sequence[str]) -> None:
+        self.objective = objective.eval()
+        self.views = views
+        self.classes = list(classes)
+
+    def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> list[Covered]:
+        """Path, bytes or PIL image -> at most `top` classes and their shares, the largest first; none of share 0.
+
+        Raises UsageError where a `text` is given, ImageError for a picture that cannot be read.
+        """
+        if text is not None:
+            raise UsageError("a segmentation run takes a picture alone: leave the question out")
+        return self._shares(self.segments(image))[: max(top, 1)]
+
+    @torch.no_grad()
+    def segments(self, image: Any) -> Tensor:
+        """Path, bytes or PIL image -> the class of every pixel, int64 [H, W], on the CPU."""
+        picture = open_image(image)
+        batch = {"views": [self.views(picture)], "original_size": [(picture.height, picture.width)]}
+        return self.objective.predict(batch)[0].cpu()
+
+    def draw(self, image: Any) -> Image.Image:
+        """The picture under the colours of its classes, with a legend below; small pictures are enlarged."""
+        picture, segments_HW = open_image(image), self.segments(image)
+        times = -(-_LEAST // min(picture.size))
+        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.BICUBIC)
+        large_HW = segments_HW.repeat_interleave(times, 0).repeat_interleave(times, 1)
+        return _with_legend(draw_segments(picture, large_HW), self._shares(segments_HW), self.classes)
+
+    def _shares(self, segments_HW: Tensor) -> list[Covered]:
+        pixels = segments_HW.flatten().bincount(minlength=len(self.classes))
+        order = pixels.argsort(descending=True, stable=True).tolist()
+        return [
+            Covered(self.classes[index], pixels[index].item() / segments_HW.numel()) for index in order if pixels[index]
+        ]
+
+
+def _with_legend(picture: Image.Image, shares: Sequence[Covered], classes: Sequence[str]) -> Image.Image:
+    """The picture above a list of its classes in their colours, `_LEGEND` of them at most."""
+    font = ImageFont.load_default(16)
+    colors, line = dict(zip(classes, palette(len(classes)), strict=True)), 24
+    out = Image.new("RGB", (picture.width, picture.height + line * len(shares[:_LEGEND]) + 8), "white")
+    out.paste(picture)
+    pen = ImageDraw.Draw(out)
+    for row, (label, share) in enumerate(shares[:_LEGEND]):
+        top = picture.height + 6 + row * line
+        pen.rectangle((6, top, 24, top + 18), fill=colors[label], outline="black")
+        pen.text((32, top), f"{label} {100 * share:.1f} %", fill="black", font=font)
+    return out
