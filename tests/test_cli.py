@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vlbeit import table
 from vlbeit.cli import main
@@ -18,7 +19,7 @@ from vlbeit.errors import DataError, UsageError
 HEAVY = ("torch", "hydra", "omegaconf", "transformers", "accelerate", "datasets", "timm", "numpy")
 VERBS = (
     *("train", "evaluate", "predict", "submit", "convert", "export"),
-    *("prepare", "checks", "demo", "tasks", "runs", "models"),
+    *("prepare", "checks", "demo", "tasks", "runs", "models", "inspect"),
 )
 
 
@@ -27,7 +28,10 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [["tasks"], ["models"], ["--help"], ["train", "oops=1", "--hlp"], ["prepare"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["tasks"], ["models"], ["--help"], ["train", "oops=1", "--hlp"], ["prepare"], ["inspect"]],
+)
 def test_fast_verbs_load_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys, vlbeit.cli\n"
@@ -83,6 +87,9 @@ def test_tasks_lists_all_groups_in_plain_lines(capsys: pytest.CaptureFixture[str
         (["train", "stage=mim", "optim.lr=abc"], "optim.lr=abc is not a number"),
         (["train", "task=vqaa"], "did you mean vqa?"),
         (["predict"], "Missing argument 'RUN'"),
+        (["inspect", "atention"], "No such command 'atention'"),
+        (["inspect", "attention"], "Missing argument 'RUN'"),
+        (["inspect", "attention", "runs/mim", "--limit", "0"], "'--limit'"),
         (["prepare", "scnes"], "did you mean scenes?"),
         (["prepare", "scenes", "--images", "many"], "'--images'"),
         (["prepare", "scenes", "--imgs", "3"], "--imgs"),
@@ -141,6 +148,39 @@ def test_help_of_train_lists_every_key(capsys: pytest.CaptureFixture[str]) -> No
     shown = {line.split()[0]: line for line in lines if line}
     assert {"stage.target", "optim.lr", "data.root", "run", "--dry-run"} <= shown.keys() | {"--dry-run"}
     assert "learning rate" in shown["optim.lr"] and "--multirun" in lines[0]
+
+
+def test_inspect_alone_lists_what_can_be_inspected(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect"]) == 0
+    assert "attention  Draw where a tower looks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("out", "code", "said"),
+    [
+        ("overlay.txt", 2, "--out overlay.txt: its name tells no format of pictures: end it in .png"),
+        ("overlay", 2, "end it in .png, .jpg or .webp"),
+        ("picture.png/overlay.png", 2, "picture.png is a file; name another file"),
+        ("overlay.png", 2, "task=classification has nothing to draw, its result is a table"),
+    ],
+)
+def test_predict_draws_only_what_can_be_drawn(
+    in_chain: Path, tmp_path: Path, out: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (48, 48), (200, 30, 30)).save(picture)
+    target = tmp_path / out
+    assert main(["predict", "runs/mim-classification", str(picture), "--out", str(target)]) == code
+    error = capsys.readouterr().err
+    assert said in error.replace(f"{tmp_path}/", "") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [picture]
+
+
+def test_a_cell_of_a_table_is_legible() -> None:
+    values = ("cat", 0.00012, 1.0, 87.34567, 12, None, (1.4, 2.6, 3.0, 4.0), ["a", "b"])
+    assert [table.cell(value) for value in values] == [
+        "cat", "0.0001", "1.0000", "87.3457", "12", "", "1, 3, 3, 4", "a, b",
+    ]  # fmt: skip
 
 
 def test_prepare_scenes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -48,6 +49,56 @@ def test_trains_and_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     assert main(["predict", "runs/copy-brightness", "bright.png", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["answer"] == "bright"
+
+
+class Found(NamedTuple):
+    """A row as tasks with places in the picture give it."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    note: str | None = None
+
+
+def test_draws_its_result_and_names_its_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["train", "task=brightness", *SMALL, "init=none", "steps=1"]) == 0
+    run = str(next(tmp_path.glob("runs/*brightness")))
+    Image.new("RGB", (32, 32), (225, 225, 225)).save("bright.png")
+    capsys.readouterr()
+    assert main(["predict", run, "bright.png", "--out", "here/overlay.png"]) == 2
+    said = capsys.readouterr().err
+    assert "task=brightness has nothing to draw" in said and f"vlbeit inspect attention {run} bright.png" in said
+
+    from vlbeit_plugin.task import BrightnessPredictor
+
+    def draw(self: Any, image: Image.Image) -> Image.Image:
+        return Image.new("RGB", image.size, (0, 200, 0))
+
+    rows = [Found("bright", 0.98765, (1.2, 2.0, 30.6, 31.0)), Found("dark", 12.3456, (0.0, 0.0, 1.0, 1.0), "odd")]
+    monkeypatch.setattr(BrightnessPredictor, "draw", draw, raising=False)
+    monkeypatch.setattr(BrightnessPredictor, "__call__", lambda self, image, text=None, *, top=5: rows[:top])
+    assert main(["predict", run, "bright.png", "--out", "here/overlay.png"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:3] == [
+        ["label", "score", "box", "note"],
+        ["bright", "0.9877", "1,", "2,", "31,", "31"],
+        ["dark", "12.3456", "0,", "0,", "1,", "1", "odd"],
+    ]
+    assert lines[3] == ["wrote", "here/overlay.png"]
+    with Image.open("here/overlay.png") as image:
+        assert image.format == "PNG" and image.size == (32, 32) and image.getpixel((3, 3)) == (0, 200, 0)
+    assert main(["predict", run, "bright.png", "--json", "--top", "1", "--out", "overlay.jpg"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"label": "bright", "score": 0.98765, "box": [1.2, 2.0, 30.6, 31.0], "note": None}
+    ]
+    with Image.open("overlay.jpg") as image:
+        assert image.format == "JPEG"
+    rows.clear()
+    assert main(["predict", run, "bright.png"]) == 0
+    assert capsys.readouterr().out.startswith("nothing found\n")
+    assert not [*tmp_path.glob(".tmp-*"), *tmp_path.glob("here/.tmp-*")]
 
 
 def test_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import vlbeit
-from vlbeit import dist, registry, table
+from vlbeit import dist, inspecting, registry, table
 from vlbeit.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(inspecting.app, name="inspect")
 _FREE = {"ignore_unknown_options": True}  # `--lr 1e-3` reaches the words, which name the right key
 _OF_THE_PLACE = (  # what a disk, its permissions and names may refuse: no fault of ours
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR,
@@ -115,17 +116,24 @@ def predict(
     image: Annotated[Path, typer.Argument(help="image file", show_default=False)],
     question: Annotated[str | None, typer.Argument(help="for tasks that take one", show_default=False)] = None,
     top: Annotated[int, typer.Option(help="number of answers", min=1)] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="picture to write, the result drawn on it: overlay.png", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print the most probable answers for one image."""
+    """Print what a task's run finds in one image: the most probable answers, or what is where."""
     from vlbeit import inference
 
-    answers = inference.predict(run, image, question, top=top)
+    rows = inference.predict(run, image, question, top=top, out=out)
+    columns = getattr(rows[0], "_fields", ("answer", "probability")) if rows else ()
     if as_json:
-        print(json.dumps([{"answer": answer, "probability": score} for answer, score in answers], ensure_ascii=False))
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False))
+        return
+    if rows:
+        table.show(columns, [[table.cell(value) for value in row] for row in rows])
     else:
-        table.show(("answer", "probability"), [(answer, f"{score:.4f}") for answer, score in answers])
-        print(f"next: vlbeit evaluate {shlex.quote(run)}")
+        print("nothing found")
+    print(*([] if out is None else [f"wrote {out}"]), f"next: vlbeit evaluate {shlex.quote(run)}", sep="\n")
 
 
 @app.command()

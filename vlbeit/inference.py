@@ -6,10 +6,11 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlbeit import adopt, chain, compose, files, suggest
 from vlbeit.config import RunConfig
+from vlbeit.data import drawing
 from vlbeit.data.records import ImageError, open_image
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.engine.device import choose_device, make_accelerator
@@ -22,6 +23,9 @@ from vlbeit.models.spec import EncoderSpec
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe, Task
 from vlbeit.types import Meta, Predictor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Trained:
@@ -112,20 +116,46 @@ def pipeline(path: str | Path, device: str = "auto") -> Predictor:
     return task.predictor(run.objective.to(choose_device(device)), run.meta)
 
 
-def predict(path: str, image: Path, question: str | None = None, *, top: int = 5) -> list[tuple[str, float]]:
-    """The likeliest answers for one picture. Raises DataError, before the run is read, for one that cannot be read."""
+def predict(
+    path: str, image: Path, question: str | None = None, *, top: int = 5, out: Path | None = None
+) -> Sequence[tuple[Any, ...]]:
+    """The rows of a task's predictor for one picture, best first; with `out` the picture with the result drawn on it.
+
+    Raises DataError, before the run is read, for a picture that cannot be read; UsageError for a task that draws
+    nothing, and for an `out` that is no picture file.
+    """
+    picture = open_picture(image)
+    if out is not None:
+        drawing.check_picture_file(out)
+        check_out(out)
+    run = Trained(path)
+    task = _task(run, path)
+    predictor: Any = task.predictor(run.objective.to(choose_device("auto")), run.meta)
+    if out is None:
+        return predictor(picture, question, top=top)
+    if not hasattr(predictor, "draw"):
+        raise UsageError(
+            f"--out {out}: task={run.config.task.name} has nothing to draw, its result is a table: leave --out out; "
+            f"`vlbeit inspect attention {path} {image}` shows where its tower looks"
+        )
+    rows = predictor(picture, question, top=top)
+    drawing.write_picture(out, predictor.draw(picture))
+    return rows
+
+
+def open_picture(image: Path) -> Image.Image:
+    """The picture that a user names. Raises DataError, with the remedy, for one that cannot be read."""
     try:
-        picture = open_image(image)
+        return open_image(image)
     except ImageError as error:
         raise DataError(f"{error}; give the path of a picture") from error
-    return pipeline(path)(picture, question, top=top)
 
 
 def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
     """Answer every question of a file and write the leaderboard's answer file, checked."""
     from vlbeit.data.sources.vqa_v2 import vqa_table
 
-    _check_out(out)
+    check_out(out)
     run = Trained(path)
     task = _task(run, path)
     if not hasattr(task, "submission"):
@@ -176,8 +206,8 @@ def _load_all(objective: Objective, checkpoint: Checkpoint, words: Sequence[str]
     objective.load_state_dict(given)
 
 
-def _check_out(out: Path) -> None:
-    """The answer file can be written: better known before the work than after it."""
+def check_out(out: Path) -> None:
+    """Whether `--out` can be written, else UsageError or DataError: better known before the work than after it."""
     folder = next(place for place in out.absolute().parents if place.exists())
     if out.is_dir() or not folder.is_dir():
         wrong = f"{out} is a folder" if out.is_dir() else f"{folder} is a file"

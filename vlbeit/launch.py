@@ -12,6 +12,7 @@ import yaml
 from accelerate import Accelerator
 
 from vlbeit import adopt, chain, compose, dist, files, preflight, suggest
+from vlbeit.batch_picture import MOST, draw_batch
 from vlbeit.config import RunConfig
 from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.sources import open_records
@@ -21,7 +22,7 @@ from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.loop import Engine, FitPlan
 from vlbeit.engine.optim import build_optimizer
-from vlbeit.engine.randomness import seed_generators
+from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.errors import DataError
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint, read_meta, save_checkpoint
 from vlbeit.models.encoder import MoMEEncoder
@@ -30,6 +31,8 @@ from vlbeit.models.transfer import check_fits, transfer
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe
 from vlbeit.types import Batch, DataSpec, Meta, Records
+
+log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, command: str = "") -> None:
@@ -40,9 +43,9 @@ def train(config: RunConfig, command: str = "") -> None:
     Raises:
         UserError: anything that the user can mend, before any work where it can be known by then.
     """
-    log = logging.getLogger("vlbeit")  # ours alone: what libraries report is not for the user
-    log.setLevel(logging.INFO)
-    log.handlers = [logging.StreamHandler()]
+    ours = logging.getLogger("vlbeit")  # ours alone: what libraries report is not for the user
+    ours.setLevel(logging.INFO)
+    ours.handlers = [logging.StreamHandler()]
     accelerator = _accelerator(config)  # makes the process group
     config = adopt.with_its_tokenizer(config)
     preflight.check(config)
@@ -106,10 +109,12 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
     recipe.evaluators(held_out, meta)  # what they refuse is better known now than after an epoch
     with folder.locked() if dist.is_main() else nullcontext():
         _on_main_first(lambda: _open_folder(folder, config, meta, source))
+        _draw_first_batch(stream, folder, config, meta)
         batch = f"{config.global_batch_size} samples, {micro} at a time"
         say(f"training {config.title} in {folder.path}: {steps} steps of {batch}")
         engine.fit()
-    say(f"wrote {folder.path}: checkpoint/, metrics.jsonl, evaluation.json")
+    drawn = f", {folder.batch_file.name}" if folder.batch_file.exists() else ""
+    say(f"wrote {folder.path}: checkpoint/, metrics.jsonl, evaluation.json{drawn}")
 
 
 def _accelerator(config: RunConfig) -> Accelerator:
@@ -244,6 +249,23 @@ def _open_folder(folder: RunFolder, config: RunConfig, meta: Meta, source: RunFo
     for name, value in meta.items():
         with write_errors(folder.checkpoint):
             files.write_json(folder.checkpoint / f"{name}.json", value)
+
+
+def _draw_first_batch(stream: TrainLoader, folder: RunFolder, config: RunConfig, meta: Meta) -> None:
+    """batch0.png, where it is not there yet: what step 0 sees, drawn by the main process before it.
+
+    Nobody trains for the picture: whatever goes wrong is a line of warning.
+    """
+    if not dist.is_main() or folder.batch_file.exists():
+        return
+    try:
+        with preserved_generators():
+            drawn = draw_batch(stream.first(MOST), config, meta)
+            if drawn is not None:
+                files.write_by(folder.batch_file, lambda path: drawn.save(path, format="PNG"))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("%s is not drawn (%s); the run goes on without it", folder.batch_file, reason)
 
 
 def _on_main_first(work: Any) -> None:

@@ -16,6 +16,15 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "")
         print("\n".join(plain(columns, cells, title)))
 
 
+def cell(value: Any) -> str:
+    """A value as people read it: probabilities to four places, boxes in whole pixels, nothing for None."""
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) <= 1 else f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(f"{part:.0f}" if isinstance(part, float) else str(part) for part in value)
+    return "" if value is None else str(value)
+
+
 def plain(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> list[str]:
     """The lines of a table: columns padded to their widest cell and two spaces apart."""
     table = [list(columns), *map(list, rows)]

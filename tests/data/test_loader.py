@@ -71,6 +71,19 @@ def test_a_start_in_the_middle_is_the_tail_of_the_whole():
     assert list(train(numbers(10)).steps(9, 9)) == []
 
 
+def test_the_first_samples_can_be_looked_at_and_nothing_changes():
+    spec = numbers(12)
+    loader = train(spec, global_batch_size=8)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    seen = loader.first(6)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    step = flat(loader.steps(0, 1))
+    assert seen["sample_id"] == [name for batch in step for name in batch["sample_id"]][:6]
+    assert torch.equal(seen["value"], torch.cat([batch["value"] for batch in step])[:6])
+    same(flat(train(spec, global_batch_size=8).steps(0, 3)), flat(loader.steps(0, 3)))
+    assert loader.first(100)["sample_id"] == [name for batch in step for name in batch["sample_id"]]
+
+
 def test_every_epoch_is_a_permutation_of_its_own():
     batches = flat(train(numbers(10)).steps(0, 5))  # 20 positions: two epochs
     ids = [sample_id for batch in batches for sample_id in batch["sample_id"]]

@@ -1,4 +1,4 @@
-"""Results drawn onto pictures: a colour per class, masks over the picture, boxes with their names.
+"""Results drawn onto pictures: a colour per class, masks over the picture, boxes with their names; and their files.
 
 Legend: n boxes.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from vlbeit import files
+from vlbeit.errors import UsageError
 
 Color = tuple[int, int, int]
 
@@ -61,3 +65,20 @@ def draw_boxes(
         canvas = draw_segmentation_masks(canvas, masks_nHW.bool(), alpha=0.5, colors=list(colors))
     names = None if captions is None else list(captions)
     return to_pil_image(draw_bounding_boxes(canvas, boxes_n4, labels=names, colors=list(colors)))
+
+
+def check_picture_file(path: Path) -> None:
+    """Raise UsageError unless the name ends as a format of pictures that can be written."""
+    if _format(path) is None:
+        raise UsageError(f"--out {path}: its name tells no format of pictures: end it in .png, .jpg or .webp")
+
+
+def write_picture(path: Path, image: Image.Image) -> Path:
+    """Replace the file atomically; its name tells the format, which `check_picture_file` has approved."""
+    return files.write_by(path, lambda temporary: image.save(temporary, format=_format(path)))
+
+
+def _format(path: Path) -> str | None:
+    """Pillow's name of the format for a suffix, where Pillow writes RGB pictures in it."""
+    name = Image.registered_extensions().get(path.suffix.lower())
+    return name if name in ("PNG", "JPEG", "WEBP", "BMP", "TIFF") else None

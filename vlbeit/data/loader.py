@@ -75,6 +75,19 @@ class TrainLoader:
         finally:
             batches.close()
 
+    def first(self, count: int) -> Batch:
+        """The first `count` samples of step 0 (at most a whole step) as one batch, to be looked at: read here and now.
+
+        The steps that follow are the same with or without it. Raises as a step does, but counts no unreadable sample.
+        """
+        samples = _Samples(self.spec, self.seed, replace=True)
+        places = [self._place(position) for position in range(min(count, self.global_batch_size))]
+        found = _Collate(self.spec)([samples[place] for place in places])
+        if isinstance(found, UserError):
+            raise found
+        batch, _ = found
+        return batch
+
     def _places(self, start: int, stop: int) -> Iterator[list[Place]]:
         """Of every micro-batch of this process the samples."""
         share = self.accumulation * self.micro_batch_size

@@ -1,6 +1,7 @@
 """The run folder: where everything of a run lies, and how it stays whole whatever happens while it is written.
 
     RUN/  config.yaml  environment.json  metrics.jsonl  evaluation.json  last.json  checkpoint/  state/step-000120/
+          batch0.png
 
 A state folder is written under a temporary name, flushed to disk and renamed; only then does `last.json` name it.
 So `last.json` always names a whole state, and what it does not name counts for nothing. `.lock` is held while a
@@ -42,6 +43,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.evaluation_file = self.path / "evaluation.json"
         self.last_file = self.path / "last.json"
+        self.batch_file = self.path / "batch0.png"
         self.checkpoint = self.path / "checkpoint"
         self.states = self.path / "state"
         self.lock_file = self.path / ".lock"
@@ -185,7 +187,8 @@ class RunFolder:
     def clear(self) -> None:
         """Remove the run, and nothing else that may lie in its folder."""
         self.last_file.unlink(missing_ok=True)
-        for file in (self.metrics_file, self.evaluation_file, self.environment_file, self.config_file):
+        settings = self.environment_file, self.config_file
+        for file in (self.metrics_file, self.evaluation_file, self.batch_file, *settings):
             file.unlink(missing_ok=True)
         for folder in (self.states, self.checkpoint):
             shutil.rmtree(folder, ignore_errors=True)

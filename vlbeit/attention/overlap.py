@@ -1,0 +1,92 @@
+"""How well an attention map covers the object that its reference point lies on.
+
+A map is turned into a set of patches, the fewest that hold 60 % of its mass (as in DINO, arXiv 2104.14294), and the set
+is compared with the object pixel by pixel, at the size of the tower's input: a patch is the square of pixels that it
+was made of. Nothing is smoothed, so the patch grid limits what can be reached: `ceiling` says how far.
+
+Legend: H heads, N patches, rows and columns those of the patch grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlbeit.attention.maps import Point
+from vlbeit.data.drawing import IGNORED
+
+MASS = 0.6  # of a map that the set of patches holds
+
+
+class Thing(NamedTuple):
+    """A connected region of one class and a point on it."""
+
+    mask_HW: Tensor  # bool, of the tower's input size
+    point: Point
+    label: int
+
+
+def things(segments_HW: Tensor, least: int = 1) -> Iterator[Thing]:
+    """The 4-connected regions of one class with at least `least` pixels, 255 left out, ordered by class.
+
+    Their point is the pixel of the region that lies nearest to its centre of mass, so it lies on it, whatever its form.
+    """
+    height, width = segments_HW.shape
+    for label in segments_HW.unique().tolist():
+        if label == IGNORED:
+            continue
+        for mask_HW in _regions(segments_HW == label):
+            y_n, x_n = mask_HW.nonzero(as_tuple=True)
+            if len(y_n) < least:
+                continue
+            y, x = y_n.float(), x_n.float()
+            nearest = ((y - y.mean()) ** 2 + (x - x.mean()) ** 2).argmin()
+            point = Point((x[nearest].item() + 0.5) / width, (y[nearest].item() + 0.5) / height)
+            yield Thing(mask_HW, point, int(label))
+
+
+def _regions(mask_HW: Tensor) -> list[Tensor]:
+    """The 4-connected regions of a mask: the largest number of a pixel spreads over each until nothing changes."""
+    numbers = torch.arange(1, mask_HW.numel() + 1, dtype=torch.float64).reshape(mask_HW.shape)
+    spread = numbers * mask_HW
+    while True:
+        padded = spread[None, None]
+        wider = torch.maximum(F.max_pool2d(padded, (3, 1), 1, (1, 0)), F.max_pool2d(padded, (1, 3), 1, (0, 1)))
+        after = wider[0, 0] * mask_HW
+        if torch.equal(after, spread):
+            break
+        spread = after
+    return [spread == number for number in spread[mask_HW].unique()]
+
+
+def kept_patches(map_HN: Tensor, mass: float = MASS) -> Tensor:
+    """bool [H, N]: of each map the fewest patches that hold at least `mass` of it; among equal ones the first."""
+    ordered = map_HN.sort(dim=-1, descending=True, stable=True)
+    share_HN = ordered.values / ordered.values.sum(-1, keepdim=True)
+    before_HN = share_HN.cumsum(-1) - share_HN
+    return torch.zeros_like(map_HN, dtype=torch.bool).scatter(-1, ordered.indices, before_HN < mass)
+
+
+def coverage(mask_HW: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Number of the object's pixels in every patch, float64 [N]."""
+    height, width = mask_HW.shape
+    cell = height // grid[0], width // grid[1]
+    assert (cell[0] * grid[0], cell[1] * grid[1]) == (height, width), "patches tile the picture"
+    return F.avg_pool2d(mask_HW[None].double(), cell, divisor_override=1).flatten()
+
+
+def jaccard(kept_HN: Tensor, covered_N: Tensor, patch_pixels: int) -> Tensor:
+    """Intersection over union in pixels of sets of whole patches and the object, [H]."""
+    shared_H = (kept_HN * covered_N).sum(-1)
+    return shared_H / (kept_HN.sum(-1) * patch_pixels + covered_N.sum() - shared_H)
+
+
+def ceiling(covered_N: Tensor, patch_pixels: int) -> float:
+    """The largest Jaccard index that any set of whole patches can have with the object."""
+    shared = covered_N.sort(descending=True).values.cumsum(0)
+    chosen = torch.arange(1, len(covered_N) + 1) * patch_pixels
+    return (shared / (chosen + covered_N.sum() - shared)).max().item()

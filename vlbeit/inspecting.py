@@ -1,0 +1,121 @@
+"""The verb `inspect`: looking into a run. It parses words and prints, as `vlbeit.cli`, and loads torch when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlbeit import table
+from vlbeit.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlbeit.attention.figure import Inspected
+    from vlbeit.attention.measure import Measured
+
+app = typer.Typer(help="Look into a run: `vlbeit inspect attention RUN PICTURE`.", rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def _what_to_inspect(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def attention(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="run, checkpoint or published name", show_default=False)],
+    picture: Annotated[Path | None, typer.Argument(metavar="PICTURE", help="image file", show_default=False)] = None,
+    points: Annotated[
+        str | None, typer.Option(help="3: so many, spread out; 0.3,0.5;0.7,0.2: as shares x,y", show_default=False)
+    ] = None,
+    layer: Annotated[int, typer.Option(help="block from 0, or from the end: -1 is the last")] = -1,
+    heads: Annotated[str | None, typer.Option(help="all, or such as 0,3", show_default=False)] = None,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="N|HxW", help="pixels: more make a finer grid", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="instead of a picture: measure on objects of this data", show_default=False)
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option(help="where the data lies, if not where the run's", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="of the data")] = "val",
+    limit: Annotated[
+        int | None, typer.Option(help="pictures of the data; all without", min=1, show_default=False)
+    ] = None,
+    reduce_zero_label: Annotated[bool, typer.Option(help="label 0 of the masks is no class")] = True,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="run to compare with, also several times: a supervised one, say", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write: attention.png, or attention.json in the run", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Draw where a tower looks from points of a picture, or measure with --data how well that covers objects."""
+    from vlbeit import converting
+    from vlbeit.attention import figure, measure
+
+    size = None if image_size is None else converting.read_size(image_size)
+    if (picture is None) == (data is None):
+        raise UsageError("name a picture to draw maps of, or --data NAME to measure on: one of the two")
+    if picture is not None:
+        _only_with("--data NAME", root=root, limit=limit, against=against or None)
+        drawn = figure.inspect_picture(
+            run,
+            picture,
+            out or Path("attention.png"),
+            points=points or "3",
+            layer=layer,
+            heads=heads or "all",
+            image_size=size,
+        )
+        _print_maps(drawn, as_json)
+        return
+    assert data is not None
+    _only_with("a picture", points=points, heads=heads)
+    found = measure.measure(
+        run,
+        measure.data_config(run, data, root=root, split=split, limit=limit),
+        against=against or [],
+        layer=layer,
+        image_size=size,
+        reduce_zero_label=reduce_zero_label,
+        out=out,
+    )
+    _print_overlaps(found, as_json)
+
+
+def _only_with(what: str, **options: Any) -> None:
+    """Raise UsageError for an option that means nothing here."""
+    if given := [name for name, value in options.items() if value is not None]:
+        raise UsageError(f"--{given[0]} goes with {what}: leave it out")
+
+
+def _print_maps(drawn: Inspected, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(drawn.to_json()))
+        return
+    rows = [
+        (number, f"{p.x:g}, {p.y:g}", "{}, {}".format(*p.cell(drawn.grid))) for number, p in enumerate(drawn.points, 1)
+    ]
+    table.show(("point", "x, y", "patch (row, column)"), rows)
+    heads = ", ".join(map(str, drawn.heads))
+    print(f"block {drawn.layer}, heads {heads}, {drawn.grid[0]}x{drawn.grid[1]} patches\nwrote {drawn.file}")
+    print("next: --layer, --points 0.3,0.5;0.7,0.2 and --image-size change what is looked at")
+
+
+def _print_overlaps(found: Measured, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    table.show(("weights", "best head", "one head", "the run's lead"), found.rows())
+    facts = found.facts
+    over = f"{facts['pictures']} pictures with {facts['objects']} objects"
+    print(f"Jaccard index, mean over {over} (95 % interval), block {facts['layer']}")
+    print("whole patches, {} x {}, reach at most {:.3f}".format(*facts["grid"], facts["ceiling"]))
+    print(f"wrote {found.file}")
