@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from PIL import Image
 
 from vlbeit.cli import main
+from vlbeit.config import DataConfig
 from vlbeit.data.prepared import prepared_classes, prepared_records
 from vlbeit.data.records import open_image
+from vlbeit.data.sources import open_records, open_source
 from vlbeit.data_prep import ade20k, archives
 from vlbeit.errors import DataError, Interrupted
 
@@ -92,6 +95,26 @@ def test_pairs_classes_and_counts(tmp_path, root, form):
         following == f"vlbeit train stage=mim task=segmentation recipe=beit_base_ade20k_512 data=ade20k data.root={out}"
     )
     assert any(line.startswith("train: 5 records") and "6 of 150 classes" in line for line in lines)
+
+
+def test_as_the_source_reads_it_unprepared(tmp_path, root):
+    prepare(tmp_path / "out", root)
+    plain, made = (DataConfig(name="ade20k", root=str(path)) for path in (root, tmp_path / "out"))
+    assert open_source(plain).classes("masks") == open_source(made).classes("masks")
+    for split in ("train", "val"):
+        records, same = (open_records(config, "masks", split) for config in (plain, made))
+        assert [records[i] for i in range(len(records))] == [same[i] for i in range(len(same))]
+
+
+def test_two_steps_of_training(tmp_path, root, capsys):
+    with chdir(tmp_path):
+        assert main(["prepare", "ade20k", "--from", str(zipped(root)), "--out", "data/ade20k"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].startswith("next: vlbeit train stage=mim task=segmentation ")
+        words = ["stage=mim", "task=segmentation", "data=ade20k", "data.root=data/ade20k", "model=tiny", "init=none"]
+        small = ["data.image_size=32", "steps=2", "data.workers=0", "global_batch_size=2", "micro_batch_size=2"]
+        assert main(["train", *words, *small]) == 0
+        lines = (tmp_path / "runs/mim-segmentation/metrics.jsonl").read_text().splitlines()
+        assert "miou" in json.loads(lines[-1])["evaluation"]
 
 
 def bytes_of(value: bytes | str) -> bytes:

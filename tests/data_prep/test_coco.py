@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from vlbeit.cli import main
+from vlbeit.config import DataConfig
 from vlbeit.data.prepared import prepared_classes, prepared_records
 from vlbeit.data.records import open_image
+from vlbeit.data.sources import open_records, open_source
 from vlbeit.data_prep import coco, scenes
 from vlbeit.errors import DataError, UsageError
 
@@ -103,6 +105,15 @@ def test_boxes(tmp_path, root, form):
     ]
     assert following == f"vlbeit train stage=mim task=detection data=coco data.root={out}"
     assert "  box outside the picture left out: 1" in lines
+
+
+def test_as_the_source_reads_it_unprepared(tmp_path, root):
+    prepare(tmp_path / "out", root)
+    plain, made = (DataConfig(name="coco", root=str(path)) for path in (root, tmp_path / "out"))
+    assert open_source(plain).classes("boxes") == open_source(made).classes("boxes")
+    for split in ("train", "val"):
+        records, same = (open_records(config, "boxes", split) for config in (plain, made))
+        assert [records[i] for i in range(len(records))] == [same[i] for i in range(len(same))]
 
 
 def test_the_zips_by_name(tmp_path, root):
