@@ -182,10 +182,10 @@ def _refusal(info: tarfile.TarInfo) -> str:
         return "a device or pipe"
     if info.issparse():
         return "a sparse file"
-    return _too_large(info.size) if not info.name.lower().endswith(TAR_SUFFIXES) else ""
+    return "" if info.name.lower().endswith(TAR_SUFFIXES) else _too_large(info.size, MEMBER_LIMIT)
 
 
-def _too_large(size: int, limit: int = MEMBER_LIMIT) -> str:
+def _too_large(size: int, limit: int) -> str:
     return f"a size of {size} bytes (limit {limit})" if size > limit else ""
 
 
@@ -218,8 +218,10 @@ def _zip_refusal(info: zipfile.ZipInfo) -> str:
         return "encrypted"
     if info.file_size > _RATIO_FREE and info.file_size > _RATIO_LIMIT * max(1, info.compress_size):
         return f"packed {info.file_size // max(1, info.compress_size)} times, as no picture is"
+    if info.filename.lower().endswith(TAR_SUFFIXES):
+        return ""
     # annotations are larger than pictures and are read on their own
-    return _too_large(info.file_size) if not info.filename.endswith(".json") else _too_large(info.file_size, 2**33)
+    return _too_large(info.file_size, 2**33 if info.filename.endswith(".json") else MEMBER_LIMIT)
 
 
 def _folder(path: Path) -> Iterator[Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,17 @@ def test_as_the_source_reads_it_unprepared(tmp_path, root):
     for split in ("train", "val"):
         records, same = (open_records(config, "boxes", split) for config in (plain, made))
         assert [records[i] for i in range(len(records))] == [same[i] for i in range(len(same))]
+
+
+def test_two_steps_of_training(tmp_path, root, capsys):
+    with chdir(tmp_path):
+        assert main(["prepare", "coco", "--from", str(zipped(root)), "--out", "data/coco"]) == 0
+        following = capsys.readouterr().out.splitlines()[-1]
+        assert following == "next: vlbeit train stage=mim task=detection data=coco data.root=data/coco"
+        small = ["model=tiny", "init=none", "data.image_size=32", "steps=2", "data.workers=0", "global_batch_size=2"]
+        assert main([*following.split()[2:], *small, "micro_batch_size=2"]) == 0
+        lines = (tmp_path / "runs/mim-detection/metrics.jsonl").read_text().splitlines()
+        assert "evaluation" in json.loads(lines[-1])
 
 
 def test_the_zips_by_name(tmp_path, root):

@@ -367,6 +367,8 @@ def test_sources_that_cannot_be_told_apart(tmp_path, train_tar, val_tar, make_pi
         prepare(tmp_path / "out2", tmp_path / "gone_train.tar")
     with pytest.raises(UsageError, match=r"--format index needs pictures that lie in a folder"):
         prepare(tmp_path / "out2", f"train={whole}", format="index")
+    with pytest.raises(UsageError, match=r"--threads -1, --shard-mb 256: give 0 or more, and 1 or more"):
+        prepare(tmp_path / "out2", f"train={whole}", threads=-1)
     with pytest.raises(UsageError, match=r"has an empty part"):
         prepare(tmp_path / "out2", f"train={whole},")
 
