@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from vlbeit import files
 from vlbeit.attention.maps import grid_of, open_tower, patch_attention, read_layer
-from vlbeit.attention.overlap import MASS, Thing, ceiling, coverage, jaccard, kept_patches, things
+from vlbeit.attention.overlap import MASS, Thing, ceiling, coverage, discs, jaccard, kept_patches, things
 from vlbeit.config import DataConfig
 from vlbeit.data.segments import open_pair
 from vlbeit.data.sources import open_records, open_source
@@ -144,6 +144,7 @@ def measure(
         "layer": layers[path],
         "mass": MASS,
         "ceiling": sum(scores.ceilings) / len(scores.ceilings),
+        "disc": torch.stack(scores.discs).mean(0).max().item(),
     }
     measured = Measured(scores.overlaps(), facts, out or folder_of(path) / "attention.json")
     files.write_json(measured.file, measured.to_json(), indent=1)
@@ -229,6 +230,7 @@ class _Scores:
         self.found: dict[str, list[list[Tensor]]] = {name: [[] for _ in group] for name, group in groups.items()}
         self.step = min(each.step for group in groups.values() for each in group)
         self.ceilings: list[float] = []  # by picture: the mean over its objects
+        self.discs: list[Tensor] = []  # by picture: the same for discs of every radius
         self.objects = 0
 
     def of(self, name: str) -> _Scored:
@@ -236,15 +238,20 @@ class _Scores:
         return self.groups[name][0]
 
     def add(self, samples: list[Sample], run: str) -> None:
-        """Measure every tower on more pictures; the ceiling is that of the grid of `run`."""
+        """Measure every tower on more pictures; ceiling and discs are those of the grid of `run`."""
         for name, group in self.groups.items():
             for scored, found in zip(group, self.found[name], strict=True):
                 found += scored(samples)
         own = self.of(run)
-        for _, things_there in samples:
-            reached = [ceiling(coverage(thing.mask_HW, own.grid), own.patch_pixels) for thing in things_there]
-            self.ceilings.append(sum(reached) / len(reached))
-            self.objects += len(reached)
+        for _, found_there in samples:
+            covered = [coverage(thing.mask_HW, own.grid) for thing in found_there]
+            self.ceilings.append(sum(ceiling(each, own.patch_pixels) for each in covered) / len(covered))
+            blind = [
+                jaccard(discs(thing.point, own.grid), each, own.patch_pixels)
+                for thing, each in zip(found_there, covered, strict=True)
+            ]
+            self.discs.append(torch.stack(blind).mean(0))
+            self.objects += len(covered)
 
     def overlaps(self) -> list[Overlap]:
         """Of each group the mean over its towers."""
