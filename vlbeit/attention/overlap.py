@@ -2,8 +2,8 @@
 
 A map is turned into a set of patches, the fewest that hold 60 % of its mass (as in DINO, arXiv 2104.14294), and the set
 is compared with the object pixel by pixel, at the size of the tower's input: a patch is the square of pixels that it
-was made of. Nothing is smoothed, so the patch grid limits what can be reached: `ceiling` says how far. What a map reaches
-by being local alone, `discs` say: sets that know the point and nothing of the picture.
+was made of. Nothing is smoothed, so the patch grid limits what can be reached: `ceiling` says how far. `discs` say what
+being local alone reaches: sets that know the point and nothing of the picture.
 
 Legend: H heads, N patches, rows and columns those of the patch grid.
 """
