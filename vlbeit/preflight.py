@@ -24,7 +24,9 @@ def check(config: RunConfig) -> None:
         raise UsageError("how long? give steps= or epochs=")
     _check_batches(config)
     check_settings(config.optim)
-    check_kind(config.data, chain.recipe_of(config).kind)
+    recipe = chain.recipe_of(config)
+    recipe.check()
+    check_kind(config.data, recipe.kind)
     chain.check_built_in(config)
     if not chain.data_is_missing(config):
         open_source(config.data).check()

@@ -28,6 +28,9 @@ class Recipe(ABC):
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
+    def check(self) -> None:  # noqa: B027  (most recipes need nothing of their own)
+        """Raise UserError for what stands in the way of training and can be known before any work."""
+
     def needed_runs(self) -> dict[str, str]:
         """Runs, beside `init`, that must exist before this one: folder -> stage that makes it."""
         return {}

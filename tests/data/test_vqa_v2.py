@@ -3,9 +3,10 @@ import json
 import pytest
 
 from vlbeit.config import DataConfig
+from vlbeit.data.json_file import json_rows
 from vlbeit.data.records import KINDS
 from vlbeit.data.sources import open_records
-from vlbeit.data.sources.vqa_v2 import json_rows, vqa_table
+from vlbeit.data.sources.vqa_v2 import vqa_table
 from vlbeit.errors import DataError
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlbeit.models.aggregation import PatchAggregation
+from vlbeit.models.detector import Detector
 from vlbeit.models.pyramid import FeatureNecks
 from vlbeit.models.setr import SETRPUP
 from vlbeit.models.upernet import FCNHead, UPerNet
@@ -145,6 +146,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "upernet": UPerNet,
     "fcn": FCNHead,
     "setr_pup": SETRPUP,
+    "detector": Detector,
 }
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from vlbeit.config import DataConfig
 from vlbeit.data.sources.base import DataSource
+from vlbeit.data.sources.coco import Coco
 from vlbeit.data.sources.imagefolder import ImageFolder
 from vlbeit.data.sources.masks import pair_records, read_class_names, split_folder
 from vlbeit.data.sources.pairs import Pairs
@@ -33,9 +34,9 @@ class SceneMasks(DataSource):
 
 
 class Scenes(DataSource):
-    """The built-in scenes (`vlbeit prepare scenes`): images, classes, text, captions, questions, masks."""
+    """The built-in scenes (`vlbeit prepare scenes`): images, classes, text, captions, questions, masks, boxes."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("images", "labelled", "text", "pairs", "vqa", "masks")
+    kinds: ClassVar[tuple[str, ...]] = ("images", "labelled", "text", "pairs", "vqa", "masks", "boxes")
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -43,7 +44,7 @@ class Scenes(DataSource):
         questions, captions, text = VQAv2(config), Pairs(config), Text(config)
         self._readers: dict[str, DataSource] = {
             "images": questions, "labelled": folders, "text": text, "pairs": captions, "vqa": questions,
-            "masks": SceneMasks(config),
+            "masks": SceneMasks(config), "boxes": Coco(config),
         }  # fmt: skip
 
     def check(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from vlbeit.data.index import cached_table
+from vlbeit.data.json_file import json_rows
 from vlbeit.data.records import KINDS
 from vlbeit.data.sources.base import DataSource, some
 from vlbeit.errors import DataError
@@ -171,53 +171,6 @@ def _typed_rows(path: Path, key: str, convert: Callable[[dict[str, Any]], Record
             raise DataError(
                 f"{path}: {key}[{position}] is not as in VQA v2 ({type(error).__name__}: {error}); correct the file"
             ) from error
-
-
-def json_rows(path: Path, key: str) -> Iterator[Any]:
-    """The items of the array under `key` of a JSON object, one at a time: the objects of a big file are never all held.
-
-    Raises `DataError` with line and column where the file is no JSON.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        yield from _items(text, key, path)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {error.lineno} column {error.colno}: not JSON ({error.msg}); get the file again"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, byte {error.start}: not UTF-8; get the file again") from error
-
-
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def _skip(text: str, at: int, mark: str = "") -> int:
-    """Position after white space and `mark`."""
-    at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
-    if mark and not text.startswith(mark, at):
-        raise json.JSONDecodeError(f"Expecting {mark!r}", text, at)
-    return _SPACE.match(text, at + len(mark)).end()  # type: ignore[union-attr]
-
-
-def _items(text: str, key: str, path: Path) -> Iterator[Any]:
-    decode = json.JSONDecoder().raw_decode
-    at = _skip(text, 0, "{")
-    while not text.startswith("}", at):
-        name, at = decode(text, at)
-        at = _skip(text, at, ":")
-        if name == key:
-            at = _skip(text, at, "[")
-            while not text.startswith("]", at):
-                item, at = decode(text, at)
-                yield item
-                at = _skip(text, at)
-                at = at if text.startswith("]", at) else _skip(text, at, ",")
-            return
-        _, at = decode(text, at)
-        at = _skip(text, at)
-        at = at if text.startswith("}", at) else _skip(text, at, ",")
-    raise DataError(f"{path} has no {key!r}: is it the right file?")
 
 
 SOURCE = VQAv2

@@ -1,0 +1,73 @@
+"""One picture in, the things in it out: what, how sure, where; and drawn onto the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vlbeit.data.drawing import draw_boxes
+from vlbeit.data.records import open_image
+from vlbeit.errors import UsageError
+from vlbeit.types import Sample
+
+
+class Detection(NamedTuple):
+    """One thing of a picture."""
+
+    label: str
+    score: float  # in [0, 1]
+    box: tuple[float, float, float, float]  # left, top, right, bottom in pixels of the picture
+
+
+class DetectionPredictor:
+    """Boxes of a picture, the surest first.
+
+    Args:
+        objective: of the run.
+        image: `vlbeit.data.box_transforms.BoxEval`.
+        classes: names of the labels.
+        least_score: of what `draw` shows.
+    """
+
+    def __init__(
+        self, objective: nn.Module, image: Callable[[Any], Sample], classes: Sequence[str], least_score: float = 0.5
+    ) -> None:
+        self.objective = objective.eval()
+        self.image = image
+        self.classes = list(classes)
+        self.least_score = least_score
+
+    def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> list[Detection]:
+        """Path, bytes or PIL image -> up to `top` detections, the surest first; none where nothing is found.
+
+        Raises UsageError where a `text` is given, ImageError for a picture that cannot be read.
+        """
+        if text is not None:
+            raise UsageError("a detection run takes a picture alone: leave the question out")
+        found = self._found(open_image(image))
+        rows = zip(*(found[name].tolist() for name in ("labels", "scores", "boxes")), strict=True)
+        detections = [
+            Detection(self.classes[label], score, tuple(round(value, 1) for value in box)) for label, score, box in rows
+        ]
+        return sorted(detections, key=lambda each: -each.score)[: max(top, 1)]
+
+    def draw(self, image: Any) -> Image.Image:
+        """The picture with the boxes (and masks) of at least `least_score`, their names and scores."""
+        picture = open_image(image)
+        found = self._found(picture)
+        sure_n = found["scores"] >= self.least_score
+        labels, scores = found["labels"][sure_n].tolist(), found["scores"][sure_n].tolist()
+        captions = [f"{self.classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+        masks_nHW = found["masks"][sure_n].cpu() if "masks" in found else None
+        return draw_boxes(picture, found["boxes"][sure_n].cpu(), labels, captions, masks_nHW)
+
+    @torch.no_grad()
+    def _found(self, picture: Image.Image) -> dict[str, Tensor]:
+        device = next(self.objective.parameters()).device
+        sample = self.image(picture)
+        batch = {name: [value] for name, value in sample.items()} | {"image": sample["image"][None].to(device)}
+        return self.objective.predict(batch)[0]

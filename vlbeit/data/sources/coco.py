@@ -1,0 +1,121 @@
+"""COCO detection: the official instances_*.json and image folders (cocodataset.org), or own data in that layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from vlbeit.data.index import cached_table
+from vlbeit.data.json_file import json_rows
+from vlbeit.data.prepared import prepared_classes, prepared_records
+from vlbeit.data.records import KINDS
+from vlbeit.data.sources.base import DataSource, some
+from vlbeit.data.sources.coco_file import CocoFile
+from vlbeit.errors import DataError
+from vlbeit.types import Record, Records
+
+_NAMES = {"train": ("train2017", "train2014", "train"), "val": ("val2017", "val2014", "val")}
+_LAYOUT = (
+    "coco reads ROOT/annotations/instances_train2017.json (or ROOT/instances_train2017.json) with the pictures in "
+    "ROOT/train2017, and the same with val2017; 2014 or no year will do"
+)
+
+
+class _Files(NamedTuple):
+    """The annotation file of one split and the folder of its pictures."""
+
+    instances: Path
+    images: Path
+
+
+class Coco(DataSource):
+    """COCO in its official files: annotations/instances_train2017.json, train2017/, and the same for val2017.
+
+    Of a root that `vlbeit prepare coco` made, what it wrote is read.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("boxes", "images")
+
+    def records(self, kind: str, split: str) -> Records:
+        if (prepared := prepared_records(self.root, kind, split, self.config.cache)) is not None:
+            return prepared
+        files = self._files(split)
+        if kind == "images":
+            return cached_table(
+                self.config.cache, "coco-images", list(files), KINDS[kind], lambda: CocoFile(*files).image_rows()
+            )
+        # the labels hang on the categories of the training split
+        labels = self._labels(files.instances)
+        sources = [*files, self._naming()]
+        return cached_table(
+            self.config.cache, "coco-boxes", sources, KINDS[kind], lambda: CocoFile(*files).box_rows(labels)
+        )
+
+    def classes(self, kind: str = "labelled") -> list[str]:
+        """Names of the categories in the order of their ids, those of the training split where it is there."""
+        if kind != "boxes":
+            return super().classes(kind)
+        if (prepared := prepared_classes(self.root, kind)) is not None:
+            return prepared
+        return list(self._categories(self._naming()).values())
+
+    def _files(self, split: str) -> _Files:
+        names = _NAMES.get(split, (split,))
+        for name in names:
+            for file in (self.root / "annotations" / f"instances_{name}.json", self.root / f"instances_{name}.json"):
+                if file.is_file():
+                    return _Files(file, self._images(name, file))
+        wanted = " or ".join(f"instances_{name}.json" for name in names)
+        raise DataError(f"data.root={self.root} has no {wanted} for the split {split!r}; {_LAYOUT}")
+
+    def _images(self, name: str, file: Path) -> Path:
+        for folder in (self.root / name, self.root / "images" / name):
+            if folder.is_dir():
+                return folder
+        raise DataError(f"{self.root / name} does not exist; the pictures of {file} belong there: {_LAYOUT}")
+
+    def _naming(self) -> Path:
+        """The file whose categories give the classes: evaluating needs no training split."""
+        try:
+            return self._files(self.config.train_split).instances
+        except DataError:
+            return self._files(self.config.val_split).instances
+
+    def _categories(self, file: Path) -> dict[int, str]:
+        """Category id -> name, ids ascending."""
+        table = cached_table(self.config.cache, "coco-categories", [file], ("id", "text"), lambda: _category_rows(file))
+        return {int(row["id"]): row["text"] for row in (table[i] for i in range(len(table)))}
+
+    def _labels(self, file: Path) -> dict[int, int]:
+        """Category id of `file` -> label. Raises `DataError` for a category that the training split has not."""
+        naming = self._naming()
+        known, own = self._categories(naming), self._categories(file)
+        if unknown := [f"{number} {name!r}" for number, name in own.items() if known.get(number) != name]:
+            raise DataError(
+                f"{file}: categories that {naming} has not, or under another name: {some(unknown)}; take both files "
+                f"from the same release"
+            )
+        return {number: label for label, number in enumerate(known)}
+
+
+def _category_rows(file: Path) -> Iterator[Record]:
+    """The categories by ascending id. Raises `DataError` for an id or a name that comes twice."""
+    found: dict[int, str] = {}
+    for position, row in enumerate(json_rows(file, "categories")):
+        try:
+            number, name = int(row["id"]), str(row["name"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{file}: categories[{position}] is not as in COCO ({type(error).__name__}: {error}); correct the file"
+            ) from error
+        if number in found or name in found.values():
+            raise DataError(f"{file}: the category {number} {name!r} comes twice, or its name; correct the file")
+        found[number] = name
+    if not found:
+        raise DataError(f"{file} has no categories; correct the file")
+    for number, name in sorted(found.items()):
+        yield {"id": str(number), "text": name}
+
+
+SOURCE = Coco
