@@ -99,9 +99,9 @@ def test_boxes_have_their_place_in_the_enlarged_picture() -> None:
     batch = flat(0.2, boxes=boxes, box_labels=labels, box_masks=masks)
     pixels = drawn(batch, classes=["circle", "cross"])
     edge = np.argwhere((np.abs(pixels - np.array(palette(2)[1])) <= 2).all(-1))
-    assert np.ptp(edge[:, 0]) == 48 and np.ptp(edge[:, 1]) == 96  # 8 and 16 pixels, six times as large
+    assert np.ptp(edge[:, 0]) == 72 and np.ptp(edge[:, 1]) == 144  # 8 and 16 pixels, nine times as large
     tint = tuple(round((51 + channel) / 2) for channel in palette(2)[1])
-    assert share(pixels, tint) > 0.8 * 48 * 96
+    assert share(pixels, tint) > 0.8 * 72 * 144
 
 
 def words_under(monkeypatch: pytest.MonkeyPatch, batch: Batch, settings: RunConfig, **meta: Any) -> list[str]:

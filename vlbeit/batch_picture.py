@@ -26,6 +26,7 @@ from vlbeit.types import Batch, Meta
 MOST = 16  # samples that are drawn
 _COLUMNS = 4
 _GREY = 0.5  # of a masked patch
+_BOXED = 288  # longer side of a picture whose boxes carry names, at least, in pixels
 _MOST_LABELS = 6  # classes of one picture that are named
 _TEXT_WIDTH = 420  # of a cell without a picture, in pixels
 
@@ -99,7 +100,7 @@ class _Drawn:
         """Enlarged, so that the names can be read, with boxes and what they hold."""
         things = {name: batch[name][index] for name in ("boxes", "box_labels", "box_masks") if name in batch}
         boxes_n4, labels = things["boxes"].cpu(), things["box_labels"].tolist()
-        large = sized(image)
+        large = sized(image, _BOXED)
         masks_nHW = things.get("box_masks")
         if masks_nHW is not None and len(masks_nHW):
             masks_nHW = torch.nn.functional.interpolate(
@@ -121,7 +122,8 @@ class _Drawn:
             lines += [Line(self._class(value), colors[value]) for value in found[:_MOST_LABELS]]
             lines += [Line(f"and {len(found) - _MOST_LABELS} more")] if len(found) > _MOST_LABELS else []
         if "boxes" in batch:
-            lines.append(Line(f"{len(batch['boxes'][index])} boxes"))
+            count = len(batch["boxes"][index])
+            lines.append(Line(f"{count} {'box' if count == 1 else 'boxes'}"))
         return lines
 
     def _texts(self, batch: Batch, index: int) -> list[str]:
