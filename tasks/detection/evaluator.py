@@ -127,7 +127,7 @@ class DetectionEvaluator:
         return result
 
     def _true(self, name: str, rows: Rows) -> dict[str, Tensor]:
-        truth = rows["truth"]
+        truth, (height, width) = rows["truth"], rows["size"]
         result = {
             "boxes": torch.tensor(truth["boxes"], dtype=torch.float32).reshape(-1, 4),
             "labels": torch.tensor(truth["labels"], dtype=torch.int64),
@@ -135,9 +135,9 @@ class DetectionEvaluator:
             "iscrowd": torch.tensor(truth["crowd"], dtype=torch.int64),
         }
         if self.masks and truth["outlines"] is None:  # unreadable: nothing can be found there
-            result["masks"] = torch.zeros((len(truth["labels"]), *rows["size"]), dtype=torch.bool)
+            result["masks"] = torch.zeros(len(truth["labels"]), height, width, dtype=torch.bool)
         elif self.masks:
-            result["masks"] = outline_masks(truth["outlines"], *rows["size"], name)
+            result["masks"] = outline_masks(truth["outlines"], height, width, name)
         return result
 
 

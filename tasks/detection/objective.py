@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from vlbeit.models.detector import Detector
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.heads import Heads
 from vlbeit.models.pyramid import to_map
@@ -34,9 +35,16 @@ class DetectionObjective(Objective):
         self.heads = heads
 
     @property
+    def detector(self) -> Detector:
+        """The head."""
+        head = self.heads["detector"]
+        assert isinstance(head, Detector)
+        return head
+
+    @property
     def masks(self) -> bool:
         """Whether it has a mask branch."""
-        return bool(self.heads["detector"].regions.has_mask())
+        return bool(self.detector.regions.has_mask())
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures of the batch; for `mask` those with a box, since the others have no term there."""
@@ -58,7 +66,7 @@ class DetectionObjective(Objective):
             {name: batch[field][index].to(image.device) for name, field in names.items()} for index in range(len(image))
         ]
         canvas = (image.shape[-2], image.shape[-1])
-        sums = self.heads["detector"].losses(self._map(batch), canvas, batch["inner_size"], targets)
+        sums = self.detector.losses(self._map(batch), canvas, batch["inner_size"], targets)
         own = self.counts(batch)
         losses = {name: value / counts[name] for name, value in sums.items()}
         return StepOutput(losses, {name: (value.detach(), own[name].to(image.device)) for name, value in sums.items()})
@@ -71,7 +79,7 @@ class DetectionObjective(Objective):
         `original_size`.
         """
         canvas = (batch["image"].shape[-2], batch["image"].shape[-1])
-        found = self.heads["detector"].detect(self._map(batch), canvas, batch["inner_size"])
+        found = self.detector.detect(self._map(batch), canvas, batch["inner_size"])
         sizes = zip(found, batch["inner_size"], batch["original_size"], strict=True)
         return [_to_original(each, inner, original) for each, inner, original in sizes]
 

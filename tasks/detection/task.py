@@ -102,9 +102,9 @@ class Detection(Task):
             "proposals": settings.proposals,
             "masks": settings.masks,
         }
-        heads = Heads({"detector": head})
-        heads["detector"].regions.score_thresh = settings.least_score
-        return DetectionObjective(encoder, heads)
+        objective = DetectionObjective(encoder, Heads({"detector": head}))
+        objective.detector.regions.score_thresh = settings.least_score
+        return objective
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         """Samples with `image`, `inner_size`, and `boxes` for training, `original_size` and `truth` for evaluation.

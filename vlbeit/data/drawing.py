@@ -64,7 +64,20 @@ def draw_boxes(
     if masks_nHW is not None:
         canvas = draw_segmentation_masks(canvas, masks_nHW.bool(), alpha=0.5, colors=list(colors))
     names = None if captions is None else list(captions)
-    return to_pil_image(draw_bounding_boxes(canvas, boxes_n4, labels=names, colors=list(colors)))
+    plates = (
+        None if names is None else list(colors)
+    )  # under the names, which could not be read on a thing of that colour
+    return to_pil_image(
+        draw_bounding_boxes(
+            canvas,
+            boxes_n4,
+            labels=names,
+            colors=list(colors),
+            label_colors=None if names is None else ["black"] * len(names),
+            label_background_colors=plates,
+            fill_labels=plates is not None,
+        )
+    )
 
 
 def check_picture_file(path: Path) -> None:

@@ -24,7 +24,7 @@ def outline_masks(outlines: Sequence[str], height: int, width: int, name: str) -
 
     Raises `DataError` for one that is empty or no segmentation of COCO, or of another size.
     """
-    masks = [np.zeros((0, height, width), bool)]
+    masks: list[np.ndarray] = [np.zeros((0, height, width), bool)]
     for position, text in enumerate(outlines):
         if not text:
             raise DataError(f"{name}: box {position} has no segmentation; give it one, or set task.masks=false")
