@@ -113,8 +113,20 @@ def test_evaluation_with_other_inference(run: Path, words: list[str]) -> None:
 
 def test_prediction(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with chdir(run):
-        assert main(["predict", "runs/mim-segmentation", "own/images/val/0.png"]) == 0
-    assert any(name in capsys.readouterr().out for name in ("red", "green", "blue"))
+        assert main(["predict", "runs/mim-segmentation", "own/images/val/0.png", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert main(["predict", "runs/mim-segmentation", "own/images/val/0.png", "--out", "overlay.png"]) == 0
+    assert {row["label"] for row in rows} <= {"red", "green", "blue"}
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    width = Image.open(run / "own/images/val/0.png").width
+    assert Image.open(run / "overlay.png").width % width == 0  # enlarged, for the legend
+
+
+def test_export(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    with chdir(run):
+        assert main(["export", "runs/mim-segmentation", "graph.onnx"]) == 0
+    assert "[batch, 3, 16, 16]" in capsys.readouterr().out  # three classes, four times the patches
 
 
 def test_picture_and_mask_of_different_size(place: Path, refused: Callable[..., str]) -> None:
