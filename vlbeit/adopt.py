@@ -68,9 +68,7 @@ def take_weights(objective: Objective, checkpoint: Checkpoint, meta: Meta, say: 
     assert source is not None, "config_for refuses a tokenizer"
     check_fits(source, target, str(checkpoint.path))
     if told := other_taps(checkpoint, objective):
-        raise UsageError(
-            f"{told}: transformers can measure it, and `vlbeit train init={checkpoint.path}` go on from it"
-        )
+        raise UsageError(f"{told}: measure it by transformers, or go on from it by `vlbeit train init=...`")
     labels = labels_of(checkpoint, objective, meta, say)
     ours: set[str] = set(meta.get("classes", ()))
     if lacking := sorted(ours.difference(labels.get("classes", ours))):
@@ -93,25 +91,28 @@ def other_taps(checkpoint: Checkpoint, objective: Objective) -> str:
         return ""
     assert checkpoint.encoder_spec is not None
     blocks = [necks.get("taps") or taps(checkpoint.encoder_spec.depth) for necks in (theirs, ours)]
-    return (
-        f"{checkpoint.path} decodes the outputs of the blocks {blocks[0]}, counted from 0, and here it is {blocks[1]}"
-    )
+    return f"{checkpoint.path} decodes the outputs of blocks {blocks[0]}, counted from 0, and here it is {blocks[1]}"
 
 
 def labels_of(checkpoint: Checkpoint, objective: Objective, meta: Meta, say: Callable[[str], None]) -> Meta:
     """What the rows of a checkpoint's classifiers stand for, as far as it says so in the words of `meta`.
 
     Class names of others that share none with ours (ImageNet's words beside its numbers) count as not said: rows go
-    by their place then, and `say` is told.
+    by their place then, and `say` is told. Capitals and spaces around a name make no difference there ("crt screen").
     """
     classes, ours = checkpoint.meta.get("classes"), meta.get("classes")
-    if checkpoint.config or not classes or not ours or {*classes} & {*ours}:
+    if checkpoint.config or not classes or not ours:
         return checkpoint.meta
+    spelled = {name.strip().casefold(): name for name in ours}
+    classes = [spelled.get(name.strip().casefold(), name) for name in classes]
+    if {*classes} & {*ours}:
+        return {**checkpoint.meta, "classes": classes}
+    unnamed = {key: value for key, value in checkpoint.meta.items() if key != "classes"}
     theirs, wanted = (description.get("heads", {}) for description in (checkpoint.description, objective.describe()))
     if not theirs.keys() & wanted.keys() & classifiers("classes"):
-        return checkpoint.meta  # no rows to go anywhere
+        return unnamed  # there are no rows to take
     say(f"note: no class has the same name there and here, so they go by their place: {classes[0]!r} is {ours[0]!r}")
-    return {key: value for key, value in checkpoint.meta.items() if key != "classes"}
+    return unnamed
 
 
 def with_its_tokenizer(config: RunConfig) -> RunConfig:

@@ -16,7 +16,7 @@ from vlbeit.models.known import KNOWN, Published
 from vlbeit.models.pyramid import taps
 
 TASKS = {"mim", "classification", "segmentation", "text", "vl", "vqa", "nlvr2", "retrieval", "tokenizer"}
-METRICS = {"top1", "top5", "miou", "miou_multi_scale", "test_dev", "test_p", "text_r1", "image_r1"}
+METRICS = {"top1", "top5", "miou", "macc", "aacc", "miou_multi_scale", "test_dev", "test_p", "text_r1", "image_r1"}
 HOSTS = {"github.com", "conversationhub.blob.core.windows.net", "cdn.openai.com"}
 
 

@@ -61,7 +61,11 @@ _BEIT_FILES: tuple[tuple[str, str, dict[str, float]], ...] = (
     ("beit_large_patch16_224_pt22k_ft22kto1k", f"{_BOTH_22K}, ImageNet-1k", {"top1": 87.396, "top5": 98.282}),
     ("beit_large_patch16_384_pt22k_ft22kto1k", f"{_BOTH_22K}, ImageNet-1k", {"top1": 88.408, "top5": 98.602}),
     ("beit_large_patch16_512_pt22k_ft22kto1k", f"{_BOTH_22K}, ImageNet-1k", {"top1": 88.6, "top5": 98.658}),
-    ("beit_base_patch16_640_pt22k_ft22ktoade20k", f"{_BOTH_22K}, ADE20K", {"miou": 53.61, "miou_multi_scale": 54.26}),
+    (
+        "beit_base_patch16_640_pt22k_ft22ktoade20k",
+        f"{_BOTH_22K}, ADE20K",
+        {"miou": 53.61, "macc": 64.82, "aacc": 84.62, "miou_multi_scale": 54.26},
+    ),
     ("beit_large_patch16_640_pt22k_ft22ktoade20k", f"{_BOTH_22K}, ADE20K", {"miou": 56.7, "miou_multi_scale": 57.0}),
 )
 # Their release addresses were not found written down; the table of 4eaa6ca4 names the others.
@@ -89,7 +93,11 @@ _BEIT2_FILES: tuple[tuple[str, str, dict[str, float]], ...] = (
     ("beitv2_base_patch16_224_pt1k_ftade20k", f"{_PLAIN_1K}, ADE20K", {"miou": 53.1}),
     ("beitv2_base_patch16_224_pt1k_ft21ktoade20k", f"{_BOTH_21K}, ADE20K", {"miou": 53.5}),
     ("beitv2_large_patch16_224_pt1k_ftade20k", f"{_PLAIN_1K}, ADE20K", {"miou": 56.7}),
-    ("beitv2_large_patch16_224_pt1k_ft21ktoade20k", f"{_BOTH_21K}, ADE20K", {"miou": 57.54}),
+    (
+        "beitv2_large_patch16_224_pt1k_ft21ktoade20k",
+        f"{_BOTH_21K}, ADE20K",
+        {"miou": 57.54, "macc": 68.78, "aacc": 86.22},
+    ),
 )
 
 # microsoft/unilm beit2/TOKENIZER.md. The last part of a file's name is the beginning of its hash.

@@ -14,7 +14,7 @@ COMPUTED = ("*relative_position_index", "*position_ids", "text_embeddings.positi
 """In files and never read: index buffers, and the text positions of VLMo models whose positions are relative."""
 
 SEGMENTATION = ("decode_head.*", "auxiliary_head.*", "backbone.fpn*", "fpn*")
-"""Necks and heads of segmentation checkpoints: the backbone alone is taken."""
+"""Necks and heads of segmentation checkpoints: those of other decoders than UPerNet are left, the backbone is taken."""
 
 EXPECTED = (*COMPUTED, *SEGMENTATION)
 """What any file may have in excess."""

@@ -18,7 +18,7 @@ import vlbeit
 from vlbeit.errors import DataError
 from vlbeit.models.convert import convert
 from vlbeit.models.convert.beside import hints_beside
-from vlbeit.models.convert.layout import Hints
+from vlbeit.models.convert.layout import Converted, Hints
 from vlbeit.models.convert.transformers import to_transformers
 from vlbeit.models.convert.unilm import to_unilm
 from vlbeit.models.pyramid import taps
@@ -241,6 +241,23 @@ def test_another_decoder_leaves_the_backbone(shaken: Any, tmp_path: Path) -> Non
     converted = convert(state)
     assert set(converted.description["heads"]) == {"necks", "auxiliary"}
     assert {"decode_head.convs.0.conv.weight", "decode_head.conv_seg.bias"} <= set(converted.unexpected)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 5])
+def test_few_blocks_are_tapped_twice_through_idle_ones(depth: int, tmp_path: Path, shaken: Any, ours: Any) -> None:
+    """Of 3 blocks 0, 0, 1 and 2 are tapped; transformers wants four different numbers."""
+    many = convert(made(shaken).state_dict())
+    state = {n: v for n, v in many.state.items() if not re.match(rf"encoder\.\w+\.[{depth}-9]\.", n)}
+    spec = {**many.description["encoder"], "depth": depth}
+    converted = Converted("ours", {**many.description, "encoder": spec}, state)
+    to_transformers(converted.description, converted.state, tmp_path)
+    written = BeitForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    assert len(set(written.config.out_indices)) == 4
+    with torch.inference_mode():
+        assert_same_logits(logits_of(written, image()), ours(converted).segmented(image()))
+    back = vlbeit.load(tmp_path)
+    assert back.encoder is not None and back.encoder.spec.depth == depth and back.heads["necks"].taps is None
+    assert all(torch.equal(value, state[f"encoder.{n}"]) for n, value in back.encoder.state_dict().items())
 
 
 def test_other_pooling_scales_are_refused(tmp_path: Path, shaken: Any) -> None:

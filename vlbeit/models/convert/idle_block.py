@@ -1,48 +1,106 @@
-"""A block of zeros on top of a tower, which adds nothing to its input: for decoders that may not name the last output.
+"""Blocks of zeros in a tower, which add nothing to their input: for decoders that take an output which has no number.
 
 `out_indices` of transformers' BeitForSemanticSegmentation are counted from 1 in a list that begins with the embedding,
-and the largest is the number of blocks: the output of the last one is out of reach.
+all different, and the largest is the number of blocks: the output of the last one is out of reach, and so is one that
+is taken twice, as of towers with few blocks.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
 from vlbeit.models.convert.image_part import ImagePart
-from vlbeit.models.convert.layout import State
+from vlbeit.models.convert.layout import Hints, State
 from vlbeit.models.pyramid import taps
-from vlbeit.models.spec import EncoderSpec
+
+_OF_BLOCK = re.compile(r"(encoder\.(?:blocks|rel_pos))\.(\d+)\.(.+)")
 
 
 def out_indices(part: ImagePart) -> list[int]:
-    """What transformers calls the blocks that the maps of a segmentation model come from."""
-    return [tap + 2 for tap in part.heads["necks"].get("taps") or taps(part.spec.depth)]
+    """What transformers calls the blocks that the maps of a segmentation model come from, idle ones counted."""
+    order, told = places(part), _taps(part)
+    return [order.index(tap) + 2 + told[:number].count(tap) for number, tap in enumerate(told)]
 
 
-def needs_idle_block(part: ImagePart) -> bool:
-    """Whether it is a segmentation model that taps the last block."""
-    return "segmentation" in part.heads and max(out_indices(part)) > part.spec.depth
+def places(part: ImagePart) -> list[int | None]:
+    """Our block at every place of the tower in transformers; None for an idle one."""
+    depth = part.spec.depth
+    if "segmentation" not in part.heads:
+        return list(range(depth))
+    told = _taps(part)
+    order: list[int | None] = []
+    for block in range(depth):
+        order += [block, *[None] * (told.count(block) - 1)]
+    return [*order, None] if depth - 1 in told else order
 
 
-def idle_block(state: State, spec: EncoderSpec) -> State:
-    """One more block like the last of `spec`, of zeros, under our names."""
-    parts = ("blocks", "rel_pos") if spec.positions == "per_layer" else ("blocks",)
+def with_idle_blocks(state: State, part: ImagePart) -> State:
+    """Tensors under our names, with every block at its place in transformers, and zeros at the idle ones."""
+    order = places(part)
     out: State = {}
-    for part in parts:
-        last, above = (f"encoder.{part}.{index}." for index in (spec.depth - 1, spec.depth))
-        out |= {above + n.removeprefix(last): torch.zeros_like(v) for n, v in state.items() if n.startswith(last)}
+    for name, value in state.items():
+        match = _OF_BLOCK.fullmatch(name)
+        if match is None or (part.spec.positions != "per_layer" and "rel_pos" in match[1]):
+            out[name] = value
+            continue
+        out[f"{match[1]}.{order.index(int(match[2]))}.{match[3]}"] = value
+        if match[2] == "0":
+            idle = [place for place, block in enumerate(order) if block is None]
+            out |= {f"{match[1]}.{place}.{match[3]}": torch.zeros_like(value) for place in idle}
     return out
 
 
-def take_out_idle_block(ours: State, sources: dict[str, tuple[str, ...]]) -> list[str]:
-    """Remove a last block of zeros from tensors under our names; returns what they are called in the file."""
-    numbers = [int(name.split(".")[2]) for name in ours if name.startswith("encoder.blocks.")]
-    top = max(numbers, default=0)
-    last = [name for name in ours if re.match(rf"encoder\.(blocks|rel_pos)\.{top}\.", name)]
-    if not top or any(ours[name].any() for name in last):
-        return []
-    for name in last:
-        del ours[name]
-    return [theirs for name in last for theirs in sources.pop(name)]
+class Trimmed(NamedTuple):
+    """What is left without idle blocks: tensors under our names, names in the file, hints; and what went, as there."""
+
+    state: State
+    sources: dict[str, tuple[str, ...]]
+    hints: Hints
+    dropped: list[str]
+
+
+def without_idle_blocks(state: State, sources: dict[str, tuple[str, ...]], hints: Hints, shared: bool) -> Trimmed:
+    """Take blocks of zeros out of tensors under our names, number the others anew, and the taps of `hints` with them.
+
+    shared: one position table serves all blocks.
+    """
+    idle = _idle_blocks(state)
+    names = {name: _renumbered(name, idle, shared) for name in state}
+    kept = {name: own for name, own in names.items() if own is not None}
+    told = hints.taps and tuple(_block_below(place, idle) for place in hints.taps)
+    return Trimmed(
+        {own: state[name] for name, own in kept.items()},
+        {own: sources[name] for name, own in kept.items()},
+        replace(hints, taps=told),
+        [theirs for name in names.keys() - kept.keys() for theirs in sources[name]],
+    )
+
+
+def _idle_blocks(state: State) -> set[int]:
+    found: dict[int, bool] = {}
+    for name, value in state.items():
+        if (match := _OF_BLOCK.fullmatch(name)) and match[1].endswith("blocks"):
+            number = int(match[2])
+            found[number] = found.get(number, True) and not value.any()
+    return {number for number, idle in found.items() if idle}
+
+
+def _renumbered(name: str, idle: set[int], shared: bool) -> str | None:
+    match = _OF_BLOCK.fullmatch(name)
+    if match is None or (shared and "rel_pos" in match[1]):
+        return name
+    number = int(match[2])
+    return None if number in idle else f"{match[1]}.{_block_below(number, idle)}.{match[3]}"
+
+
+def _block_below(place: int, idle: set[int]) -> int:
+    """The block of ours whose output is that of the one at `place`; -1 for the embedding."""
+    return place - sum(number <= place for number in idle)
+
+
+def _taps(part: ImagePart) -> list[int]:
+    return part.heads["necks"].get("taps") or taps(part.spec.depth)

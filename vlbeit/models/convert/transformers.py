@@ -19,7 +19,7 @@ from vlbeit import files
 from vlbeit.config import DataConfig, RunConfig
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.convert import upernet
-from vlbeit.models.convert.idle_block import idle_block, needs_idle_block, out_indices, take_out_idle_block
+from vlbeit.models.convert.idle_block import out_indices, places, with_idle_blocks, without_idle_blocks
 from vlbeit.models.convert.image_part import ImagePart, image_part, image_state
 from vlbeit.models.convert.layout import Converted, Hints, Layout, State
 from vlbeit.models.convert.reading import read_encoder, read_heads, settle
@@ -104,7 +104,9 @@ def from_transformers(state: State, hints: Hints) -> Converted:
     shared = _SHARED in hub_names
     if shared and any(_TABLE in hub for hub in hub_names):
         raise DataError(f"both {_SHARED} and a table per layer: the encoder of vlbeit has the one or the other")
-    dropped = take_out_idle_block(ours, sources) if heads_of else []
+    dropped: list[str] = []
+    if heads_of:
+        ours, sources, hints, dropped = without_idle_blocks(ours, sources, hints, shared)
     ours = upernet.with_counters(ours)
     spec = read_encoder(ours, hints, shared=shared)
     if spec.grid is not None and spec.grid[0] != spec.grid[1]:
@@ -128,7 +130,7 @@ def to_transformers(
 ) -> State:
     """Write the image part of a checkpoint as a folder that `from_pretrained` takes; returns what was written.
 
-    A segmentation model with UPerNet is a BeitForSemanticSegmentation, mostly with an idle block on top.
+    A segmentation model with UPerNet is a BeitForSemanticSegmentation, mostly with idle blocks (`convert.idle_block`).
 
     Args:
         description: of the checkpoint.
@@ -149,10 +151,7 @@ def to_transformers(
             "rightly for square ones alone: --to timm takes it"
         )
     out: State = {}
-    ours = image_state(part, state)
-    if needs_idle_block(part):
-        ours |= idle_block(ours, spec)
-    for name, value in ours.items():
+    for name, value in with_idle_blocks(image_state(part, state), part).items():
         out.update(_hub_tensors(name, value, part))
     write_tensors(folder / "model.safetensors", out)
     files.write_json(folder / "preprocessor_config.json", _preprocessor(spec.image_size[0], normalize), indent=2)
@@ -245,7 +244,7 @@ def _config(part: ImagePart, out: State, classes: Sequence[str]) -> str:
     config = BeitConfig(
         vocab_size=part.heads.get("masked_patch", {}).get("dim_out", 8192),
         hidden_size=spec.embed_dim,
-        num_hidden_layers=spec.depth + needs_idle_block(part),
+        num_hidden_layers=len(places(part)),
         num_attention_heads=spec.num_heads,
         intermediate_size=int(spec.embed_dim * spec.mlp_ratio),
         layer_norm_eps=1e-6,
