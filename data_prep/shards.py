@@ -59,7 +59,7 @@ class Item(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What an examination found: width and height in pixels, faults, classes that occur (counted once a record)."""
+    """What an examination found: width and height in pixels, faults, what to count by class beside `label`."""
 
     size: tuple[int, int] | None = None
     faults: tuple[Fault, ...] = ()
@@ -198,6 +198,8 @@ def _begin(out: Path, layout: Layout) -> list[dict[str, Any]]:
         write_text(journal, whole + "\n")
     first, *lines = map(json.loads, whole.splitlines())
     _compare(out, first, arguments)
+    for torn_shard in out.glob(".tmp-*"):
+        torn_shard.unlink()
     return lines
 
 
@@ -254,7 +256,7 @@ class _Shard:
             self._waiting.append(
                 item.record | {name: self._store(item, name) for name in _FILES if name in item.record}
             )
-            self._classes.update(finding.classes)
+            self._classes.update([item.record["label"]] if "label" in item.record else finding.classes)
             self._sizes += [finding.size] if finding.size else []
             self.rows += 1
         if len(self._waiting) == GROUP:
