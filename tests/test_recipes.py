@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vlbeit import compose, registry
+from vlbeit.data.transforms import ClassificationEval
 from vlbeit.models.known import KNOWN
 from vlbeit.models.presets import PRESETS
 from vlbeit.recipes import groups_of, recipes, shipped
@@ -102,7 +103,9 @@ def test_published_numbers(recipe: str) -> None:
     assert config.optim.clip_grad == clip
     assert config.optim.warmup_steps == pytest.approx(warmup / row["epochs"], rel=1e-6)
     assert (config.task.mixup, config.task.cutmix) == ((0.8, 1.0) if mixed else (0.0, 0.0))
-    assert config.task.crop_pct == (0.875 if row["data.image_size"] < 384 else 1.0)
+    side = row["data.image_size"]
+    shorter_side = ClassificationEval(config.data.size, *config.normalization, crop_pct=config.task.crop_pct).cover
+    assert shorter_side == ((256, 256) if side == 224 else (side, side))
     assert config.model.name == recipe.split("_")[1]
     text = (FOLDER / f"{recipe}.yaml").read_text()
     assert f"init={init}" in text.replace(".\n", " ").split() or f"init={init}." in text
@@ -119,6 +122,12 @@ def test_what_all_of_them_share(recipe: str) -> None:
     assert (task.init_scale, config.engine.ema_decay) == (0.001, 0.0)
     assert (optim.name, optim.betas, optim.eps, optim.min_lr) == ("adamw", [0.9, 0.999], 1e-8, 1e-6)
     assert (optim.schedule, optim.head_lr_scale, config.steps) == ("cosine", 1.0, None)
+
+
+def test_another_size_brings_its_crop() -> None:
+    config = compose.compose(["recipe=beit_base_in22k_in1k", "data.image_size=384"]).config
+    larger = compose.compose(["recipe=beit_base_in22k_in1k_384"]).config
+    assert config == larger
 
 
 @pytest.mark.parametrize("recipe", REACHED)

@@ -247,6 +247,21 @@ class Fixed(torch.nn.Module):
         return self.logits[batch["rows"]]
 
 
+def test_a_picture_on_two_processes_counts_once(monkeypatch):
+    logits = torch.eye(6)[[0, 1, 2, 0]]  # the last one is wrong
+    parts = [ClassificationEvaluator(6) for _ in range(2)]
+    for evaluator, rows in zip(parts, ([0, 1, 2], [2, 3]), strict=True):
+        batch = {"rows": torch.tensor(rows), "label": torch.tensor(rows), "sample_id": [str(row) for row in rows]}
+        evaluator.update(Fixed(logits), batch)
+    monkeypatch.setattr(
+        "vlbeit.tasks.classification.evaluator.gather_objects", lambda own: [part.hits for part in parts]
+    )
+    for evaluator in parts:
+        numbers = evaluator.compute()
+        assert (numbers["top1"], numbers["images"], numbers["classes"]) == (75.0, 4, 4)
+        assert [row["score"] for row in evaluator.details()] == [1.0, 1.0, 1.0, 0.0]
+
+
 def test_a_subset_is_compared_among_itself_alone():
     """The logits of other classes have no say; labels count within the subset."""
     generator = torch.Generator().manual_seed(1)

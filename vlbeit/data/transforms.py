@@ -118,7 +118,7 @@ class Erasing(NamedTuple):
 
     share: float = 0.25
     mode: str = "pixel"  # noise per pixel | rand: one colour per patch | const: zeros
-    count: int = 1
+    most: int = 1
 
 
 class ClassificationTrain:
@@ -148,7 +148,7 @@ class ClassificationTrain:
             std=tuple(std),
             re_prob=erasing.share,
             re_mode=erasing.mode,
-            re_count=erasing.count,
+            re_count=erasing.most,
         )
         for operation in _operations(self._transform):
             if operation.name.startswith("Posterize"):
