@@ -16,7 +16,7 @@ from vlbeit.attention import measure
 from vlbeit.attention.figure import heat, inspect_picture
 from vlbeit.attention.maps import Point, maps_at, open_tower, patch_attention, read_points, spread_points
 from vlbeit.attention.measure import Estimate
-from vlbeit.attention.overlap import ceiling, coverage, jaccard, kept_patches, things
+from vlbeit.attention.overlap import RADII, ceiling, coverage, discs, jaccard, kept_patches, things
 from vlbeit.cli import main
 from vlbeit.data.records import ListRecords
 from vlbeit.errors import UsageError
@@ -199,6 +199,13 @@ def test_the_ceiling_is_the_best_of_all_sets() -> None:
     assert ceiling(coverage(mask, (3, 3)), 4) == pytest.approx(jaccard(sets, coverage(mask, (3, 3)), 4).max().item())
 
 
+def test_a_disc_is_what_lies_around_the_point() -> None:
+    found = discs(Point(0.5, 0.9), (4, 5)).reshape(len(RADII), 4, 5)  # row 3, column 2
+    assert found[0].nonzero().tolist() == [[3, 2]]
+    assert found[1].nonzero().tolist() == [[2, 2], [3, 1], [3, 2], [3, 3]]
+    assert found[2].sum() == 6 and found[-1].all()
+
+
 def test_objects_are_regions_of_one_class_with_a_point_on_them() -> None:
     segments = torch.full((12, 12), 255)
     segments[1:4, 1:4] = 0
@@ -274,6 +281,7 @@ def test_the_number_is_written_beside_towers_to_compare_with(
     assert values["grid"] == [6, 6] and values["pictures"] == 4 and values["objects"] == 8
     run, random, _ = values["overlaps"]
     assert 0 < run["best_head"]["mean"] <= values["ceiling"] <= 1 and len(run["heads"]) == 2
+    assert 0 < values["disc"] <= values["ceiling"]
     assert max(run["heads"]) <= run["best_head"]["mean"]
     lead = run["best_head"]["mean"] - random["best_head"]["mean"]
     assert random["difference"]["mean"] == pytest.approx(lead) and "difference" not in run

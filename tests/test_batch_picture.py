@@ -81,14 +81,14 @@ def test_a_mask_that_is_none_of_patches_is_left_out() -> None:
     assert share(drawn(flat(0.2, mask=torch.ones(2, 7, dtype=torch.bool))), (51, 51, 51), 0) == about(2 * 192 * 192)
 
 
-def test_classes_lie_over_their_pixels_and_255_over_none() -> None:
+def test_classes_are_shown_beside_the_picture_and_255_is_none() -> None:
     segments = torch.full((2, 32, 32), 255, dtype=torch.uint8)
     segments[0, :16] = 1
     pixels = drawn(flat(0.2, segments=segments), classes=["circle", "cross"])
-    tint = tuple(round((51 + channel) / 2) for channel in palette(2)[1])
+    tint = tuple(round(0.4 * 51 + 0.6 * channel) for channel in palette(2)[1])
     assert share(pixels, tint) == about(96 * 192)
+    assert share(pixels, (51, 51, 51), 0) == about(4 * 192 * 192 - 96 * 192)
     assert share(pixels, palette(2)[1]) > 40  # the colour's mark beside its name
-    assert share(drawn(flat(0.2, segments=torch.full((2, 32, 32), 255))), (51, 51, 51), 0) == about(2 * 192 * 192)
 
 
 def test_boxes_have_their_place_in_the_enlarged_picture() -> None:

@@ -57,7 +57,7 @@ def _remarks(batch: Batch, config: RunConfig) -> list[str]:
     if any(getattr(config.task, name, 0) for name in ("mixup", "cutmix")):
         remarks.append("mixup and cutmix come later, inside the objective: they and mixed labels are not shown")
     if "segments" in batch:
-        remarks.append("colours: classes; pixels without one are not scored")
+        remarks.append("right: the class of every pixel; those without a colour are not scored")
     if bad := batch.get("bad"):
         remarks.append(f"replaced, since they cannot be read: {', '.join(map(str, bad[:3]))}")
     return remarks
@@ -78,26 +78,26 @@ class _Drawn:
         """One sample: its picture, or pictures beside each other, and its lines."""
         pictures = []
         if _is_pictures(batch.get("image")):
-            pictures.append(self._picture(batch, index))
+            image = self._picture(batch, index)
+            pictures.append(self._with_boxes(image, batch, index) if "boxes" in batch else sized(image))
+            if "segments" in batch:  # beside it, on grey: a class's colour mixes with no other
+                grey = image.convert("L").convert("RGB")
+                pictures.append(sized(draw_segments(grey, batch["segments"][index].cpu(), alpha=0.6)))
         if _is_pictures(batch.get("pixels")):
             view = sized(_pil(batch["pixels"][index]))
             pictures.append(view.resize((view.width, pictures[0].height)) if pictures else view)
         return Cell(beside(pictures) if pictures else None, tuple(self._lines(batch, index)))
 
     def _picture(self, batch: Batch, index: int) -> Image.Image:
-        """The image as it was before it was normalised, with what lies over it."""
+        """The image as it was before it was normalised, masked patches grey."""
         pixels_CHW = batch["image"][index].float().cpu() * self.std + self.mean
         if "mask" in batch:
             pixels_CHW = _greyed(pixels_CHW, batch["mask"][index].cpu())
-        image = _pil(pixels_CHW)
-        if "segments" in batch:
-            image = draw_segments(image, batch["segments"][index].cpu())
-        if "boxes" not in batch:
-            return sized(image)
-        return self._with_boxes(image, {name: batch[name][index] for name in _BOXES if name in batch})
+        return _pil(pixels_CHW)
 
-    def _with_boxes(self, image: Image.Image, things: dict[str, Any]) -> Image.Image:
-        """Masks in the picture's own pixels, boxes and names on the enlarged one, where they can be read."""
+    def _with_boxes(self, image: Image.Image, batch: Batch, index: int) -> Image.Image:
+        """Enlarged, so that the names can be read, with boxes and what they hold."""
+        things = {name: batch[name][index] for name in ("boxes", "box_labels", "box_masks") if name in batch}
         boxes_n4, labels = things["boxes"].cpu(), things["box_labels"].tolist()
         large = sized(image)
         masks_nHW = things.get("box_masks")
@@ -154,9 +154,6 @@ class _Drawn:
 
     def _class(self, label: int) -> str:
         return _name(self.classes, label)
-
-
-_BOXES = ("boxes", "box_labels", "box_masks")
 
 
 def _name(names: Sequence[str], index: int) -> str:

@@ -117,5 +117,6 @@ def _print_overlaps(found: Measured, as_json: bool) -> None:
     facts = found.facts
     over = f"{facts['pictures']} pictures with {facts['objects']} objects"
     print(f"Jaccard index, mean over {over} (95 % interval), block {facts['layer']}")
-    print("whole patches, {} x {}, reach at most {:.3f}".format(*facts["grid"], facts["ceiling"]))
+    grid = "{}x{}".format(*facts["grid"])
+    print(f"of {grid} patches the best sets reach {facts['ceiling']:.3f}, discs around the point {facts['disc']:.3f}")
     print(f"wrote {found.file}")

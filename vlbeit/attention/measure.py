@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from vlbeit import files
 from vlbeit.attention.maps import grid_of, open_tower, patch_attention, read_layer
-from vlbeit.attention.overlap import MASS, Thing, ceiling, coverage, jaccard, kept_patches, things
+from vlbeit.attention.overlap import MASS, Thing, ceiling, coverage, discs, jaccard, kept_patches, things
 from vlbeit.config import DataConfig
 from vlbeit.data.segments import open_pair
 from vlbeit.data.sources import open_records, open_source
@@ -124,28 +125,28 @@ def measure(
     records = open_records(data, "masks", data.val_split)
     classes = len(open_source(data).classes("masks"))
     pairs = (open_pair(records[index], classes, reduce_zero_label) for index in range(len(records)))
-    samples = list(_samples(pairs, size, _patch_pixels(run, path) // 4))
-    if not samples:
+    scores = _Scores({name: [_Scored(tower, layers[name], name) for tower in group] for name, group in towers.items()})
+    samples = _samples(pairs, size, scores.of(path).patch_pixels // 4)
+    while part := list(islice(samples, scores.step)):  # so that a large split is never held whole
+        scores.add(part, path)
+    if not scores.objects:
         raise DataError(f"data={data.name}: none of {len(records)} pictures of {data.val_split} has an object")
-    overlaps = []
-    for name, group in towers.items():
-        parts = [_heads(tower, samples, layers[name], name) for tower in group]
-        overlaps.append(_overlap(name, parts))
     facts = {
         "run": path,
         "data": data.name,
         "root": data.root,
         "split": data.val_split,
-        "pictures": len(samples),
-        "without_objects": len(records) - len(samples),
-        "objects": sum(len(found) for _, found in samples),
+        "pictures": len(scores.ceilings),
+        "without_objects": len(records) - len(scores.ceilings),
+        "objects": scores.objects,
         "image_size": list(size),
         "grid": list(grid_of(run)),
         "layer": layers[path],
         "mass": MASS,
-        "ceiling": _ceiling(run, samples, path),
+        "ceiling": sum(scores.ceilings) / len(scores.ceilings),
+        "disc": torch.stack(scores.discs).mean(0).max().item(),
     }
-    measured = Measured(overlaps, facts, out or folder_of(path) / "attention.json")
+    measured = Measured(scores.overlaps(), facts, out or folder_of(path) / "attention.json")
     files.write_json(measured.file, measured.to_json(), indent=1)
     return measured
 
@@ -185,53 +186,81 @@ def _samples(pairs: Iterator[tuple[Image.Image, Tensor]], size: tuple[int, int],
             yield picture, found
 
 
-def _heads(tower: ImageTower, samples: list[Sample], layer: int, name: str) -> list[Tensor]:
-    """Of every picture the Jaccard index of each object and head, [objects, H]."""
-    grid, pixels, size = grid_of(tower), _patch_pixels(tower, name), tower.encoder.spec.image_size
-    assert size is not None
-    transform, device = EvalImage(size, tower.mean, tower.std), choose_device("auto")
-    tower.to(device)
-    tokens = grid[0] * grid[1] + tower.num_prefix_tokens
-    step = max(1, min(64, _BYTES // (4 * tower.encoder.spec.num_heads * tokens**2)))
-    out = []
-    for first in range(0, len(samples), step):
-        part = samples[first : first + step]
-        image_BCHW = torch.stack([transform(picture) for picture, _ in part]).to(device)
-        attention_BHNN = patch_attention(tower, image_BCHW, layer)
-        for attention_HNN, (_, found) in zip(attention_BHNN, part, strict=True):
-            out.append(torch.stack([_of_thing(attention_HNN, thing, grid, pixels) for thing in found]))
-    return out
+class _Scored:
+    """A tower that is measured. Raises UsageError where its patches do not tile the picture."""
+
+    def __init__(self, tower: ImageTower, layer: int, name: str) -> None:
+        size, self.grid = tower.encoder.spec.image_size, grid_of(tower)
+        assert size is not None
+        if size[0] % self.grid[0] or size[1] % self.grid[1]:
+            raise UsageError(
+                f"{name}: {self.grid[0]}x{self.grid[1]} patches do not tile {size[0]}x{size[1]} pixels: "
+                "set --image-size"
+            )
+        self.patch_pixels = (size[0] // self.grid[0]) * (size[1] // self.grid[1])
+        self.tower, self.layer, self.device = tower, layer, choose_device("auto")
+        self.transform = EvalImage(size, tower.mean, tower.std)
+
+    @property
+    def step(self) -> int:
+        """Pictures whose attention is held at once."""
+        tokens = self.grid[0] * self.grid[1] + self.tower.num_prefix_tokens
+        return max(1, min(64, _BYTES // (4 * self.tower.encoder.spec.num_heads * tokens**2)))
+
+    def __call__(self, samples: list[Sample]) -> list[Tensor]:
+        """Of every picture the Jaccard index of each object and head, [objects, H]."""
+        image_BCHW = torch.stack([self.transform(picture) for picture, _ in samples]).to(self.device)
+        attention_BHNN = patch_attention(self.tower.to(self.device), image_BCHW, self.layer)
+        return [
+            torch.stack([self._of(thing, attention_HNN) for thing in found])
+            for attention_HNN, (_, found) in zip(attention_BHNN, samples, strict=True)
+        ]
+
+    def _of(self, thing: Thing, attention_HNN: Tensor) -> Tensor:
+        row, column = thing.point.cell(self.grid)
+        map_HN = attention_HNN[:, row * self.grid[1] + column].cpu().double()
+        return jaccard(kept_patches(map_HN), coverage(thing.mask_HW, self.grid), self.patch_pixels)
 
 
-def _of_thing(attention_HNN: Tensor, thing: Thing, grid: tuple[int, int], patch_pixels: int) -> Tensor:
-    row, column = thing.point.cell(grid)
-    map_HN = attention_HNN[:, row * grid[1] + column].cpu().double()
-    return jaccard(kept_patches(map_HN), coverage(thing.mask_HW, grid), patch_pixels)
+class _Scores:
+    """What has been measured so far, of groups of towers: a run is a group of one."""
+
+    def __init__(self, groups: dict[str, list[_Scored]]) -> None:
+        self.groups = groups
+        self.found: dict[str, list[list[Tensor]]] = {name: [[] for _ in group] for name, group in groups.items()}
+        self.step = min(each.step for group in groups.values() for each in group)
+        self.ceilings: list[float] = []  # by picture: the mean over its objects
+        self.discs: list[Tensor] = []  # by picture: the same for discs of every radius
+        self.objects = 0
+
+    def of(self, name: str) -> _Scored:
+        """The first tower of a group."""
+        return self.groups[name][0]
+
+    def add(self, samples: list[Sample], run: str) -> None:
+        """Measure every tower on more pictures; ceiling and discs are those of the grid of `run`."""
+        for name, group in self.groups.items():
+            for scored, found in zip(group, self.found[name], strict=True):
+                found += scored(samples)
+        own = self.of(run)
+        for _, found_there in samples:
+            covered = [coverage(thing.mask_HW, own.grid) for thing in found_there]
+            self.ceilings.append(sum(ceiling(each, own.patch_pixels) for each in covered) / len(covered))
+            blind = [
+                jaccard(discs(thing.point, own.grid), each, own.patch_pixels)
+                for thing, each in zip(found_there, covered, strict=True)
+            ]
+            self.discs.append(torch.stack(blind).mean(0))
+            self.objects += len(covered)
+
+    def overlaps(self) -> list[Overlap]:
+        """Of each group the mean over its towers."""
+        return [_overlap(name, parts) for name, parts in self.found.items()]
 
 
 def _overlap(name: str, parts: list[list[Tensor]]) -> Overlap:
-    """The mean over towers of a group; each has its own best heads."""
+    """The mean over towers, each with its own best heads. The heads of several are ranked: they share no order."""
     best_S = torch.stack([torch.stack([found.max(1).values.mean() for found in part]) for part in parts]).mean(0)
     heads = [torch.stack([found.mean(0) for found in part]) for part in parts]
-    ranked = [
-        each[:, each.mean(0).argsort(descending=True)] for each in heads
-    ]  # heads of several towers share no order
+    ranked = [each[:, each.mean(0).argsort(descending=True)] for each in heads]
     return Overlap(name, best_S, heads[0] if len(heads) == 1 else torch.stack(ranked).mean(0))
-
-
-def _ceiling(tower: ImageTower, samples: list[Sample], name: str) -> float:
-    """The mean over pictures of what sets of whole patches can reach."""
-    grid, pixels = grid_of(tower), _patch_pixels(tower, name)
-    means = [sum(ceiling(coverage(t.mask_HW, grid), pixels) for t in found) / len(found) for _, found in samples]
-    return sum(means) / len(means)
-
-
-def _patch_pixels(tower: ImageTower, name: str) -> int:
-    """Pixels of a patch. Raises UsageError where the patches of a foreign tower do not tile the picture."""
-    size, grid = tower.encoder.spec.image_size, grid_of(tower)
-    assert size is not None
-    if size[0] % grid[0] or size[1] % grid[1]:
-        raise UsageError(
-            f"{name}: {grid[0]}x{grid[1]} patches do not tile a picture of {size[0]}x{size[1]}: set --image-size"
-        )
-    return (size[0] // grid[0]) * (size[1] // grid[1])

@@ -2,7 +2,8 @@
 
 A map is turned into a set of patches, the fewest that hold 60 % of its mass (as in DINO, arXiv 2104.14294), and the set
 is compared with the object pixel by pixel, at the size of the tower's input: a patch is the square of pixels that it
-was made of. Nothing is smoothed, so the patch grid limits what can be reached: `ceiling` says how far.
+was made of. Nothing is smoothed, so the patch grid limits what can be reached: `ceiling` says how far. `discs` say what
+being local alone reaches: sets that know the point and nothing of the picture.
 
 Legend: H heads, N patches, rows and columns those of the patch grid.
 """
@@ -20,6 +21,7 @@ from vlbeit.attention.maps import Point
 from vlbeit.data.drawing import IGNORED
 
 MASS = 0.6  # of a map that the set of patches holds
+RADII = (0.0, 1.0, 1.5, 2.0, 2.9, 4.0, 5.7, 8.0)  # of discs, in patches
 
 
 class Thing(NamedTuple):
@@ -90,3 +92,11 @@ def ceiling(covered_N: Tensor, patch_pixels: int) -> float:
     shared = covered_N.sort(descending=True).values.cumsum(0)
     chosen = torch.arange(1, len(covered_N) + 1) * patch_pixels
     return (shared / (chosen + covered_N.sum() - shared)).max().item()
+
+
+def discs(point: Point, grid: tuple[int, int]) -> Tensor:
+    """bool [R, N]: for each of `RADII` the patches whose middle lies within it of the middle of the point's patch."""
+    row, column = point.cell(grid)
+    y, x = torch.arange(grid[0])[:, None] - row, torch.arange(grid[1])[None, :] - column
+    distance_N = (y**2 + x**2).double().sqrt().flatten()
+    return distance_N <= torch.tensor(RADII, dtype=torch.float64)[:, None]

@@ -38,7 +38,7 @@ def sized(image: Image.Image, least: int = 192, most: int = 384) -> Image.Image:
     """
     longest = max(image.size)
     if longest > most:
-        shape = tuple(max(1, round(side * most / longest)) for side in image.size)
+        shape = [max(1, round(side * most / longest)) for side in image.size]
         return image.resize(shape, Image.Resampling.LANCZOS)
     factor = -(-least // longest)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
