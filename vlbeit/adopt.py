@@ -68,7 +68,7 @@ def take_weights(objective: Objective, checkpoint: Checkpoint, meta: Meta, say: 
     assert source is not None, "config_for refuses a tokenizer"
     check_fits(source, target, str(checkpoint.path))
     if told := other_taps(checkpoint, objective):
-        raise UsageError(f"{told}: measure it by transformers, or go on from it by `vlbeit train init=...`")
+        raise UsageError(f"{told}: set task.taps= to the former")
     labels = labels_of(checkpoint, objective, meta, say)
     ours: set[str] = set(meta.get("classes", ()))
     if lacking := sorted(ours.difference(labels.get("classes", ours))):

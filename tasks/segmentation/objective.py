@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlbeit.data.drawing import IGNORED
 from vlbeit.errors import UsageError
@@ -39,7 +39,10 @@ class SegmentationObjective(Objective):
         self.heads = heads
         self.windows = windows
         self.auxiliary_weight = auxiliary_weight
-        self.taps = taps(encoder.spec.depth)
+        self.taps: list[int] = heads.specs.get("necks", {}).get("taps") or taps(encoder.spec.depth)
+        unused: list[nn.ModuleList] = [encoder.blocks, *([encoder.rel_pos] if len(encoder.rel_pos) > 1 else [])]
+        for module in unused:  # above the last tap nothing gets a gradient
+            module[max(self.taps) + 1 :].requires_grad_(False)
 
     def logits(self, batch: Batch) -> Tensor:
         """`image` [B, 3, height, width] -> logits [B, K, h, w]: a quarter of the picture's size, SETR-PUP's all of it.

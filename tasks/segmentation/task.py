@@ -40,6 +40,9 @@ class SegmentationSettings(Settings):
 
     head: str = key("upernet", "upernet: four levels of features, UPerNet | setr_pup: the last layer, upsampled")
     channels: int | None = key(None, "width of the decoder; null: that of the tower (upernet), 256 (setr_pup)")
+    taps: list[int] | None = key(
+        None, "upernet: four blocks, counted from 0, whose outputs are decoded; null: 3,5,7,11 of 12, in proportion"
+    )
     auxiliary_weight: float = key(0.4, "weight of the loss of a small head on the third tap; 0: none")
     dropout: float = key(0.1, "share of channels dropped before the classifiers of upernet and the auxiliary head")
     reduce_zero_label: bool = key(True, "label 0 of the masks is no class and not scored, 1 is the first class")
@@ -79,6 +82,10 @@ class SegmentationSettings(Settings):
             self.stride is None or (len(self.stride) == 2 and min(self.stride) > 0),
             f"task.stride={self.stride} must be two positive numbers of pixels, such as [341,341], or null",
         )
+        require(
+            self.taps is None or (len(self.taps) == 4 and min(self.taps) >= 0 and self.head == "upernet"),
+            f"task.taps={self.taps} must be four blocks, such as [3,5,7,11], with task.head=upernet, or null",
+        )
         require(self.windows > 0, f"task.windows={self.windows} must be positive")
         positive = bool(self.scales) and all(scale > 0 for scale in self.scales)
         require(positive, f"task.scales={self.scales} must be positive factors, such as [0.75,1.0,1.25]")
@@ -107,6 +114,9 @@ class Segmentation(Task):
     def objective(self, meta: Meta) -> SegmentationObjective:
         """Encoder with the image expert alone, and a new decoder."""
         spec = encoder_spec(self.config, final_norm=False, meta=meta)
+        last = max(self.settings.taps or [0])
+        if last >= spec.depth:
+            raise UsageError(f"task.taps={self.settings.taps}: there is no block {last} of {spec.depth}, from 0")
         heads = Heads(self._heads(spec.embed_dim, len(meta["classes"])))
         if dist.world_size() > 1 and choose_device(self.config.device) == "cuda":
             synced(heads)
@@ -157,6 +167,8 @@ class Segmentation(Task):
         specs: dict[str, dict[str, Any]] = {}
         if settings.head == "upernet":
             specs["necks"] = {"kind": "feature_necks", "dim": dim}
+            if settings.taps is not None:
+                specs["necks"]["taps"] = list(settings.taps)
             specs["segmentation"] = {
                 "kind": "upernet", **size, "channels": settings.channels or dim, "dropout": settings.dropout
             }  # fmt: skip

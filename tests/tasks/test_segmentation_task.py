@@ -293,6 +293,19 @@ def test_tower_of_a_vl_run_keeps_its_image_pass(records):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_chosen_taps(records):
+    recipe, meta, objective = built(taps=[0, 0, 1, 1])
+    loss_of(objective.train(), batch_of(recipe, meta, records)).backward()
+    trainable = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainable.values())
+    left = {name.split(".")[1:3][-1] for name, p in objective.named_parameters() if not p.requires_grad}
+    assert left == {"2"}  # the block above the last tap and its positions
+    assert objective.taps == [0, 0, 1, 1] and objective.describe()["heads"]["necks"]["taps"] == [0, 0, 1, 1]
+    assert built()[2].taps == [0, 0, 1, 2] and "taps" not in built()[2].describe()["heads"]["necks"]
+    with pytest.raises(UsageError, match=r"task.taps=\[0, 1, 2, 3\]: there is no block 3 of 3"):
+        built(taps=[0, 1, 2, 3])
+
+
 def test_a_window_of_any_aspect(records):
     recipe, meta, objective = built("setr_pup", image_size=[32, 64], **PLAIN)
     batch = batch_of(recipe, meta, records)
@@ -344,6 +357,8 @@ def test_data_with_other_classes_is_refused(records, classes):
         ({"hflip": 1.5}, "task.hflip=1.5"),
         ({"cat_max_ratio": 0.0}, "task.cat_max_ratio=0.0"),
         ({"auxiliary_weight": -0.1}, "task.auxiliary_weight=-0.1 must not be negative"),
+        ({"taps": [1, 2, 3]}, r"must be four blocks, such as \[3,5,7,11\]"),
+        ({"taps": [0, 1, 2, 3], "head": "setr_pup"}, "with task.head=upernet"),
         ({"windows": 0}, "task.windows=0 must be positive"),
     ],
 )
