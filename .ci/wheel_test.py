@@ -34,9 +34,7 @@ for data in registry.names("data"):
 for model in compose.PRESETS:
     compose.compose(["stage=mim", f"model={model}"])
 for recipe in compose.recipes():
-    name = recipe.removeprefix("scenes_")
-    group = "task" if name in registry.names("task") else "stage"
-    compose.compose([f"{group}={name}", f"recipe={recipe}"])
+    compose.compose([f"recipe={recipe}"])
 print(f"{len(compose.recipes())} recipes")
 """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
 import shutil
@@ -476,12 +477,13 @@ def test_prepare(refused: Callable[..., str], place: Path, scenes: Path) -> None
 
 @pytest.fixture
 def own_pictures(place: Path) -> list[Path]:
-    """Own data of 10 pictures in own/train and 8 in own/val; gives those of the training split."""
+    """Own data of 10 pictures in own/train, some of every class, and 8 in own/val; gives those of own/train."""
     shutil.copytree(place / "data/scenes/imagefolder", place / "own")
-    pictures = sorted((place / "own/train").rglob("*.jpg"))
+    classes = [sorted(folder.glob("*.jpg")) for folder in sorted((place / "own/train").iterdir())]
+    pictures = [picture for row in itertools.zip_longest(*classes) for picture in row if picture]
     for picture in pictures[10:]:
         picture.unlink()
-    return pictures[:10]
+    return sorted(pictures[:10])
 
 
 FOLDER = ("data=imagefolder", "data.root=own", *OWN, *SMALL, *PIXELS, "run=runs/new")
@@ -548,14 +550,18 @@ def test_every_kind_of_picture_trains(place: Path, own_pictures: list[Path]) -> 
         "deep.png": Image.fromarray(pixels), "deep.tif": Image.fromarray(pixels), "wide.png": rgb.resize((9000, 3)),
         "tall.png": rgb.resize((1, 4000)), "dot.png": rgb.resize((1, 1)), "webp.webp": rgb, "bmp.bmp": rgb,
     }  # fmt: skip
-    folder = own_pictures[0].parent
+    folder, other = sorted({picture.parent for picture in own_pictures})[:2]
     for picture in own_pictures:
         picture.unlink()
-    for name, image in odd.items():
-        image.save(folder / name)
+    for empty in {picture.parent for picture in own_pictures} - {folder, other}:
+        empty.rmdir()
+    for number, (name, image) in enumerate(odd.items()):
+        image.save((folder, other)[number % 2] / name)
     rgb.save(folder / "moving.gif", save_all=True, append_images=[rgb.rotate(90), rgb.rotate(180)])
     rgb.save(folder / "turned.jpg", exif=turned)
     rgb.quantize(8).save(folder / "clear.png", transparency=bytes(range(8)))
+    shutil.rmtree(place / "own/val")
+    shutil.copytree(place / "own/train", place / "own/val")
     for task in (
         PIXELS,
         ("task=classification", "init=none"),

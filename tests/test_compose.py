@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vlbeit import compose as c
 from vlbeit import registry
+from vlbeit.cli import main
 from vlbeit.config import RunConfig
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.presets import PRESETS
@@ -70,11 +72,69 @@ def test_scenes_brings_tiny_and_its_recipe() -> None:
     assert given.notes == [] and given.config.model.name == "base" and given.config.optim.lr == 1.5e-3
 
 
-@pytest.mark.parametrize("recipe", c.recipes())
-def test_every_recipe_composes(recipe: str) -> None:
+@pytest.mark.parametrize("recipe", [name for name in c.recipes() if name.startswith("scenes_")])
+def test_recipe_of_the_built_in_data_is_the_one_that_it_brings(recipe: str) -> None:
     name = recipe.removeprefix("scenes_")
     group = "task" if name in registry.names("task") else "stage"
     assert config_of(f"{group}={name}", f"recipe={recipe}") == config_of(f"{group}={name}")
+    assert config_of(f"recipe={recipe}") == config_of(f"{group}={name}")
+
+
+def test_a_recipe_brings_its_groups() -> None:
+    composed = c.compose(["recipe=beit_large_in1k"])
+    config = composed.config
+    assert composed.notes == [
+        "recipe=beit_large_in1k brings task=classification, data=imagefolder and model=large",
+        "task=classification takes stage=mim",
+    ]
+    assert (config.title, config.data.name, config.data.root) == (
+        "mim-classification",
+        "imagefolder",
+        "data/imagefolder",
+    )
+    assert config.model == replace(PRESETS["large"], drop_path=0.2)
+    typed = ("stage=mim", "task=classification", "data=imagefolder", "model=large")
+    assert (again := c.compose([*typed, "recipe=beit_large_in1k"])).config == config and again.notes == []
+    assert config_of("stage=vl", "recipe=beit_large_in1k").title == "vl-classification"
+
+
+def test_typed_words_win_over_the_groups_of_a_recipe() -> None:
+    composed = c.compose(["recipe=beit_base_in1k", "model=large", "data=scenes", "optim.lr=1e-5"])
+    config = composed.config
+    assert config.model == replace(PRESETS["large"], drop_path=0.1)  # the size is typed, the number is the recipe's
+    assert (config.data.name, config.data.root, config.optim.lr) == ("scenes", "data/scenes", 1e-5)
+    assert composed.notes[0] == "recipe=beit_base_in1k brings task=classification"
+    assert "data=scenes replaces data=imagefolder of recipe=beit_base_in1k" in composed.notes
+    (note,) = [line for line in composed.notes if line.startswith("model=large replaces model=base")]
+    assert "numbers (optim.*, model.drop_path) are for model=base; those of recipe=beit_large_in1k are for it" in note
+    (note,) = [line for line in c.compose(["recipe=beit_base_in1k", "model=tiny"]).notes if "replaces" in line]
+    assert note.endswith("are for model=base")  # there is no recipe for tiny to name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("task=vqa", "recipe=beit_base_in1k"), "recipe=beit_base_in1k is for task=classification, not task=vqa: for"),
+        (("stage=vl", "recipe=scenes_mim"), "recipe=scenes_mim is for stage=mim, not stage=vl: for stage=vl there is"),
+        (
+            ("stage=mim", "task=vqa", "recipe=scenes_mim"),
+            "is for stage=mim itself, not for task=vqa on it: for",
+        ),
+        (("recipe=beit_base_in1",), "unknown recipe 'beit_base_in1': did you mean beit_base_in1k"),
+        (("stage=mlm", "recipe=beit_base_in1k"), "task=classification does not take stage=mlm"),
+    ],
+)
+def test_a_recipe_for_something_else_is_refused(words: tuple[str, ...], said: str) -> None:
+    assert said in error_of(*words)
+
+
+def test_help_and_dry_run_show_what_a_recipe_brings(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row.key: row.default for row in c.describe_keys(["recipe=beitv2_base_in1k"])}
+    shown = [rows[key] for key in ("task", "model", "data", "data.root", "data.normalize", "optim.layer_decay")]
+    assert shown == ["classification", "base", "imagefolder", "data/imagefolder", "imagenet", "0.6"]
+    assert main(["train", "recipe=beitv2_base_in1k", "data.root=data/imagenet", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "recipe=beitv2_base_in1k brings task=classification" in out and "root: data/imagenet" in out
 
 
 @pytest.mark.parametrize("data", ["scenes", "imagefolder"])

@@ -74,6 +74,14 @@ def test_classification_from_a_fine_tuned_beit(train, unilm) -> None:
     assert vlbeit.load("runs/mim-classification").encoder.spec.image_size == (48, 48)
 
 
+def test_pictures_normalised_otherwise_are_named(train, unilm) -> None:
+    torch.save({"model": unilm.beit(grid=(2, 2), classes=5)}, "beit.pth")
+    said = "note: pictures were normalised as data.normalize=half for these weights, and are as imagenet here"
+    words = ("stage=mim", "task=classification", "init=beit.pth")
+    assert said in train(*words, "data.normalize=imagenet")[1]
+    assert "note: pictures" not in train(*words, "run=other")[1]
+
+
 def test_vl_from_a_pretrained_vlmo(train, unilm, chain: Path) -> None:
     torch.save({"state_dict": unilm.vlmo(side=3, parts=("itc", "itm", "mlm"))}, "vlmo.pt")
     code, out, err = train("stage=vl", "init=vlmo.pt")

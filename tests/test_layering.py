@@ -22,7 +22,7 @@ ROWS = (
     ("stages", "tasks"),
     (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
-        "suggest", "converting", "exporting", "adopt",
+        "suggest", "converting", "exporting", "adopt", "recipes",
     ),
     ("cli",),
     ("__main__",),

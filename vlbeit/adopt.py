@@ -47,10 +47,15 @@ def config_for(checkpoint: Checkpoint, words: Sequence[str]) -> RunConfig:
     return _with_tokenizer(config, spec, path)
 
 
-def meta_for(recipe: Recipe) -> Meta:
-    """What a run of the recipe would have learned from its training records, had it had any: names and words alone."""
-    data = recipe.config.data
-    return recipe.meta(open_records(data, recipe.kind, data.val_split), {})
+def meta_for(recipe: Recipe, checkpoint: Checkpoint) -> Meta:
+    """What a run of the recipe would have learned from its training records, had it had any: names and words alone.
+
+    It may inherit the names of the classes that the checkpoint tells apart; where it does not name them, their places.
+    """
+    data, head = recipe.config.data, checkpoint.description.get("heads", {}).get("classification", {})
+    places = [str(row) for row in range(head.get("num_classes", 0))]
+    inherited = {"classes": checkpoint.meta.get("classes") or places} if places else {}
+    return recipe.meta(open_records(data, recipe.kind, data.val_split), inherited)
 
 
 def take_weights(objective: Objective, checkpoint: Checkpoint, meta: Meta, say: Callable[[str], None]) -> None:

@@ -102,7 +102,8 @@ def evaluate(run: Run, words: Words = None) -> None:
 
     numbers, file, following = inference.evaluate(run, words or [])
     if dist.is_main():
-        published = KNOWN[run].metrics if run in KNOWN else {}
+        subset = any(word.startswith("task.subset=") for word in words or [])  # what is published is of all classes
+        published = KNOWN[run].metrics if run in KNOWN and not subset else {}
         rows = [(name, f"{value:.6g}", published.get(name, "")) for name, value in numbers.items()]
         columns = 3 if published else 2
         table.show(("metric", "value", "published")[:columns], [row[:columns] for row in rows])

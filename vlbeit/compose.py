@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from vlbeit import registry, words
 from vlbeit.config import DataConfig, RunConfig, Settings
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.presets import PRESETS
+from vlbeit.recipes import BRINGS, check_purpose, groups_of, notes, recipes, shipped
 from vlbeit.task import Stage, Task
 
 GROUPS = ("stage", "task", "model", "data", "recipe")
@@ -121,7 +121,7 @@ def describe_keys(arguments: Iterable[str] = ()) -> list[KeyInfo]:
     """Every key with its default under the given words and its meaning."""
     arguments = list(arguments)
     config = RunConfig()
-    if any(word.startswith(("stage=", "task=")) for word in arguments):
+    if any(word.startswith(("stage=", "task=", "recipe=")) for word in arguments):
         config = compose(arguments).config
     rows = {row.key: row for row in _describe("", config)}
     first = [
@@ -132,11 +132,6 @@ def describe_keys(arguments: Iterable[str] = ()) -> list[KeyInfo]:
         KeyInfo("recipe", "", f"published settings: {' | '.join(['none', *recipes()])}"),
     ]
     return first + [row for row in rows.values() if row.key not in _NAMES]
-
-
-def recipes() -> list[str]:
-    """Names of configs/recipe."""
-    return _shipped("recipe")
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -199,33 +194,42 @@ def _command(arguments: Sequence[str], config: RunConfig) -> str:
 
 
 def _choose(parsed: Sequence[words.Word]) -> _Choice:
-    """Settle the groups: what was typed, what the task lists, what the built-in data brings."""
-    typed = {word.key: word.text for word in parsed if word.key in GROUPS}
-    for group in typed:
-        if sum(word.key == group for word in parsed) > 1:
-            raise UsageError(f"{group}= is given more than once")
-    if not typed.keys() & {"stage", "task"}:
+    """Settle the groups: what was typed, then what the recipe names, the task lists, the built-in data brings."""
+    typed = _typed_groups(parsed)
+    asked = typed.get("recipe", "none")
+    own = groups_of(asked)
+    check_purpose(asked, own, typed)
+    chosen = {**own, **typed}
+    if not chosen.keys() & {"stage", "task"}:
         known = {group: ", ".join(registry.names(group)) for group in ("stage", "task")}
         raise UsageError(
             f"nothing to train: give stage= ({known['stage']}) or task= ({known['task']}), also beside resume="
         )
-    settings = _settings(typed.get("stage"), typed.get("task"))
-    title = typed.get("task") or typed["stage"]
-    notes = []
-    source = _data_source(typed.get("data", "scenes"))
+    settings = _settings(chosen.get("stage"), chosen.get("task"))
+    title = chosen.get("task") or chosen["stage"]
+    source = _data_source(chosen.get("data", "scenes"))
+    said = notes(asked, own, typed)
     brought = {"model": "base", "recipe": "none"}
     if source == "scenes":
         brought = {"model": "tiny", "recipe": f"scenes_{title}" if f"scenes_{title}" in recipes() else "none"}
-        news = [f"{key}={value}" for key, value in brought.items() if key not in typed and value != "none"]
-        notes += [f"data=scenes brings {' and '.join(news)}"] if news else []
-    if "task" in typed and "stage" not in typed:
-        notes.append(f"task={title} takes stage={settings['stage'].name}")
-    names = {**brought, **typed, "data": source, "stage": settings["stage"].name}
-    for group, choices in (("model", list(PRESETS)), ("recipe", ["none", *recipes()])):
-        if names[group] not in choices:
-            raise UsageError(f"unknown {group} {names[group]!r}: {registry.nearest(names[group], choices)}")
+        news = [f"{key}={value}" for key, value in brought.items() if key not in chosen and value != "none"]
+        said += [f"data=scenes brings {' and '.join(news)}"] if news else []
+    if "task" in chosen and "stage" not in chosen:
+        said.append(f"task={title} takes stage={settings['stage'].name}")
+    names = {**brought, **chosen, "data": source, "stage": settings["stage"].name}
+    if names["model"] not in PRESETS:
+        raise UsageError(f"unknown model {names['model']!r}: {registry.nearest(names['model'], list(PRESETS))}")
     data = DataConfig(name=source, root=f"data/{source}")
-    return _Choice(names, RunConfig(**settings, model=replace(PRESETS[names["model"]]), data=data), notes)
+    return _Choice(names, RunConfig(**settings, model=replace(PRESETS[names["model"]]), data=data), said)
+
+
+def _typed_groups(parsed: Sequence[words.Word]) -> dict[str, str]:
+    """The groups on the command line, each once."""
+    typed = {word.key: word.text for word in parsed if word.key in GROUPS}
+    for group in typed:
+        if sum(word.key == group for word in parsed) > 1:
+            raise UsageError(f"{group}= is given more than once")
+    return typed
 
 
 def _settings(stage: str | None, task: str | None) -> dict[str, Any]:
@@ -268,19 +272,16 @@ def _tree(choice: _Choice) -> DictConfig:
     ConfigStore.instance().store(name="schema", node=choice.schema)
     # Beside a task, the recipe of pre-training its tower has no say. To Hydra a group without any file is no group.
     names = {group: name for group, name in choice.names.items() if group != "stage" or "task" not in choice.names}
-    names = {group: name for group, name in names.items() if name in _shipped(group)}
+    names = {group: name for group, name in names.items() if name in shipped(group)}
     try:
         with hydra.initialize_config_module("vlbeit.configs", version_base="1.3"):
-            return hydra.compose("train", overrides=[f"{group}={name}" for group, name in names.items()])
+            tree = hydra.compose("train", overrides=[f"{group}={name}" for group, name in names.items()])
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"configs do not compose: {_first_line(error)}") from error
-
-
-def _shipped(group: str) -> list[str]:
-    """Names of the YAML files of a group of configs/."""
-    spec = find_spec("vlbeit.configs")
-    assert spec is not None and spec.submodule_search_locations is not None
-    return sorted(path.stem for root in spec.submodule_search_locations for path in Path(root, group).glob("*.yaml"))
+    for group in BRINGS:  # what a recipe names may have been replaced by what was typed
+        if group in choice.names:
+            OmegaConf.update(tree, f"{group}.name", choice.names[group])
+    return tree
 
 
 def _assign(tree: DictConfig, word: words.Word, names: Mapping[str, str]) -> None:

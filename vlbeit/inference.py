@@ -41,7 +41,7 @@ class Trained:
             else adopt.config_for(self.checkpoint, words)
         )
         self.recipe: Recipe = chain.recipe_of(self.config)
-        self.meta: Meta = self.checkpoint.meta if self.is_run else adopt.meta_for(self.recipe)
+        self.meta: Meta = self.checkpoint.meta if self.is_run else adopt.meta_for(self.recipe, self.checkpoint)
         with meta_errors(self.checkpoint.path):
             self.objective: Objective = self.recipe.objective(self.meta)
         if self.is_run:
@@ -156,7 +156,8 @@ def _folder(run: Trained, path: str) -> Path:
 def _suffix(stored: RunConfig, config: RunConfig) -> str:
     """What sets the files of an evaluation apart that is not the one the run is known by."""
     if config.data != stored.data:
-        return f"-{config.data.name}-{config.data.val_split}"
+        split = config.data.val_split
+        return f"-{config.data.name}-{Path(config.data.root).name if split == '.' else split}"
     return "-changed" if compose.differing_keys(stored, config) else ""
 
 

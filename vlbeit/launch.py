@@ -219,6 +219,9 @@ def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None, 
         state = {name: value for name, value in state.items() if not name.startswith("heads.answer.")}
     report = transfer(objective, state, source, encoder.spec, (labels, meta))
     say(f"starting from {checkpoint.path}: {report.line()}")
+    there, here = checkpoint.normalize, recipe.config.data.normalize
+    if there != here and source.image_size is not None:
+        say(f"note: pictures were normalised as data.normalize={there} for these weights, and are as {here} here")
 
 
 def _take_up(objective: Objective, origin: RunFolder, source: RunFolder | None, config: RunConfig) -> None:

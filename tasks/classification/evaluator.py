@@ -6,10 +6,11 @@ Legend: B batch, V classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from vlbeit.data.records import open_image
 from vlbeit.dist import gather_objects
@@ -17,46 +18,76 @@ from vlbeit.errors import UsageError
 from vlbeit.types import Batch
 
 
+class _Hit(NamedTuple):
+    """One picture: its label, and whether that was the best guess, or among the best five."""
+
+    label: int
+    top1: bool
+    top5: bool
+
+
 class ClassificationEvaluator:
     """Share of pictures, in percent, whose label is the best guess (`top1`) or among the best five (`top5`).
 
-    A sample that is seen twice counts once, so that padding by a sampler cannot move the number.
+    By torchmetrics, picture by picture: one that is seen twice counts once, so that padding by a sampler, or a picture
+    on two processes, cannot move the number.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.ranks: dict[str, int] = {}  # sample id -> how many classes look likelier than the label
-        self._gathered: dict[str, int] = {}
+    def __init__(self, num_classes: int, rows: Sequence[int] | None = None) -> None:
+        """`rows`: of the classifier, those that are compared; the labels count among them, in this order."""
+        self.rows = None if rows is None else torch.tensor(list(rows))
+        self.num_classes = num_classes if rows is None else len(rows)
+        self.hits: dict[str, _Hit] = {}  # by sample id
+        self._gathered: dict[str, _Hit] = {}
 
     @torch.no_grad()
     def update(self, objective: nn.Module, batch: Batch) -> None:
-        """Rank the labels of one batch."""
-        order_BV = objective.class_logits(batch).argsort(dim=-1, descending=True, stable=True)
-        rank_B = (order_BV == batch["label"][:, None]).int().argmax(dim=-1)
-        self.ranks.update(zip(batch["sample_id"], rank_B.tolist(), strict=True))
+        """Score the pictures of one batch."""
+        logits_BV = objective.class_logits(batch).float()
+        if self.rows is not None:
+            logits_BV = logits_BV[:, self.rows.to(logits_BV.device)]
+        top1_B, top5_B = (self._among_best(logits_BV, batch["label"], top) for top in (1, 5))
+        found = zip(batch["sample_id"], batch["label"].tolist(), top1_B, top5_B, strict=True)
+        self.hits.update({key: _Hit(label, top1, top5) for key, label, top1, top5 in found})
+
+    def _among_best(self, logits_BV: Tensor, label_B: Tensor, top: int) -> list[bool]:
+        """Whether each label is among the `top` likeliest classes, of which there may be fewer."""
+        hit_B = multiclass_accuracy(
+            logits_BV[..., None],
+            label_B[:, None],  # a picture is a row of one pixel: so each has an accuracy of its own
+            num_classes=self.num_classes,
+            average="micro",
+            top_k=min(top, self.num_classes),
+            multidim_average="samplewise",
+            validate_args=False,
+        )
+        return [value > 0 for value in hit_B.tolist()]
 
     def compute(self) -> dict[str, float]:
-        """`top1`, `top5` (left out where five classes are all there are) and `images`, over all processes."""
-        self._gathered = {key: rank for part in gather_objects(self.ranks) for key, rank in part.items()}
-        ranks = list(self._gathered.values())
-        if not ranks:
+        """Over all processes: `top1`, `top5` (left out where five classes are all there are), `images`, `classes`.
+
+        `classes` counts those that had a picture.
+        """
+        self._gathered = {key: hit for part in gather_objects(self.hits) for key, hit in part.items()}
+        hits = list(self._gathered.values())
+        if not hits:
             raise ValueError("no picture was evaluated")
-        result = {"top1": _percent(ranks, 1)}
+        result = {"top1": 100 * sum(hit.top1 for hit in hits) / len(hits)}
         if self.num_classes > 5:
-            result["top5"] = _percent(ranks, 5)
-        return result | {"images": len(ranks)}
+            result["top5"] = 100 * sum(hit.top5 for hit in hits) / len(hits)
+        return result | {"images": len(hits), "classes": len({hit.label for hit in hits})}
 
     def details(self) -> list[dict[str, Any]]:
         """One row per picture of the last `compute`: sample_id, and score 1 where the best guess was right."""
-        return [{"sample_id": key, "score": float(rank == 0)} for key, rank in sorted(self._gathered.items())]
+        return [{"sample_id": key, "score": float(hit.top1)} for key, hit in sorted(self._gathered.items())]
 
     def state_dict(self) -> dict[str, Any]:
-        """The ranks so far, of this process."""
-        return {"ranks": dict(self.ranks)}
+        """The pictures so far, of this process."""
+        return {"hits": {key: list(hit) for key, hit in self.hits.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` left off."""
-        self.ranks = dict(state["ranks"])
+        self.hits = {key: _Hit(*hit) for key, hit in state["hits"].items()}
 
 
 class ClassificationPredictor:
@@ -83,7 +114,3 @@ class ClassificationPredictor:
             (self.classes[index], value)
             for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-
-
-def _percent(ranks: Sequence[int], top: int) -> float:
-    return 100 * sum(rank < top for rank in ranks) / len(ranks)

@@ -10,11 +10,11 @@ import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from vlbeit.config import OptimConfig, RunConfig, Settings, key, require
+from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
 from vlbeit.data.records import open_image
 from vlbeit.data.sources import open_source
-from vlbeit.data.transforms import ClassificationEval, ClassificationTrain
+from vlbeit.data.transforms import ClassificationEval, ClassificationTrain, Erasing
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import beit_decays, param_groups
@@ -25,6 +25,7 @@ from vlbeit.types import DataSpec, Evaluator, Exportable, Meta, Predictor, Recor
 
 from .evaluator import ClassificationEvaluator, ClassificationPredictor
 from .objective import ClassificationObjective
+from .subset import subset_rows, weights_classes
 
 
 @dataclass
@@ -35,18 +36,25 @@ class ClassificationSettings(Settings):
     mixup: float = key(0.8, "alpha of mixup; 0: off")
     cutmix: float = key(1.0, "alpha of cutmix; 0: off")
     mixup_prob: float = key(1.0, "share of micro-batches that are mixed at all")
+    mixup_mode: str = key("batch", "what is drawn anew for every: batch | pair | elem")
     switch_prob: float = key(0.5, "share of cutmix among the mixed ones, where both are on")
     randaugment: str = key("rand-m9-mstd0.5-inc1", "timm's name of the augmentation policy; empty: none")
     color_jitter: float = key(0.4, "strength of colour jitter; used where randaugment is empty, as in timm")
     erasing: float = key(0.25, "share of pictures that random erasing strikes")
+    erasing_mode: str = key("pixel", "what it leaves: pixel (noise) | rand (a colour) | const (zeros)")
+    erasing_count: int = key(1, "largest number of patches that it erases of a picture")
     min_scale: float = key(0.08, "smallest share of the picture that a training crop keeps")
     crop_pct: float | None = key(None, "share of the picture at evaluation; null: 224/256 below 384 pixels, else 1")
     init_scale: float = key(0.001, "factor on the new classifier's initial weights")
+    subset: bool = key(False, "evaluate among the classes of data.root alone, some of the run's (ImageNet-A, -R)")
 
     def __post_init__(self) -> None:
         for name in ("smoothing", "mixup_prob", "switch_prob", "erasing"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"task.{name}={value} must lie in [0, 1]")
+        one_of("task.mixup_mode", self.mixup_mode, ("batch", "pair", "elem"))
+        one_of("task.erasing_mode", self.erasing_mode, ("pixel", "rand", "const"))
+        require(self.erasing_count >= 1, f"task.erasing_count={self.erasing_count} must be at least 1")
         require(self.smoothing < 1, f"task.smoothing={self.smoothing} must be below 1")
         require(self.mixup >= 0, f"task.mixup={self.mixup} must not be negative")
         require(self.cutmix >= 0, f"task.cutmix={self.cutmix} must not be negative")
@@ -71,8 +79,15 @@ class Classification(Task):
         self.settings: ClassificationSettings = config.task
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
-        """`classes`: the names of the labels, as the data source gives them."""
-        return {"classes": list(open_source(self.config.data).classes())}
+        """`classes`: the names of the labels, as the data source gives them; for a subset those of the weights."""
+        found = self._found_classes()
+        if self.settings.subset:
+            return {"classes": weights_classes(inherited.get("classes", []), found)}
+        if len(found) < 2:
+            raise DataError(
+                f"data.root={self.config.data.root} has one class, {', '.join(found)}: there is nothing to tell apart"
+            )
+        return {"classes": found}
 
     def objective(self, meta: Meta) -> ClassificationObjective:
         """Encoder with the image expert alone, and a new classifier."""
@@ -90,6 +105,7 @@ class Classification(Task):
                 mixup_alpha=settings.mixup,
                 cutmix_alpha=settings.cutmix,
                 prob=settings.mixup_prob,
+                mode=settings.mixup_mode,
                 switch_prob=settings.switch_prob,
                 label_smoothing=settings.smoothing,
                 num_classes=classes,
@@ -98,12 +114,16 @@ class Classification(Task):
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         """Samples with `image` and `label`. Raises DataError where the data has other classes than the run."""
-        self._check_classes(meta["classes"])
+        if self.settings.subset and train:
+            raise UsageError("task.subset=true is for `vlbeit evaluate`: a run is trained on the classes of its data")
+        if not self.settings.subset:
+            self._check_classes(meta["classes"])
         return DataSpec(records, ClassificationTransform(self._image_transform(train)), collate)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
-        """Top-1 and top-5 accuracy."""
-        return {"classification": ClassificationEvaluator(len(meta["classes"]))}
+        """Top-1 and top-5 accuracy; with `task.subset` among the classes of the data alone."""
+        rows = self._subset(meta["classes"]) if self.settings.subset else None
+        return {"classification": ClassificationEvaluator(len(meta["classes"]), rows)}
 
     def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
         """BEiT's rules: `optim.layer_decay` per layer, no decay of vectors, biases and the CLS token."""
@@ -125,14 +145,22 @@ class Classification(Task):
             facts={"classes": meta["classes"]},
         )
 
+    def _found_classes(self) -> list[str]:
+        return list(open_source(self.config.data).classes())
+
+    def _subset(self, known: list[str]) -> list[int]:
+        """Rows of the classifier that the classes of the data have."""
+        return subset_rows(self._found_classes(), known, f"data.root={self.config.data.root}")
+
     def _check_classes(self, known: list[str]) -> None:
-        found = list(open_source(self.config.data).classes())
+        found = self._found_classes()
         if found != known:
             differing = sorted({*found} ^ {*known})
             what = f"such as {differing[0]!r}" if differing else "in another order"
+            subset = ", or task.subset=true to evaluate among these alone" if {*found} < {*known} else ""
             raise DataError(
                 f"data.root={self.config.data.root} has {len(found)} classes, the run was trained on {len(known)}, and "
-                f"they differ ({what}): give it the classes of its training split"
+                f"they differ ({what}): give it the classes of its training split{subset}"
             )
 
     def _image_transform(self, train: bool) -> Callable[[Any], Tensor]:
@@ -145,7 +173,7 @@ class Classification(Task):
                 mean,
                 std,
                 randaugment=settings.randaugment,
-                erasing=settings.erasing,
+                erasing=Erasing(settings.erasing, settings.erasing_mode, settings.erasing_count),
                 color_jitter=settings.color_jitter,
                 min_scale=settings.min_scale,
             )

@@ -64,6 +64,22 @@ def test_imagefolder_without_classes_gives_images_only(tmp_path, draw):
         open_records(source, "labelled", "train")
 
 
+def test_imagefolder_to_evaluate_on_alone(image_root, draw, tmp_path):
+    """A val without a train, and ROOT/CLASS/*.jpg as ImageNet-A and -R come: the classes are those of what is there."""
+    (image_root / "train").rename(tmp_path / "elsewhere")
+    source = config("imagefolder", image_root)
+    assert open_source(source).classes() == ["dog"]
+    assert list(open_records(source, "labelled", "val").column("label")) == [0]
+    with pytest.raises(DataError, match=r"no folder 'train' \(it has val\).*data.val_split=. evaluates on ROOT/CLASS/"):
+        open_records(source, "labelled", "train")
+    flat = config("imagefolder", tmp_path / "elsewhere", val_split=".")
+    (tmp_path / "elsewhere/README.txt").write_text("as in the archive of ImageNet-R")
+    assert open_source(flat).classes() == ["cat", "dog"]
+    held_out = open_records(flat, "labelled", ".")
+    assert ids(held_out) == ["cat/a.jpg", "cat/more/b.PNG", "dog/c.jpeg"]
+    assert list(held_out.column("label")) == [0, 0, 1]
+
+
 def test_imagefolder_mistakes(image_root, draw, tmp_path):
     with pytest.raises(DataError, match=r"no folder 'test' \(it has train, val\).*ROOT/train/CLASS"):
         open_records(config("imagefolder", image_root), "images", "test")
@@ -71,7 +87,7 @@ def test_imagefolder_mistakes(image_root, draw, tmp_path):
     with pytest.raises(DataError, match=r"class folders that the training split has not: 1 \(bird\)"):
         open_records(config("imagefolder", image_root), "labelled", "val")
     (tmp_path / "empty/train/cat").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"split 'train' of .* has no labelled records"):
+    with pytest.raises(DataError, match=r"empty/train: class folders without a picture: 1 \(cat\); fill them"):
         open_records(config("imagefolder", tmp_path / "empty"), "labelled", "train")
 
 

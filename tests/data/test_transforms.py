@@ -6,7 +6,15 @@ from PIL import Image, ImageDraw
 from torchvision.transforms import functional as TF
 
 from vlbeit.data.randomness import seeded
-from vlbeit.data.transforms import ClassificationEval, ClassificationTrain, EvalImage, TrainImage, TwoViews, pixels
+from vlbeit.data.transforms import (
+    ClassificationEval,
+    ClassificationTrain,
+    Erasing,
+    EvalImage,
+    TrainImage,
+    TwoViews,
+    pixels,
+)
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -113,3 +121,52 @@ def test_non_square_crops_keep_the_aspect_of_the_size():
 def test_normalisation_uses_the_channels():
     image = EvalImage((4, 4), (0.1, 0.2, 0.3), (0.5, 0.25, 0.125))(Image.new("RGB", (8, 8), (255, 255, 255)))
     assert torch.allclose(image[:, 0, 0], torch.tensor([0.9 / 0.5, 0.8 / 0.25, 0.7 / 0.125]))
+
+
+def erased(image, mode, count=1):
+    """A grey picture after random erasing that always strikes, and the pixels that it changed."""
+    transform = ClassificationTrain(
+        (64, 64), *HALF, randaugment="", color_jitter=0.0, erasing=Erasing(1.0, mode, count)
+    )
+    with seeded(3):
+        out = transform(image)
+    return out, (out != out.mode().values.mode().values.view(3, 1, 1)).any(0)
+
+
+def test_random_erasing_has_its_modes_and_is_drawn_from_the_seeded_generators():
+    grey = Image.new("RGB", (80, 80), (100, 120, 140))
+    noise, where = erased(grey, "pixel")
+    assert 0.01 < where.float().mean() < 0.5
+    assert len(noise[:, where].unique()) > 100 and torch.equal(noise, erased(grey, "pixel")[0])
+    assert erased(grey, "const")[0][:, erased(grey, "const")[1]].unique().tolist() == [0.0]
+    colour, where = erased(grey, "rand")
+    assert len(colour[:, where].unique(dim=1).T) == 1
+    with seeded(4):
+        other = ClassificationTrain((64, 64), *HALF, randaugment="", erasing=Erasing(1.0))(grey)
+    assert not torch.equal(other, noise)
+    several = set()
+    for key in range(8):
+        with seeded(key):
+            out = ClassificationTrain(
+                (64, 64), *HALF, randaugment="", color_jitter=0.0, erasing=Erasing(1.0, "rand", 3)
+            )(grey)
+        several.add(len(out.flatten(1).unique(dim=1).T) - 1)
+    assert max(several) > 1, "up to three patches, each of its colour"
+
+
+def test_share_of_erased_pictures():
+    grey, struck = Image.new("RGB", (40, 40), (100, 120, 140)), 0
+    transform = ClassificationTrain((32, 32), *HALF, randaugment="", color_jitter=0.0, erasing=Erasing(0.25))
+    for key in range(200):
+        with seeded(key):
+            struck += len(transform(grey).flatten(1).unique(dim=1).T) > 1
+    assert 30 <= struck <= 70  # 50 expected, standard deviation 6
+
+
+def test_randaugment_is_drawn_from_the_seeded_generators():
+    image, transform = picture(), ClassificationTrain((32, 32), *HALF, erasing=Erasing(0.0))
+    drawn = []
+    for key in (1, 1, 2):
+        with seeded(key):
+            drawn.append(transform(image))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import replace
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from vlbeit.models.spec import encoder_spec
 from vlbeit.models.transfer import transfer
 from vlbeit.tasks.classification import RECIPE as Classification
 from vlbeit.tasks.classification.evaluator import ClassificationEvaluator
+from vlbeit.tasks.classification.subset import subset_rows, weights_classes
 from vlbeit.tasks.classification.task import ClassificationSettings
 
 CLASSES = ["red", "green", "blue"]
@@ -213,7 +215,7 @@ def test_evaluator(records, trained):
     (evaluator,) = recipe.evaluators(records, meta).values()
     evaluator.update(objective.eval(), batch_of(recipe, meta, records))
     evaluator.update(objective, batch_of(recipe, meta, records, rows=(1,)))
-    assert evaluator.compute() == {"top1": 100.0, "images": 3}  # top5 of three classes says nothing
+    assert evaluator.compute() == {"top1": 100.0, "images": 3, "classes": 3}  # top5 of three classes says nothing
     assert recipe.metric in evaluator.compute()
     assert evaluator.details()[1] == {"sample_id": "1", "score": 1.0}
 
@@ -222,20 +224,145 @@ def test_top_numbers_are_those_of_torchmetrics():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(50, 10, generator=generator), torch.randint(10, (50,), generator=generator)
 
-    class Stub(torch.nn.Module):
-        def class_logits(self, batch):
-            return logits[batch["rows"]]
-
     evaluator = ClassificationEvaluator(10)
     for part in torch.arange(50).split(20):
         batch = {"rows": part, "label": labels[part], "sample_id": [str(i) for i in part.tolist()]}
-        evaluator.update(Stub(), batch)
+        evaluator.update(Fixed(logits), batch)
     again = ClassificationEvaluator(10)
     again.load_state_dict(json.loads(json.dumps(evaluator.state_dict())))
     numbers = again.compute()
     for top in (1, 5):
         accuracy = MulticlassAccuracy(10, top_k=top, average="micro")(logits, labels)
         assert numbers[f"top{top}"] == pytest.approx(100 * accuracy.item())
+
+
+class Fixed(torch.nn.Module):
+    """An objective that knows its logits."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def class_logits(self, batch):
+        return self.logits[batch["rows"]]
+
+
+def test_a_picture_on_two_processes_counts_once(monkeypatch):
+    logits = torch.eye(6)[[0, 1, 2, 0]]  # the last one is wrong
+    parts = [ClassificationEvaluator(6) for _ in range(2)]
+    for evaluator, rows in zip(parts, ([0, 1, 2], [2, 3]), strict=True):
+        batch = {"rows": torch.tensor(rows), "label": torch.tensor(rows), "sample_id": [str(row) for row in rows]}
+        evaluator.update(Fixed(logits), batch)
+    monkeypatch.setattr(
+        "vlbeit.tasks.classification.evaluator.gather_objects", lambda own: [part.hits for part in parts]
+    )
+    for evaluator in parts:
+        numbers = evaluator.compute()
+        assert (numbers["top1"], numbers["images"], numbers["classes"]) == (75.0, 4, 4)
+        assert [row["score"] for row in evaluator.details()] == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_a_subset_is_compared_among_itself_alone():
+    """The logits of other classes have no say; labels count within the subset."""
+    generator = torch.Generator().manual_seed(1)
+    logits, rows = torch.randn(40, 12, generator=generator), [7, 0, 3, 11, 5, 8, 2]
+    labels = torch.randint(len(rows), (40,), generator=generator)
+    evaluator = ClassificationEvaluator(12, rows)
+    batch = {"rows": torch.arange(40), "label": labels, "sample_id": [str(i) for i in range(40)]}
+    evaluator.update(Fixed(logits), batch)
+    numbers = evaluator.compute()
+    for top in (1, 5):
+        accuracy = MulticlassAccuracy(7, top_k=top, average="micro")(logits[:, rows], labels)
+        assert numbers[f"top{top}"] == pytest.approx(100 * accuracy.item())
+    whole = ClassificationEvaluator(12)
+    whole.update(Fixed(logits), {**batch, "label": torch.tensor(rows)[labels]})
+    assert whole.compute()["top1"] < numbers["top1"], "fewer classes to take it for"
+    assert numbers["images"] == 40 and numbers["classes"] == len(labels.unique())
+
+
+def test_subset_of_a_run_by_name(records, monkeypatch):
+    recipe, meta, _ = built(subset=True, **PLAIN)
+    monkeypatch.setattr(Colours, "classes", lambda self: ["blue", "red"])
+    (evaluator,) = recipe.evaluators(records, meta).values()
+    assert evaluator.rows.tolist() == [2, 0] and evaluator.num_classes == 2
+    assert recipe.data(records, meta, train=False).records is records
+    with pytest.raises(UsageError, match=r"task.subset=true is for `vlbeit evaluate`"):
+        recipe.data(records, meta, train=True)
+    with pytest.raises(DataError, match=r"has 2 classes.*or task.subset=true to evaluate among these alone"):
+        built(**PLAIN)[0].data(records, meta, train=False)
+    monkeypatch.setattr(Colours, "classes", lambda self: ["blue", "pink", "red"])
+    with pytest.raises(DataError, match=r"classes that the classifier does not know: 1 \(pink\); it knows 3 \(red, gr"):
+        recipe.evaluators(records, meta)
+    monkeypatch.setattr(Colours, "classes", lambda self: ["blue"])
+    with pytest.raises(DataError, match="has one class, blue: there is nothing to tell apart"):
+        recipe.evaluators(records, meta)
+
+
+def test_classes_of_weights_that_do_not_name_them():
+    """By their number: the rows of ImageNet classifiers lie in the order of its sorted folders."""
+    places, folders = [str(row) for row in range(1000)], ["n01443537", "n01484850"]  # goldfish, great white shark
+    assert weights_classes([*folders, "n0"], folders) == [*folders, "n0"]
+    names = weights_classes(places, folders)
+    assert len(names) == 1000 and names == sorted(names) and names.index("n01443537") == 1
+    words = weights_classes([f"word {row}" for row in range(1000)], folders)
+    assert words == names
+    assert len(weights_classes([str(row) for row in range(21841)], folders)) == 21841
+    with pytest.raises(UsageError, match="which classes the 7 rows of this classifier stand for"):
+        weights_classes(places[:7], folders)
+
+
+@pytest.mark.parametrize("variant", ["a", "r"])
+def test_robustness_sets_are_subsets_of_imagenet(variant):
+    """timm's lists of the 200 classes of ImageNet-A and ImageNet-R, and their rows among the 1000."""
+    folder = files("timm.data").joinpath("_info")
+    found = folder.joinpath(f"imagenet_{variant}_synsets.txt").read_text().split()
+    rows = [int(row) for row in folder.joinpath(f"imagenet_{variant}_indices.txt").read_text().split()]
+    assert len(found) == 200
+    assert subset_rows(found, weights_classes([str(row) for row in range(1000)], found), "here") == rows
+
+
+def test_one_class_is_refused(records, monkeypatch):
+    monkeypatch.setattr(Colours, "classes", lambda self: ["red"])
+    with pytest.raises(DataError, match=r"data.root=data/scenes has one class, red: there is nothing to tell apart"):
+        built()[0].meta(records, {})
+
+
+def test_every_setting_of_the_augmentation_reaches_timm(records):
+    recipe, meta, objective = built(
+        mixup=0.3, cutmix=0.4, mixup_prob=0.6, switch_prob=0.7, mixup_mode="elem", smoothing=0.2
+    )
+    mixup = objective.mixup
+    assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.switch_prob) == (0.3, 0.4, 0.6, 0.7)
+    assert (mixup.mode, mixup.label_smoothing, mixup.num_classes) == ("elem", 0.2, 3)
+    assert built(mixup=0.0, cutmix=0.0)[2].mixup is None
+    recipe, meta, _ = built(
+        erasing=0.5, erasing_mode="const", erasing_count=2, min_scale=0.3, randaugment="rand-m5-n3", color_jitter=0.1
+    )
+    image = recipe.data(records, meta, train=True).transform.image
+    parts = {type(part).__name__: part for part in image._transform.transforms}
+    erasing, policy = parts["RandomErasing"], parts["RandAugment"]
+    assert (erasing.probability, erasing.per_pixel, erasing.rand_color, erasing.max_count) == (0.5, False, False, 2)
+    assert policy.num_layers == 3 and {operation.magnitude for operation in policy.ops} == {5}
+    assert parts["RandomResizedCropAndInterpolation"].scale == (0.3, 1.0)
+    recipe, meta, _ = built(randaugment="", color_jitter=0.1)
+    parts = [
+        type(part).__name__ for part in recipe.data(records, meta, train=True).transform.image._transform.transforms
+    ]
+    assert "ColorJitter" in parts and "RandAugment" not in parts
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+def test_mixing_is_drawn_from_the_seeded_generators(records, mode):
+    _, _, objective = built(mixup_mode=mode)
+    image, label = torch.rand(8, 3, 32, 32), torch.arange(8) % 3
+    state, mixed = np.random.get_state(), []
+    for seed in (5, 5, 6):
+        np.random.seed(seed)
+        mixed.append(objective._mixed(image, label, objective.mixup))
+    np.random.set_state(state)
+    assert torch.equal(mixed[0][0], mixed[1][0]) and torch.equal(mixed[0][1], mixed[1][1])
+    assert not torch.equal(mixed[0][0], mixed[2][0])
+    torch.testing.assert_close(mixed[0][1].sum(1), torch.ones(8))
 
 
 def test_predictor(records, trained):
@@ -255,6 +382,9 @@ def test_predictor(records, trained):
         ({"mixup": -1.0}, "task.mixup=-1.0 must not be negative"),
         ({"crop_pct": 1.5}, r"task.crop_pct=1.5 must lie in \(0, 1\], or null"),
         ({"mixup_prob": 2.0}, r"task.mixup_prob=2.0 must lie in \[0, 1\]"),
+        ({"mixup_mode": "all"}, "task.mixup_mode=all is not one of batch, pair, elem"),
+        ({"erasing_mode": "noise"}, "task.erasing_mode=noise is not one of pixel, rand, const"),
+        ({"erasing_count": 0}, "task.erasing_count=0 must be at least 1"),
     ],
 )
 def test_settings_are_checked(setting, message):

@@ -37,6 +37,9 @@ KINDS: dict[str, tuple[str, ...]] = {
 each of them `labels` int, `areas` float in square pixels, `crowd` bool (COCO's iscrowd), `outlines` str: COCO's
 segmentation as JSON, "" where there is none."""
 
+PREPARED = "prepared.json"
+"""What `vlbeit prepare` writes last into a folder of its own making: kind, classes, splits with their shards."""
+
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,

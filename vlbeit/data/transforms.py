@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -112,6 +113,14 @@ class EvalImage:
         return normalize(pixels(F.resize(image, list(self.size), _BICUBIC)), self.mean, self.std)
 
 
+class Erasing(NamedTuple):
+    """timm's random erasing: the share of pictures that it strikes, what it leaves, how many patches it may make."""
+
+    share: float = 0.25
+    mode: str = "pixel"  # noise per pixel | rand: one colour per patch | const: zeros
+    most: int = 1
+
+
 class ClassificationTrain:
     """timm's training transform: random resized crop, flip, RandAugment (or colour jitter), random erasing.
 
@@ -124,7 +133,7 @@ class ClassificationTrain:
         mean: Sequence[float],
         std: Sequence[float],
         randaugment: str = "rand-m9-mstd0.5-inc1",
-        erasing: float = 0.25,
+        erasing: Erasing = Erasing(),  # noqa: B008  (immutable)
         color_jitter: float = 0.4,
         min_scale: float = 0.08,
     ) -> None:
@@ -137,8 +146,9 @@ class ClassificationTrain:
             interpolation="bicubic",
             mean=tuple(mean),
             std=tuple(std),
-            re_prob=erasing,
-            re_mode="pixel",
+            re_prob=erasing.share,
+            re_mode=erasing.mode,
+            re_count=erasing.most,
         )
         for operation in _operations(self._transform):
             if operation.name.startswith("Posterize"):

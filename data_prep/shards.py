@@ -1,0 +1,313 @@
+"""Writing prepared folders: Parquet shards, a journal by which a stopped preparation goes on, prepared.json at the end.
+
+A folder holds, while it is made, `unfinished.jsonl`: the arguments, then a line for every shard that is whole. A shard
+has its name from the moment that it is whole; its line says how far the source was read, so that the same command
+goes on behind it. `prepared.json` and `bad.jsonl` replace the journal at the end; vlbeit.data.prepared reads them.
+
+Formats: `parquet` keeps the encoded pictures inside the shards; `folder` writes them as files and `index` leaves them
+where they are: the shards hold paths, relative to the folder or absolute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlbeit.data.records import KINDS, PREPARED
+from vlbeit.errors import DataError, UsageError
+from vlbeit.files import write_json, write_text
+from vlbeit.types import Record
+
+VERSION = 1  # of this layout
+GROUP = 8  # rows of a row group: what is read from the disk to get one picture
+JOURNAL = "unfinished.jsonl"
+BAD = "bad.jsonl"
+_ROWS = 20_000  # of a shard at most
+_LOOKAHEAD = 64  # items examined at a time
+_FILES = ("image", "mask")
+_TYPES = {
+    "id": pa.string(), "label": pa.int64(), "image_id": pa.int64(), "boxes": pa.list_(pa.list_(pa.float64())),
+    "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
+    "outlines": pa.list_(pa.string()),
+}  # fmt: skip
+Position = tuple[int, ...]
+
+
+class Fault(NamedTuple):
+    """Something wrong with one record: what, and whether the record is left out because of it."""
+
+    what: str
+    left_out: bool
+
+
+class Item(NamedTuple):
+    """One record of a source, and its place in the order in which the source is read."""
+
+    position: Position
+    record: Record  # `image` and `mask`: encoded bytes, or the Path of a file
+    targets: Mapping[str, str] = {}  # of image and mask: file that --format folder writes, relative to the folder
+    faults: tuple[Fault, ...] = ()  # known before anything is decoded
+
+
+class Finding(NamedTuple):
+    """What an examination found: width and height in pixels, faults, classes that occur (counted once a record)."""
+
+    size: tuple[int, int] | None = None
+    faults: tuple[Fault, ...] = ()
+    classes: Sequence[int] = ()
+
+
+class Layout(NamedTuple):
+    """What a folder is to become. `arguments`: whatever a restarted preparation must find unchanged."""
+
+    kind: str
+    format: str  # index | folder | parquet
+    arguments: Mapping[str, Any]
+
+
+class Folder:
+    """A prepared folder in the making."""
+
+    def __init__(self, out: Path, layout: Layout, *, shard_bytes: int) -> None:
+        self.out, self.layout, self.shard_bytes = out, layout, shard_bytes
+        self.lines = _begin(out, layout)
+
+    @property
+    def done(self) -> bool:
+        """Whether prepared.json is there, made with the same arguments."""
+        return (self.out / PREPARED).is_file()
+
+    def finished(self, split: str) -> bool:
+        """Whether all of a split has been written."""
+        return any(line["split"] == split and "end" in line for line in self.lines)
+
+    def position(self, split: str) -> Position:
+        """Place in the source's order of the last item that a whole shard covers; () before the first."""
+        places = [line["position"] for line in self.lines if line["split"] == split and "file" in line]
+        return tuple(places[-1]) if places else ()
+
+    def bytes(self) -> int:
+        """Bytes of pictures that whole shards cover."""
+        return sum(line["bytes"] for line in self.lines if "file" in line)
+
+    def records(self, split: str) -> int:
+        """Records in the whole shards of a split."""
+        return sum(line["rows"] for line in self.lines if line["split"] == split and "file" in line)
+
+    def write(
+        self, split: str, items: Iterable[Item], examine: Callable[[Item], Finding], threads: int
+    ) -> Iterator[int]:
+        """Write the rest of a split, from items whose position lies behind `position(split)`.
+
+        Gives the bytes of every item that is taken in, for progress. Faulty ones are named in bad.jsonl, not written
+        where they are left out. Items are examined `threads` at a time.
+        """
+        number = sum(line["split"] == split and "file" in line for line in self.lines)
+        shard: _Shard | None = None
+        try:
+            for item, finding in _examined(items, examine, threads):
+                shard = shard or _Shard(self.out, self.layout, split, number)
+                yield shard.add(item, finding)
+                if shard.bytes >= self.shard_bytes or shard.rows >= _ROWS:
+                    self._note(shard.finish())
+                    shard, number = None, number + 1
+            if shard is not None:
+                self._note(shard.finish())
+            self._note({"split": split, "end": True})
+        finally:
+            if shard is not None:
+                shard.abandon()
+
+    def finish(self, classes: Sequence[str], more: Mapping[str, Any]) -> dict[str, Any]:
+        """Write bad.jsonl and prepared.json, remove the journal; returns what prepared.json holds.
+
+        Raises `DataError` where a split has pictures but not one that is sound: then nothing is finished.
+        """
+        bad = [{"split": line["split"], **entry} for line in self.lines for entry in line.get("bad", [])]
+        splits = {line["split"]: self._split(line["split"], classes) for line in self.lines if "end" in line}
+        for name, split in splits.items():
+            if not split["records"]:
+                first = next((f": {entry['id']}: {entry['what']}" for entry in bad if entry["split"] == name), "")
+                raise DataError(f"{self.out}: the split {name!r} has no record that can be used{first}")
+        facts = {
+            "version": VERSION, "kind": self.layout.kind, "format": self.layout.format, "group": GROUP,
+            "classes": list(classes), "splits": splits, "bad": dict(Counter(_sort(entry) for entry in bad)),
+            **more, "arguments": dict(self.layout.arguments),
+        }  # fmt: skip
+        write_text(self.out / BAD, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad))
+        write_json(self.out / PREPARED, facts, indent=1)
+        (self.out / JOURNAL).unlink()
+        return facts
+
+    def _split(self, split: str, classes: Sequence[str]) -> dict[str, Any]:
+        """Summary of one split: records, bytes, sizes, records of each class, bad ones, shards."""
+        lines = [line for line in self.lines if line["split"] == split and "file" in line]
+        counts: Counter[int] = Counter()
+        for line in lines:
+            counts.update({int(label): count for label, count in line["classes"].items()})
+        sizes = [size for line in lines for size in line["sizes"]]
+        area = sorted(sizes, key=lambda size: size[0] * size[1])
+        bad = [entry for line in lines for entry in line["bad"]]
+        return {
+            "records": sum(line["rows"] for line in lines),
+            "bytes": sum(line["bytes"] for line in lines),
+            "smallest": area[0] if area else None,
+            "largest": area[-1] if area else None,
+            "left_out": len({entry["id"] for entry in bad if entry["left_out"]}),
+            "noted": len({entry["id"] for entry in bad if not entry["left_out"]}),
+            "classes": {name: counts[label] for label, name in enumerate(classes)} if counts else {},
+            "shards": [{name: line[name] for name in ("file", "rows", "size")} for line in lines],
+        }
+
+    def _note(self, line: dict[str, Any]) -> None:
+        with open(self.out / JOURNAL, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.lines.append(line)
+
+
+def _sort(entry: Mapping[str, Any]) -> str:
+    """The fault without its details: `cannot be read`, `CMYK`."""
+    return entry["what"].partition(":")[0]
+
+
+def _begin(out: Path, layout: Layout) -> list[dict[str, Any]]:
+    """The lines of the journal, a new one where the folder is empty. UsageError: the folder is something else's."""
+    arguments = {"kind": layout.kind, "format": layout.format, **layout.arguments}
+    if (out / PREPARED).is_file():
+        facts = _json(out / PREPARED)
+        _compare(out, {"kind": facts["kind"], "format": facts["format"], **facts["arguments"]}, arguments)
+        return []
+    journal = out / JOURNAL
+    if not journal.is_file():
+        if out.exists() and (not out.is_dir() or any(entry.name != ".lock" for entry in out.iterdir())):
+            raise UsageError(f"{out} is there but was not begun by `vlbeit prepare`; choose another folder with --out")
+        write_text(journal, json.dumps(arguments, ensure_ascii=False) + "\n")
+    whole, _, torn = journal.read_text(encoding="utf-8").rpartition("\n")
+    if torn:  # the process was killed while it wrote this line: the shard is written again
+        write_text(journal, whole + "\n")
+    first, *lines = map(json.loads, whole.splitlines())
+    _compare(out, first, arguments)
+    return lines
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); remove the folder and prepare it anew") from error
+
+
+def _compare(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    wanted = json.loads(json.dumps(wanted))
+    if differing := [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
+        has = ", ".join(f"{name}={found.get(name)}" for name in differing)
+        wants = ", ".join(f"{name}={wanted.get(name)}" for name in differing)
+        raise UsageError(f"{out} was prepared with {has}, not {wants}; remove it or choose another folder with --out")
+
+
+def _examined(
+    items: Iterable[Item], examine: Callable[[Item], Finding], threads: int
+) -> Iterator[tuple[Item, Finding]]:
+    """The items in their order, each with what was found; Pillow decodes outside Python's lock."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        while chunk := list(islice(iterator, _LOOKAHEAD)):
+            yield from zip(chunk, pool.map(examine, chunk), strict=True)
+
+
+class _Shard:
+    """One shard being written, under a temporary name until it is whole."""
+
+    def __init__(self, out: Path, layout: Layout, split: str, number: int) -> None:
+        self.rows = self.bytes = 0
+        self._out, self._layout, self._split = out, layout, split
+        self._path = out / f"{split}-{number:05d}.parquet"
+        self._temporary = out / f".tmp-{self._path.name}"
+        inside = pa.binary() if layout.format == "parquet" else pa.string()
+        self._schema = pa.schema([(name, _TYPES.get(name, inside)) for name in KINDS[layout.kind]])
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[Record] = []
+        self._position: Position = ()
+        self._sizes: list[tuple[int, int]] = []
+        self._classes: Counter[int] = Counter()
+        self._bad: list[dict[str, Any]] = []
+
+    def add(self, item: Item, finding: Finding) -> int:
+        """Take in one item; returns its bytes."""
+        self._position = item.position
+        faults = (*item.faults, *finding.faults)
+        self._bad += [{"id": item.record["id"], "what": what, "left_out": out} for what, out in faults]
+        size = sum(_length(item.record[name]) for name in _FILES if name in item.record)
+        self.bytes += size
+        if not any(fault.left_out for fault in faults):
+            self._waiting.append(
+                item.record | {name: self._store(item, name) for name in _FILES if name in item.record}
+            )
+            self._classes.update(finding.classes)
+            self._sizes += [finding.size] if finding.size else []
+            self.rows += 1
+        if len(self._waiting) == GROUP:
+            self._write()
+        return size
+
+    def finish(self) -> dict[str, Any]:
+        """Make the shard whole; returns its line of the journal."""
+        self._write()
+        assert self._writer is not None
+        self._writer.close()
+        if self._layout.format == "folder":
+            os.sync()  # one for all pictures of this shard: after it they are on the disk as well
+        with open(self._temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(self._temporary, self._path)
+        area = sorted(self._sizes, key=lambda size: size[0] * size[1])
+        return {
+            "split": self._split, "file": self._path.name, "rows": self.rows, "size": self._path.stat().st_size,
+            "bytes": self.bytes, "position": self._position, "sizes": [*area[:1], *area[-1:]],
+            "classes": dict(self._classes), "bad": self._bad,
+        }  # fmt: skip
+
+    def abandon(self) -> None:
+        """Remove what is not whole."""
+        if self._writer is not None:
+            self._writer.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        if self._writer is None:  # pictures are compressed already, and no two are alike
+            self._writer = pq.ParquetWriter(
+                self._temporary, self._schema, compression="none", use_dictionary=False, write_statistics=False
+            )
+        if self._waiting:
+            self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema), row_group_size=GROUP)
+            self._waiting = []
+
+    def _store(self, item: Item, name: str) -> str | bytes:
+        """The value of `image` or `mask` in the shard."""
+        value = item.record[name]
+        if self._layout.format == "index":
+            return str(value)
+        data = value.read_bytes() if isinstance(value, Path) else value
+        if self._layout.format == "parquet":
+            return data
+        path = self._out / item.targets[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".tmp-{path.name}")
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+        return item.targets[name]
+
+
+def _length(value: bytes | Path) -> int:
+    return value.stat().st_size if isinstance(value, Path) else len(value)
