@@ -49,6 +49,7 @@ CASES = {
     "tokenizer": ("stage=tokenizer", "stage.vocab_size=32", "stage.hidden=8", "micro_batch_size=2"),
     "vl": ("stage=vl", "init=none", "model.drop_path=0.3"),
     "vqa, 2 workers": ("task=vqa", "stage=mim", "init=whole/mim", "task.min_count=1", "data.workers=2"),
+    "probe": ("task=probe", "init=none", "data.cache=cache", "task.standardize=true"),
     "classification": ("task=classification", "init=none", "model.drop_path=0.3", "engine.ema_decay=0.5"),
 }
 

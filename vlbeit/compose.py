@@ -359,7 +359,7 @@ def _describe(prefix: str, config: Any) -> Iterator[KeyInfo]:
 def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value).replace(" ", "") if isinstance(value, list) else str(value)
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def _first_line(error: BaseException) -> str:

@@ -41,8 +41,8 @@ class Extraction:
 
     Args:
         objective: on the accelerator's device, in evaluation mode.
-        image: a PIL picture to a tensor; its `repr` of settings is `view`.
-        view: everything that `image` hangs on.
+        image: a PIL picture to a tensor.
+        view: everything that `image` hangs on, as JSON values.
         data: `data` of the run.
         dtype: float16 | float32, of what is kept.
     """

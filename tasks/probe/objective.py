@@ -32,12 +32,16 @@ class ProbeObjective(Objective):
         pair: what makes vectors of pictures and texts that can be compared; None: nothing does.
     """
 
+    best: Tensor
+    pair_scale: Tensor
+
     def __init__(self, encoder: MoMEEncoder, heads: Heads, pair: Pair | None = None) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
         self.heads = heads
         self.pair = pair
         self.probed = [name for name, spec in heads.specs.items() if spec["kind"] == "linear_probe"]
+        self.widths = [int(heads.specs[name]["dim"]) for name in self.probed]
         if "contrast" in heads:
             heads["contrast"].requires_grad_(False)
         # place in `probed` of the layer that predicts: the best one of the last evaluation
@@ -48,7 +52,7 @@ class ProbeObjective(Objective):
     @property
     def columns(self) -> list[tuple[str, int]]:
         """Names and widths of the features, as `features` puts them side by side."""
-        columns = [(name, int(self.heads.specs[name]["dim"])) for name in self.probed]
+        columns = list(zip(self.probed, self.widths, strict=True))
         width = None if self.pair is None else self.pair.width(self)
         return columns if width is None else [*columns, (EMBEDDING, width)]
 
@@ -64,8 +68,8 @@ class ProbeObjective(Objective):
 
     def logits(self, features_BF: Tensor) -> list[Tensor]:
         """Class logits [B, V] of every probed layer."""
-        parts = features_BF.split([width for _, width in self.columns], dim=1)
-        return [self.heads[name](part) for name, part in zip(self.probed, parts, strict=False)]
+        parts = features_BF[:, : sum(self.widths)].split(self.widths, dim=1)
+        return [self.heads[name](part) for name, part in zip(self.probed, parts, strict=True)]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """`probe`: pictures of the batch."""
@@ -83,8 +87,9 @@ class ProbeObjective(Objective):
     @torch.no_grad()
     def standardize(self, mean_F: Tensor, deviation_F: Tensor) -> None:
         """Let every classifier see features of mean 0 and deviation 1."""
-        widths = [width for _, width in self.columns]
-        for name, mean, deviation in zip(self.probed, mean_F.split(widths), deviation_F.split(widths), strict=False):
+        of_layers = sum(self.widths)
+        means, deviations = (part[:of_layers].split(self.widths) for part in (mean_F, deviation_F))
+        for name, mean, deviation in zip(self.probed, means, deviations, strict=True):
             self.heads[name].mean.copy_(mean)
             self.heads[name].scale.copy_(1 / deviation.clamp_min(1e-6))
 
