@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from vlbeit.errors import DataError
 
@@ -28,7 +28,7 @@ MEMBER_LIMIT = 256 * 2**20  # bytes of a member that is read whole
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _RATIO_LIMIT = 200  # of a zip member; JSON packs 20 times, deflate at most 1,032 times
 _RATIO_FREE = 2**20  # members below this size may be packed as they like
-_OPENERS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
+_OPENERS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open,
 }  # fmt: skip
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError, NotImplementedError)
@@ -182,10 +182,10 @@ def _refusal(info: tarfile.TarInfo) -> str:
         return "a device or pipe"
     if info.issparse():
         return "a sparse file"
-    return _too_large(info.size) if not info.name.lower().endswith(TAR_SUFFIXES) else ""
+    return "" if info.name.lower().endswith(TAR_SUFFIXES) else _too_large(info.size, MEMBER_LIMIT)
 
 
-def _too_large(size: int, limit: int = MEMBER_LIMIT) -> str:
+def _too_large(size: int, limit: int) -> str:
     return f"a size of {size} bytes (limit {limit})" if size > limit else ""
 
 
@@ -218,8 +218,10 @@ def _zip_refusal(info: zipfile.ZipInfo) -> str:
         return "encrypted"
     if info.file_size > _RATIO_FREE and info.file_size > _RATIO_LIMIT * max(1, info.compress_size):
         return f"packed {info.file_size // max(1, info.compress_size)} times, as no picture is"
+    if info.filename.lower().endswith(TAR_SUFFIXES):
+        return ""
     # annotations are larger than pictures and are read on their own
-    return _too_large(info.file_size) if not info.filename.endswith(".json") else _too_large(info.file_size, 2**33)
+    return _too_large(info.file_size, 2**33 if info.filename.endswith(".json") else MEMBER_LIMIT)
 
 
 def _folder(path: Path) -> Iterator[Entry]:

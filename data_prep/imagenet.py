@@ -36,6 +36,7 @@ class _Sources(NamedTuple):
 class _Survey(NamedTuple):
     """What the headers of a split tell: no picture is read for it."""
 
+    files: int  # those that its headers show
     bytes: int
     groups: Mapping[str, str]  # class -> the first file that has it
     nameless: Sequence[str]  # files whose names tell no class
@@ -84,8 +85,13 @@ def prepare(
         return lambda after: (_item(found, split, numbers, labels) for found in _walk(paths, after))
 
     every = [path for paths in sources.archives.values() for path in paths]
-    used = {"from": {s: [fingerprint(path) for path in paths] for s, paths in sources.archives.items()}}
-    arguments = {**used, "val_labels": str(val_labels or sources.devkit or ""), "check": check, "shard_mb": shard_mb}
+    used = {s: [*map(fingerprint, paths), surveys[s].files] for s, paths in sources.archives.items()}
+    arguments = {
+        "from": used,
+        "val_labels": str(val_labels or sources.devkit or ""),
+        "check": check,
+        "shard_mb": shard_mb,
+    }
     plan = Plan(
         layout=Layout("labelled", chosen(format, in_place), arguments),
         classes=classes,
@@ -103,7 +109,7 @@ def prepare(
 def _sources(parts: Sequence[str]) -> _Sources:
     """The archives of each split and the devkit, by what their names say, or as `train=FILE` says."""
     found: dict[str, list[Path]] = {split: [] for split in _SPLITS}
-    devkits = []
+    devkits: list[Path] = []
     for name, path in (pair for part in parts for pair in _named(part)):
         if not path.exists():
             raise DataError(f"{path} does not exist; give --from the archives or the folder")
@@ -143,18 +149,20 @@ def _survey(paths: Sequence[Path]) -> _Survey:
 
     Raises `DataError` for an archive that is cut off, before hours are spent on it.
     """
-    size, groups, nameless = 0, {}, []
+    count = size = 0
+    groups: dict[str, str] = {}
+    nameless: list[str] = []
     for path in paths:
         with entries(path) as found:
             for entry in found:
                 if entry.refused or not (entry.is_tar or is_picture(entry.name)):
                     continue
-                size += entry.size
+                count, size = count + 1, size + entry.size
                 if group := _group(entry):
                     groups.setdefault(group, entry.name)
                 else:
                     nameless.append(entry.name)
-    return _Survey(size, groups, nameless)
+    return _Survey(count, size, groups, nameless)
 
 
 def _group(entry: Entry) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,10 @@ from .shards import Fault, Finding, Item
 
 Check = Literal["none", "header", "full"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # as data=imagefolder
+UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error)  # what Pillow raises over damaged files
 IGNORED = 255  # label of a mask's pixels that are not scored
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
+_INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # of masks: one number a pixel
 _PLAIN = ("1", "L", "P", "RGB")  # what a reader expects; others are named
 
 
@@ -54,16 +57,17 @@ def examine_pair(item: Item, check: Check, last: int) -> Finding:
         return found
     try:
         with _opened(item.record["mask"]) as mask:
-            labels = np.asarray(mask) if check == "full" and mask.mode in ("L", "P", "I", "I;16") else None
+            whole = check == "full" and mask.mode in _INDEX_MODES
+            labels = np.asarray(mask).astype(np.int32) if whole else None  # decodes
             faults = (*_mask_faults(mask, found.size, labels, last), *found.faults)
-    except ImageError as error:
+    except (ImageError, *UNREADABLE) as error:
         return found._replace(faults=(Fault(f"mask cannot be read: {_reason(error)}", True), *found.faults))
     there = [] if labels is None else [int(label) - 1 for label in np.unique(labels) if 0 < label <= last]
     return found._replace(faults=faults, classes=there)
 
 
 def _mask_faults(mask: Image.Image, size: tuple[int, int], labels: np.ndarray | None, last: int) -> list[Fault]:
-    if mask.mode not in ("1", "L", "P", "I", "I;16"):
+    if mask.mode not in _INDEX_MODES:
         return [Fault(f"mask has colours: mode {mask.mode}, not one number a pixel", True)]
     if mask.size != size:
         return [Fault(f"mask of another size: {mask.width}x{mask.height}, picture {size[0]}x{size[1]}", True)]
@@ -109,10 +113,10 @@ def _opened(value: bytes | Path) -> Image.Image:
         raise ImageError("not an image in a known format") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"huge: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise ImageError(str(error)) from error
 
 
-def _reason(error: ImageError) -> str:
+def _reason(error: Exception) -> str:
     """The message without the name, which stands beside it."""
     return str(error.__cause__ or error) if " cannot be read: " in str(error) else str(error)

@@ -68,7 +68,7 @@ def chosen(format: Format, in_place: bool) -> str:
 
 
 def fingerprint(path: Path) -> list[Any]:
-    """By what a restarted preparation knows its source: path, and of a file its bytes."""
+    """By what a restarted preparation knows its source again: path, and of a file its bytes."""
     return [str(path.absolute()), path.stat().st_size if path.is_file() else None]
 
 
@@ -78,6 +78,8 @@ def run(out: Path, plan: Plan, options: Options, report: Report | None) -> dict[
     UsageError: `out` is something else's, or another process is at it. DataError: no space, damaged archives.
     Interrupted: Ctrl-C; the same call goes on behind the last whole shard.
     """
+    if options.threads < 0 or options.shard_mb < 1:
+        raise UsageError(f"--threads {options.threads}, --shard-mb {options.shard_mb}: give 0 or more, and 1 or more")
     say = report or (lambda line: None)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 Report = Callable[[str], None]
 _EVERY = 10.0  # seconds between two lines
@@ -55,7 +56,7 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
-def _bar(what: str, total: int, done: int):  # type: ignore[no-untyped-def]
+def _bar(what: str, total: int, done: int) -> Any:
     from rich.console import Console  # a tenth of a second that only a terminal pays
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

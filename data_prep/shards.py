@@ -4,12 +4,14 @@ A folder holds, while it is made, `unfinished.jsonl`: the arguments, then a line
 has its name from the moment that it is whole; its line says how far the source was read, so that the same command
 goes on behind it. `prepared.json` and `bad.jsonl` replace the journal at the end; vlbeit.data.prepared reads them.
 
-Formats: `parquet` keeps the encoded pictures inside the shards; `folder` writes them as files and `index` leaves them
+Formats: `parquet` keeps the encoded pictures inside the shards, plainly, with their lengths in a column of their own,
+so that a reader finds each by its first byte; `folder` writes them as files and `index` leaves them
 where they are: the shards hold paths, relative to the folder or absolute.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -28,10 +30,10 @@ from vlbeit.files import write_json, write_text
 from vlbeit.types import Record
 
 VERSION = 1  # of this layout
-GROUP = 8  # rows of a row group: what is read from the disk to get one picture
 JOURNAL = "unfinished.jsonl"
 BAD = "bad.jsonl"
 _ROWS = 20_000  # of a shard at most
+_GROUP_ROWS, _GROUP_BYTES = 64, 32 * 2**20  # of a row group at most, which is kept in memory and becomes one page
 _LOOKAHEAD = 64  # items examined at a time
 _FILES = ("image", "mask")
 _TYPES = {
@@ -139,7 +141,7 @@ class Folder:
                 first = next((f": {entry['id']}: {entry['what']}" for entry in bad if entry["split"] == name), "")
                 raise DataError(f"{self.out}: the split {name!r} has no record that can be used{first}")
         facts = {
-            "version": VERSION, "kind": self.layout.kind, "format": self.layout.format, "group": GROUP,
+            "version": VERSION, "kind": self.layout.kind, "format": self.layout.format,
             "classes": list(classes), "splits": splits, "bad": dict(Counter(_sort(entry) for entry in bad)),
             **more, "arguments": dict(self.layout.arguments),
         }  # fmt: skip
@@ -186,7 +188,8 @@ def _begin(out: Path, layout: Layout) -> list[dict[str, Any]]:
     arguments = {"kind": layout.kind, "format": layout.format, **layout.arguments}
     if (out / PREPARED).is_file():
         facts = _json(out / PREPARED)
-        _compare(out, {"kind": facts["kind"], "format": facts["format"], **facts["arguments"]}, arguments)
+        found = {name: facts.get(name) for name in ("kind", "format")}
+        _compare(out, {**found, **facts.get("arguments", {})}, arguments)
         return []
     journal = out / JOURNAL
     if not journal.is_file():
@@ -236,10 +239,10 @@ class _Shard:
         self._out, self._layout, self._split = out, layout, split
         self._path = out / f"{split}-{number:05d}.parquet"
         self._temporary = out / f".tmp-{self._path.name}"
-        inside = pa.binary() if layout.format == "parquet" else pa.string()
-        self._schema = pa.schema([(name, _TYPES.get(name, inside)) for name in KINDS[layout.kind]])
+        self._schema = _schema(layout)
         self._writer: pq.ParquetWriter | None = None
-        self._waiting: list[Record] = []
+        self._waiting: list[Record] = []  # the rows of the next row group
+        self._waiting_bytes = 0
         self._position: Position = ()
         self._sizes: list[tuple[int, int]] = []
         self._classes: Counter[int] = Counter()
@@ -253,13 +256,14 @@ class _Shard:
         size = sum(_length(item.record[name]) for name in _FILES if name in item.record)
         self.bytes += size
         if not any(fault.left_out for fault in faults):
-            self._waiting.append(
-                item.record | {name: self._store(item, name) for name in _FILES if name in item.record}
-            )
+            files = {name: self._store(item, name) for name in _FILES if name in item.record}
+            lengths = {f"{name}_bytes": len(data) for name, data in files.items() if isinstance(data, bytes)}
+            self._waiting.append(item.record | files | lengths)
+            self._waiting_bytes += size
             self._classes.update([item.record["label"]] if "label" in item.record else finding.classes)
             self._sizes += [finding.size] if finding.size else []
             self.rows += 1
-        if len(self._waiting) == GROUP:
+        if len(self._waiting) == _GROUP_ROWS or self._waiting_bytes >= _GROUP_BYTES:
             self._write()
         return size
 
@@ -283,17 +287,19 @@ class _Shard:
     def abandon(self) -> None:
         """Remove what is not whole."""
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):  # a full disk, which is why it is abandoned
+                self._writer.close()
         self._temporary.unlink(missing_ok=True)
 
     def _write(self) -> None:
         if self._writer is None:  # pictures are compressed already, and no two are alike
             self._writer = pq.ParquetWriter(
-                self._temporary, self._schema, compression="none", use_dictionary=False, write_statistics=False
-            )
+                self._temporary, self._schema, compression="none", use_dictionary=False, write_statistics=False,
+                data_page_size=2**30,
+            )  # fmt: skip
         if self._waiting:
-            self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema), row_group_size=GROUP)
-            self._waiting = []
+            self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))
+            self._waiting, self._waiting_bytes = [], 0
 
     def _store(self, item: Item, name: str) -> str | bytes:
         """The value of `image` or `mask` in the shard."""
@@ -309,6 +315,15 @@ class _Shard:
         temporary.write_bytes(data)
         os.replace(temporary, path)
         return item.targets[name]
+
+
+def _schema(layout: Layout) -> pa.Schema:
+    """Columns of a shard: those of the kind, and the lengths of what lies inside. None is ever null."""
+    inside = layout.format == "parquet"
+    files = pa.binary() if inside else pa.string()
+    fields = [(name, _TYPES.get(name, files)) for name in KINDS[layout.kind]]
+    lengths = [(f"{name}_bytes", pa.int64()) for name in _FILES if inside and name in KINDS[layout.kind]]
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in (*fields, *lengths)])
 
 
 def _length(value: bytes | Path) -> int:

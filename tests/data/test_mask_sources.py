@@ -85,6 +85,15 @@ def test_classes_are_counted_once_where_no_file_names_them(root, monkeypatch, ca
     assert len(source.classes()) == 8
 
 
+def test_a_label_that_the_training_masks_lack(root):
+    (root / "classes.txt").unlink()
+    save_mask(root / "masks/val/b.png", np.full((16, 24), 3))
+    classes = open_source(config("masks", root)).classes()
+    record = open_records(config("masks", root), "masks", "val")[1]
+    with pytest.raises(DataError, match=r"val/b\.png: label 3 out of range: a mask of 3 classes holds 0\.\.2 and 255"):
+        open_pair(record, len(classes), False)
+
+
 def test_labels_that_cannot_be_counted(root):
     (root / "classes.txt").unlink()
     save_mask(root / "masks/train/a.png", [[300]], np.uint16)
@@ -283,7 +292,7 @@ def test_pairs_that_contradict_each_other_stop(root, labels, message):
 
 def test_a_set_of_colour_masks_stops(root):
     Image.new("RGB", (24, 16)).save(root / "masks/train/a.png")
-    with pytest.raises(DataError, match=r"a\.png is a RGB image, not a map of classes"):
+    with pytest.raises(DataError, match=r"a\.png has mode RGB, it is no map of classes"):
         evaluate(root)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 
+import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from vlbeit.config import DataConfig
@@ -18,6 +20,11 @@ from vlbeit.data_prep.shards import Finding, Folder, Item, Layout
 from vlbeit.errors import DataError
 
 COUNT = 21  # two whole row groups and a part of a third
+
+
+@pytest.fixture(autouse=True)
+def small_row_groups(monkeypatch):
+    monkeypatch.setattr(shards, "_GROUP_ROWS", 8)
 
 
 @pytest.fixture
@@ -118,6 +125,32 @@ def test_mistakes_are_named(tmp_path, pictures):
         prepared_records(root, "labelled", "train")
     (root / "prepared.json").write_text("{")
     with pytest.raises(DataError, match=r"prepared.json is damaged"):
+        prepared_records(root, "labelled", "train")
+
+
+def test_many_sizes_and_row_groups(tmp_path, monkeypatch):
+    """Empty values, row groups cut by bytes, values larger than Parquet's own pages."""
+    monkeypatch.setattr(shards, "_GROUP_BYTES", 3 * 2**20)
+    monkeypatch.setattr(shards, "_GROUP_ROWS", 64)
+    sizes = [0, 1, 5 * 2**20, 3, 0, *range(1000, 1200), 2**20, 2**20 - 1, 2**20 + 1, 7]
+    values = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
+    rows = [{"id": str(n), "image": value, "mask": value[::2]} for n, value in enumerate(values)]
+    root = make(tmp_path / "out", "masks", "parquet", rows, shard_bytes=4 * 2**20)
+    records = prepared_records(root, "masks", "train")
+    assert [records[n]["image"] for n in range(len(values))] == values
+    assert [records[n]["mask"] for n in range(len(values))] == [value[::2] for value in values]
+    table = Dataset.from_parquet([str(path) for path in sorted(root.glob("*.parquet"))], cache_dir=str(tmp_path / "c"))
+    assert table["image"][:] == values  # an ordinary Parquet file to others
+
+
+def test_shards_that_another_program_wrote_anew(tmp_path, pictures):
+    root = make(tmp_path / "out", "labelled", "parquet", labelled(pictures))
+    shard = root / "train-00000.parquet"
+    pq.write_table(pq.read_table(shard), shard)  # compressed, with dictionaries
+    facts = json.loads((root / "prepared.json").read_text())
+    facts["splits"]["train"]["shards"][0]["size"] = shard.stat().st_size
+    (root / "prepared.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=r"train-00000.parquet is damaged \(its pictures are not stored plainly\)"):
         prepared_records(root, "labelled", "train")
 
 

@@ -82,7 +82,7 @@ def test_labels_out_of_range_name_file_and_values(tmp_path, rows, dtype, options
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_colours_are_refused_with_a_remedy(tmp_path, mode):
     Image.new(mode, (4, 3)).save(tmp_path / "m.png")
-    with pytest.raises(DataError, match=rf"m\.png is a {mode} image, not a map of classes: write one number") as error:
+    with pytest.raises(DataError, match=rf"m\.png has mode {mode}, it is no map of classes: write one number") as error:
         read_segments(tmp_path / "m.png", **PLAIN)
     assert not isinstance(error.value, ImageError)  # every mask of such a set is like this: stop, do not replace
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import re
+import subprocess
+import sys
+import time
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from vlbeit.cli import main
@@ -17,7 +24,7 @@ from vlbeit.config import DataConfig
 from vlbeit.data.prepared import prepared_records
 from vlbeit.data.records import open_image
 from vlbeit.data.sources import open_records, open_source
-from vlbeit.data_prep import archives, hashes, imagenet, preparation
+from vlbeit.data_prep import archives, hashes, imagenet, preparation, progress
 from vlbeit.data_prep.imagenet_labels import file_labels, wnid_in
 from vlbeit.errors import DataError, Interrupted, UsageError
 
@@ -167,6 +174,35 @@ def test_a_sorted_folder(tmp_path, make_picture, format):
     assert open_image(first).size == (24, 16)
 
 
+def test_the_folders_of_kaggle_stay_where_they_are(tmp_path, make_picture):
+    """Sorted train, flat val, and a table of the labels."""
+    root = tmp_path / "CLS-LOC"
+    for name in (
+        "train/n01000002/n01000002_1.JPEG",
+        "train/n02000001/n02000001_1.JPEG",
+        "val/ILSVRC2012_val_00000004.JPEG",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(make_picture())
+    solution = tmp_path / "LOC_val_solution.csv"
+    solution.write_text("ImageId,PredictionString\nILSVRC2012_val_00000004,n02000001 1 2 3 4 n01000002 1 2 3 4\n")
+    prepare(tmp_path / "out", root, val_labels=solution)
+    assert labels(tmp_path / "out", "val") == {"n02000001/ILSVRC2012_val_00000004.JPEG": 1}
+    image = prepared_records(tmp_path / "out", "labelled", "val")[0]["image"]
+    assert image == str(root / "val/ILSVRC2012_val_00000004.JPEG")
+
+
+def test_progress_with_eta_in_lines_and_as_a_bar(tmp_path, train_tar, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    _, lines, _ = prepare(tmp_path / "lines", train_tar)
+    shown = [line for line in lines if "ETA" in line]
+    assert len(shown) == 18
+    assert re.fullmatch(r"train: 18 files, [\d.]+ kB of [\d.]+ kB, [\d.]+ .B/s, ETA 0:00:00", shown[-1])
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    _, lines, _ = prepare(tmp_path / "bar", train_tar)
+    assert not [line for line in lines if "ETA" in line] and "train" in capsys.readouterr().err
+
+
 def test_bad_pictures_are_named_never_dropped_silently(tmp_path, make_tar, make_picture, pack, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
     big, good = make_picture(1, size=(100, 60)), make_picture(1)
@@ -256,6 +292,32 @@ def test_interrupted_it_goes_on_where_it_stopped(
     )
 
 
+def test_killed_it_goes_on_where_it_stopped(tmp_path, train_tar):
+    """SIGKILL: nothing has a chance to tidy up."""
+    code = f"""
+import time
+from vlbeit.data_prep import archives, imagenet, shards
+shards._LOOKAHEAD, shards._ROWS = 1, 4
+read = archives.Entry.read
+archives.Entry.read = lambda entry: (time.sleep(0.05), read(entry))[1]
+imagenet.prepare({str(tmp_path / "out")!r}, from_=[{str(train_tar)!r}])
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    journal = tmp_path / "out/unfinished.jsonl"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.read_text().count("\n") > 2):  # the arguments and two shards
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out/prepared.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("train-*.parquet")}
+    facts, lines, _ = prepare(tmp_path / "out", train_tar)
+    assert len(kept) >= 2 and all(path.stat().st_mtime_ns == then for path, then in list(kept.items())[:2])
+    assert facts["splits"]["train"]["records"] == len(labels(tmp_path / "out", "train")) == 18
+    assert any(line.startswith("train: goes on behind ") for line in lines)
+
+
 def test_nothing_is_written_into_a_folder_of_something_else(tmp_path, train_tar):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("")
@@ -267,8 +329,6 @@ def test_nothing_is_written_into_a_folder_of_something_else(tmp_path, train_tar)
 
 
 def test_a_second_process_is_kept_out(tmp_path, train_tar):
-    from filelock import FileLock
-
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out/.lock"), pytest.raises(UsageError, match="another process prepares this folder"):
         prepare(tmp_path / "out", train_tar)
@@ -282,20 +342,14 @@ def test_a_cut_archive_is_found_before_anything_is_written(tmp_path, train_tar):
 
 
 def test_too_little_space(tmp_path, train_tar, monkeypatch):
-    monkeypatch.setattr(
-        preparation.shutil, "disk_usage", lambda path: os.statvfs_result and type("U", (), {"free": 5000})
-    )
+    monkeypatch.setattr(preparation.shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
     with pytest.raises(DataError, match=r"about .* kB are still to be written, 5 kB are free there; make room"):
         prepare(tmp_path / "out", train_tar)
-    root = tmp_path / "pictures/train/cat"
-    root.mkdir(parents=True)
 
 
 def test_published_hashes(tmp_path, train_tar, monkeypatch):
     with pytest.raises(DataError, match=r"its md5 is [0-9a-f]{32}, published is 1d675b47.*; get the archive again"):
         prepare(tmp_path / "out", train_tar, verify=True)
-    import hashlib
-
     right = hashlib.md5(train_tar.read_bytes(), usedforsecurity=False).hexdigest()
     monkeypatch.setitem(hashes.PUBLISHED, train_tar.name, ("md5", right))
     assert f"{train_tar.name}: md5 {right}, as published" in prepare(tmp_path / "out2", train_tar, verify=True)[1]
@@ -313,6 +367,8 @@ def test_sources_that_cannot_be_told_apart(tmp_path, train_tar, val_tar, make_pi
         prepare(tmp_path / "out2", tmp_path / "gone_train.tar")
     with pytest.raises(UsageError, match=r"--format index needs pictures that lie in a folder"):
         prepare(tmp_path / "out2", f"train={whole}", format="index")
+    with pytest.raises(UsageError, match=r"--threads -1, --shard-mb 256: give 0 or more, and 1 or more"):
+        prepare(tmp_path / "out2", f"train={whole}", threads=-1)
     with pytest.raises(UsageError, match=r"has an empty part"):
         prepare(tmp_path / "out2", f"train={whole},")
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +12,6 @@ import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 from torchmetrics.segmentation import MeanIoU
 
-from vlbeit import dist
 from vlbeit.errors import DataError
 from vlbeit.tasks.segmentation.evaluator import SegmentationEvaluator
 
@@ -150,11 +146,10 @@ def test_nothing_to_score():
         SegmentationEvaluator(CLASSES).compute()
 
 
-def worker(folder: Path) -> None:
+def worker(folder: Path, rank: int) -> None:
     """The pictures of one process, as the loader deals them."""
-    torch.distributed.init_process_group("gloo")
-    rank, pairs = dist.rank(), pictures()
-    evaluator = SegmentationEvaluator(CLASSES)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    pairs, evaluator = pictures(), SegmentationEvaluator(CLASSES)
     for index in range(rank, len(pairs), 2):
         evaluator.update(Stub(), batch_of([pairs[index]], first=index))
     (folder / f"{rank}.json").write_text(json.dumps([evaluator.compute(), evaluator.details()]))
@@ -162,17 +157,13 @@ def worker(folder: Path) -> None:
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, tmp_path]
-    workers = [subprocess.Popen(command, env={**os.environ, **common, "RANK": rank}) for rank in "01"]
-    assert [process.wait(timeout=120) for process in workers] == [0, 0]
+    forked = multiprocessing.get_context("fork")  # as the loader's workers: nothing is imported anew
+    workers = [forked.Process(target=worker, args=(tmp_path, rank)) for rank in (0, 1)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join(timeout=120)
+    assert [process.exitcode for process in workers] == [0, 0]
     one = evaluated(pictures())
     expected = [one.compute(), one.details()]
-    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in "01"] == [expected, expected]
-
-
-if __name__ == "__main__":
-    worker(Path(sys.argv[1]))
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [expected, expected]

@@ -23,7 +23,8 @@ _TYPES = {
     "question_id": pa.int64(), "image_id": pa.int64(), "question_type": pa.string(), "answer_type": pa.string(),
     "answers": pa.list_(pa.string()), "mask": pa.string(), "boxes": pa.list_(pa.list_(pa.float64())),
     "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
-    "outlines": pa.list_(pa.string()),
+    "outlines": pa.list_(pa.string()), "shard": pa.int64(), "image_at": pa.int64(), "image_bytes": pa.int64(),
+    "mask_at": pa.int64(), "mask_bytes": pa.int64(),
 }  # fmt: skip
 
 

@@ -1,16 +1,15 @@
 """Folders that `vlbeit prepare` made: Parquet shards of records, and prepared.json that names them.
 
-Pictures and masks are either paths (relative ones to the folder) or encoded bytes inside the shards. Bytes are read
-where they lie, row group by row group; everything else goes into a memory-mapped index as with any source.
+Pictures and masks are either paths (relative ones to the folder) or encoded bytes inside the shards. Bytes stay there:
+the shards hold them uncompressed one behind the other (Parquet's PLAIN encoding: four bytes of length, then the value),
+and the memory-mapped index of the other fields says at which byte each begins. A read costs what it reads.
 """
 
 from __future__ import annotations
 
-import bisect
 import json
-import os
+import struct
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from vlbeit.types import Record, Records
 
 _VERSION = 1  # of the layout of prepared.json and the shards; the writer is vlbeit.data_prep.shards
 _FILES = ("image", "mask")  # fields that are a path or the encoded bytes
+_PREFIX = struct.Struct("<I")  # before every value of a plain Parquet page
 
 
 def prepared_records(root: Path, kind: str, split: str, cache: str | Path = "") -> Records | None:
@@ -46,9 +46,10 @@ def prepared_records(root: Path, kind: str, split: str, cache: str | Path = "") 
     _check_shards(shards)
     inside = [name for name in KINDS[kind] if name in _FILES and facts["format"] == "parquet"]
     outside = [name for name in KINDS[kind] if name not in inside]
+    columns = [*outside, *(f"{name}_{part}" for name in inside for part in ("at", "bytes")), *["shard"][: len(inside)]]
     name = f"prepared-{kind}-{split}"
-    table = cached_table(cache, name, [root / PREPARED], outside, lambda: _rows(shards, outside))
-    return PreparedRecords(root, table, _Bytes(shards, facts["group"], inside))
+    table = cached_table(cache, name, [root / PREPARED], columns, lambda: _rows(shards, outside, inside))
+    return PreparedRecords(root, table, [shard.path for shard in shards], inside)
 
 
 def prepared_classes(root: Path, kind: str) -> list[str] | None:
@@ -69,7 +70,7 @@ def _facts(root: Path) -> dict[str, Any] | None:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         found = facts["version"]
-        {name: facts[name] for name in ("kind", "format", "group", "classes", "splits")}
+        {name: facts[name] for name in ("kind", "format", "classes", "splits")}
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (KeyError, TypeError, ValueError) as error:
@@ -87,18 +88,51 @@ def _check_shards(shards: Sequence[_Shard]) -> None:
             raise DataError(f"{shard.path} {found}; copy it again, or remove the folder and prepare it anew")
 
 
-def _rows(shards: Sequence[_Shard], fields: list[str]) -> Iterator[Record]:
-    for shard in shards:
-        with pq.ParquetFile(shard.path) as file:
-            for batch in file.iter_batches(columns=fields):
-                yield from batch.to_pylist()
+def _rows(shards: Sequence[_Shard], outside: list[str], inside: list[str]) -> Iterator[Record]:
+    """The fields outside the shards, and where those inside lie: `shard`, and for each `_at` and `_bytes`."""
+    lengths = [f"{name}_bytes" for name in inside]
+    for number, shard in enumerate(shards):
+        try:
+            with pq.ParquetFile(shard.path) as file:
+                for group in range(file.num_row_groups):
+                    rows = file.read_row_group(group, columns=[*outside, *lengths]).to_pylist()
+                    for name in inside:
+                        places = _places(file, group, name, [row[f"{name}_bytes"] for row in rows])
+                        for row, place in zip(rows, places, strict=True):
+                            row |= {f"{name}_at": place, "shard": number}
+                        _check_place(shard.path, places[-1], rows[-1][f"{name}_bytes"])
+                    yield from rows
+        except (ValueError, pa.ArrowException) as error:
+            raise DataError(f"{shard.path} is damaged ({error}); remove the folder and prepare it anew") from error
+
+
+def _places(file: pq.ParquetFile, group: int, name: str, lengths: Sequence[int]) -> list[int]:
+    """Where in the file the values of one column of one row group begin.
+
+    The writer makes one page of each column of a row group, not compressed, of a field that is never null: a header,
+    then length and value in turns.
+    """
+    chunks = file.metadata.row_group(group)
+    chunk = next(c for c in map(chunks.column, range(chunks.num_columns)) if c.path_in_schema == name)
+    place = chunk.data_page_offset + chunk.total_compressed_size - sum(lengths) - _PREFIX.size * len(lengths)
+    places = []
+    for length in lengths:
+        places.append(place + _PREFIX.size)
+        place += _PREFIX.size + length
+    return places
+
+
+def _check_place(path: Path, at: int, length: int) -> None:
+    """ValueError unless the length of a value stands before it."""
+    if at < _PREFIX.size or _PREFIX.unpack(_bytes(path, at - _PREFIX.size, _PREFIX.size)) != (length,):
+        raise ValueError("its pictures are not stored plainly")
 
 
 class PreparedRecords:
     """Records of a prepared folder: fields from the index, bytes from the shards."""
 
-    def __init__(self, root: Path, table: TableRecords, data: _Bytes) -> None:
-        self._root, self._table, self._data = root, table, data
+    def __init__(self, root: Path, table: TableRecords, shards: Sequence[Path], inside: Sequence[str]) -> None:
+        self._root, self._table, self._shards, self._inside = root, table, shards, inside
 
     def __len__(self) -> int:
         return len(self._table)
@@ -110,10 +144,27 @@ class PreparedRecords:
         for name in _FILES:
             if name in record:
                 record[name] = str(self._root / record[name])  # an absolute path stays as it is
-        return record | {name: self._data.read(name, index) for name in self._data.fields}
+        if self._inside:
+            shard = self._shards[record.pop("shard")]
+            for name in self._inside:
+                record[name] = _bytes(shard, record.pop(f"{name}_at"), record.pop(f"{name}_bytes"))
+        return record
 
     def column(self, name: str) -> Sequence[Any]:
         return _Files(self, name) if name in _FILES else self._table.column(name)
+
+
+def _bytes(shard: Path, at: int, length: int) -> bytes:
+    """A part of a file. It is opened for every read: workers share nothing, and shards may be thousands."""
+    try:
+        with open(shard, "rb", buffering=0) as file:
+            file.seek(at)
+            data = file.read(length)
+    except OSError as error:
+        raise DataError(f"{shard} cannot be read: {error.strerror or error}") from error
+    if len(data) != length:
+        raise DataError(f"{shard} ends before byte {at + length}; copy it again, or prepare the folder anew")
+    return data
 
 
 class _Files(Sequence[Any]):
@@ -129,34 +180,3 @@ class _Files(Sequence[Any]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         return self._records[index][self._name]
-
-
-class _Bytes:
-    """Fields whose bytes lie in the shards, in row groups of `group` rows."""
-
-    def __init__(self, shards: Sequence[_Shard], group: int, fields: Sequence[str]) -> None:
-        self.fields = fields
-        self._shards, self._group = shards, group
-        self._ends = list(accumulate(shard.rows for shard in shards))
-        self._open: dict[tuple[int, int], pq.ParquetFile] = {}
-
-    def read(self, field: str, index: int) -> bytes:
-        """One value. Raises `DataError` naming the shard that cannot be read."""
-        number = bisect.bisect_right(self._ends, index)
-        group, row = divmod(index - self._ends[number] + self._shards[number].rows, self._group)
-        try:
-            table = self._file(number).read_row_group(group, columns=[field], use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            path = self._shards[number].path
-            raise DataError(f"{path}: row group {group} cannot be read ({error}); prepare the folder anew") from error
-        return table.column(0)[row].as_py()
-
-    def _file(self, number: int) -> pq.ParquetFile:
-        """Opened once a process: workers neither share readers nor get them sent."""
-        key = (os.getpid(), number)
-        if key not in self._open:
-            self._open[key] = pq.ParquetFile(self._shards[number].path, memory_map=True)
-        return self._open[key]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}

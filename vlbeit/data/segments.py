@@ -50,7 +50,7 @@ def read_labels(value: str | bytes | Path) -> np.ndarray:
     def labels(image: Image.Image) -> np.ndarray:
         if image.mode not in _INDEX_MODES:
             raise DataError(
-                f"{described(value)} is a {image.mode} image, not a map of classes: write one number a pixel, as a "
+                f"{described(value)} has mode {image.mode}, it is no map of classes: write one number a pixel, as a "
                 "PNG of mode L or P (the colours of a legend must be turned into class numbers first)"
             )
         return np.asarray(image).astype(np.int32)

@@ -1,0 +1,158 @@
+"""COCO's boxes and outlines (instances_*.json, cocodataset.org) for data=coco."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vlbeit.errors import DataError, UsageError
+
+from .archives import Entry, entries
+from .coco_instances import Instances, read_instances
+from .pictures import Check, examine_picture, is_picture
+from .preparation import Format, Options, Plan, Split, chosen, fingerprint, given, next_command, run
+from .progress import Report
+from .shards import Fault, Finding, Item, Layout, Position
+
+_YEARS = {"train": ("train2017", "train2014", "train"), "val": ("val2017", "val2014", "val")}
+
+
+class _Part(NamedTuple):
+    """A split: its name in COCO, its annotations, and size and file names of the pictures that are there."""
+
+    name: str
+    instances: Instances
+    bytes: int
+    in_place: bool
+
+
+def prepare(
+    out: Path,
+    *,
+    from_: list[str],
+    format: Format = "auto",
+    check: Check = "header",
+    threads: int = 0,
+    shard_mb: int = 256,
+    verify: bool = False,
+    report: Report | None = None,
+) -> str:
+    """Prepare COCO's pictures and instances_*.json for data=coco.
+
+    --from takes a folder with train2017.zip, val2017.zip, annotations_trainval2017.zip, or with train2017/, val2017/
+    and annotations/, or those zips by name. --format index leaves the pictures of a folder where they are (its
+    default), parquet packs them into shards of --shard-mb, folder writes them as files. The same command after an
+    interruption goes on where it stopped.
+    """
+    stores = _stores(given(from_))
+    parts = {split: part for split in _YEARS if (part := _part(stores, split)) is not None}
+    if "train" not in parts:
+        raise DataError(
+            f"{', '.join(map(str, stores))}: no instances_train2017.json in any; give the folder with annotations/ or "
+            f"annotations_trainval2017.zip"
+        )
+    categories = parts["train"].instances.categories
+    for part in parts.values():
+        if part.instances.categories != categories:
+            raise DataError(f"instances_{part.name}.json has other categories than train; take both of one release")
+
+    def items(split: str) -> Callable[[Position], Iterator[Item]]:
+        return lambda after: _items(stores, parts[split], after)
+
+    files = {split: part.instances.fingerprint for split, part in parts.items()}
+    sizes = {f"{part.name}/{name}": size for part in parts.values() for name, size in part.instances.sizes().items()}
+    plan = Plan(
+        layout=Layout(
+            "boxes", chosen(format, all(part.in_place for part in parts.values())),
+            {"from": [fingerprint(path) for path in stores], "files": files, "check": check, "shard_mb": shard_mb},
+        ),
+        classes=list(categories.values()),
+        splits=[Split(split, part.bytes, items(split)) for split, part in parts.items()],
+        examine=lambda item: _examine(item, check, sizes),
+        archives=[path for path in stores if path.is_file()],
+        more={"category_ids": list(categories)},
+    )  # fmt: skip
+    run(out, plan, Options(threads, shard_mb, verify), report)
+    return next_command("stage=mim task=detection data=coco", out)
+
+
+def _stores(parts: Sequence[str]) -> list[Path]:
+    """The zips and folders to look into: a folder before the zips in it."""
+    found: list[Path] = []
+    for path in (Path(part).expanduser() for part in parts):
+        if not path.exists():
+            raise DataError(f"{path} does not exist; give --from the folder or the zips of COCO")
+        if path.is_file() and path.suffix != ".zip":
+            raise UsageError(f"--from {path} is no zip; give the folder or the zips of COCO")
+        found += [path, *(sorted(path.glob("*.zip")) if path.is_dir() else [])]
+    return found
+
+
+@contextlib.contextmanager
+def _open(stores: Sequence[Path]) -> Iterator[Iterator[Entry]]:
+    """The files of all the stores, which stay open."""
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(entries(path)) for path in stores]
+        yield (entry for found in opened for entry in found)
+
+
+def _part(stores: Sequence[Path], split: str) -> _Part | None:
+    """The annotations of a split and its pictures; None where there are no annotations."""
+    with _open(stores) as found:
+        listed = list(found)
+        for name in _YEARS[split]:
+            for entry in listed:
+                if not entry.refused and re.search(rf"(?:^|/)instances_{name}\.json$", entry.name):
+                    pictures = _pictures(listed, name)
+                    if not pictures:
+                        raise DataError(
+                            f"{entry.archive}: {entry.name} is there, but no {name}/ or {name}.zip beside it"
+                        )
+                    in_place = all(picture.value is not None for picture in pictures.values())
+                    return _Part(name, read_instances(entry), sum(p.size for p in pictures.values()), in_place)
+    return None
+
+
+def _pictures(listed: Sequence[Entry], name: str) -> dict[str, Entry]:
+    """File name -> picture, of the folder `name` wherever it lies; a folder goes before a zip."""
+    place = re.compile(rf"(?:^|/){name}/(.+)$")
+    found: dict[str, Entry] = {}
+    for entry in listed:
+        if not entry.refused and is_picture(entry.name) and (match := place.search(entry.name)):
+            found.setdefault(match[1], entry)
+    return found
+
+
+def _items(stores: Sequence[Path], part: _Part, after: Position) -> Iterator[Item]:
+    """The pictures in the order of the annotation file; refused members behind them, as part of train."""
+    with _open(stores) as found:
+        listed = list(found)
+        pictures = _pictures(listed, part.name)
+        place = 0
+        for place, (record, faults) in enumerate(part.instances.records()):
+            if (place,) > after:
+                yield _item((place,), record, faults, pictures.get(record["id"]), part.name)
+        if part.name in _YEARS["train"]:
+            for number, entry in enumerate((entry for entry in listed if entry.refused), start=place + 1):
+                if (number,) > after:
+                    yield Item((number,), {"id": entry.name}, faults=(Fault(f"refused: {entry.refused}", True),))
+
+
+def _item(position: Position, record: dict, faults: tuple[Fault, ...], picture: Entry | None, part: str) -> Item:
+    if picture is None:
+        return Item(position, {"id": record["id"]}, faults=(Fault("picture is missing", True),))
+    whole = record | {"image": picture.value or picture.read()}
+    return Item(position, whole, {"image": f"{part}/{record['id']}"}, faults)
+
+
+def _examine(item: Item, check: Check, sizes: Mapping[str, tuple[int, int]]) -> Finding:
+    """As of any picture; and its size is the one that the annotations were drawn on. Counts boxes by class."""
+    found = examine_picture(item, check)._replace(classes=item.record.get("labels", ()))
+    wanted = sizes[item.targets["image"]] if found.size else None
+    if found.size and wanted and sorted(found.size) != sorted(wanted):  # lying on its side it may be
+        what = "{}x{}, annotations {}x{}".format(*found.size, *wanted)
+        return found._replace(faults=(Fault(f"another size than in the annotations: {what}", True), *found.faults))
+    return found
