@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlbeit.data.index import cached_table
-from vlbeit.data.records import KINDS, PREPARED, TableRecords
+from vlbeit.data.records import KINDS, PREPARED, FieldColumn, TableRecords
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
@@ -151,7 +151,7 @@ class PreparedRecords:
         return record
 
     def column(self, name: str) -> Sequence[Any]:
-        return _Files(self, name) if name in _FILES else self._table.column(name)
+        return FieldColumn(self, name) if name in _FILES else self._table.column(name)
 
 
 def _bytes(shard: Path, at: int, length: int) -> bytes:
@@ -165,18 +165,3 @@ def _bytes(shard: Path, at: int, length: int) -> bytes:
     if len(data) != length:
         raise DataError(f"{shard} ends before byte {at + length}; copy it again, or prepare the folder anew")
     return data
-
-
-class _Files(Sequence[Any]):
-    """The images or masks of records, each read when asked for."""
-
-    def __init__(self, records: PreparedRecords, name: str) -> None:
-        self._records, self._name = records, name
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        return self._records[index][self._name]

@@ -142,6 +142,21 @@ class TableRecords:
         return self._table[name]  # a lazy column: read in pieces
 
 
+class FieldColumn(Sequence[Any]):
+    """One field of records, each value read when it is asked for."""
+
+    def __init__(self, records: Records, name: str) -> None:
+        self._records, self._name = records, name
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        return self._records[index][self._name]
+
+
 class FirstRecords:
     """The first `count` of other records."""
 

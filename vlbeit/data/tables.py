@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlbeit.data.index import cache_folder
+from vlbeit.data.records import FieldColumn
 from vlbeit.errors import DataError
 from vlbeit.types import Record
 
@@ -88,7 +89,7 @@ class TextTable:
     def column(self, name: str) -> Sequence[Any]:
         if name == "text" and self._kind == "pairs":  # the images are not touched
             return TextTable(self._table, "text", self._folder, self._text).column("text")
-        return _Column(self, name)
+        return FieldColumn(self, name)
 
     def _image(self, value: Any) -> str | bytes:
         if isinstance(value, dict):  # an Image feature of `datasets`, left encoded
@@ -97,21 +98,6 @@ class TextTable:
             folder = self._folder if self._folder.is_dir() else self._folder.parent
             return str(folder / value)
         return value
-
-
-class _Column(Sequence[Any]):
-    """One field of records, read when asked for."""
-
-    def __init__(self, records: TextTable, name: str) -> None:
-        self._records, self._name = records, name
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        return self._records[index][self._name]
 
 
 def _counts(table: Dataset, text: str) -> np.ndarray:
