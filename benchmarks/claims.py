@@ -34,12 +34,13 @@ from vlbeit.config import RunConfig
 from vlbeit.data_prep.scenes import prepare
 
 EPOCHS = 6  # of fine-tuning on all labels; other shares take the same number of steps
-MIM_STEPS = 400
-LENGTHS = (100, 400, 1600)
+MIM_STEPS = 200
+LENGTHS = (50, 200, 800)
 SHARES = (0.01, 0.1, 1.0)
 SIZES = ((32, 2, 2), (64, 3, 4), (96, 4, 6), (128, 6, 8))  # width, depth, heads
+TINY = 64  # the width of model=tiny, which every other claim is about
 _RANDOM, _PIXELS = "stage.masking=random", "stage.target=pixels"
-TUNING = ("optim.lr=1e-3", "optim.layer_decay=0.85")
+TUNING = ("optim.lr=3e-3", "optim.layer_decay=0.85")
 
 
 class Lab:
@@ -135,9 +136,10 @@ def sizes(lab: Lab) -> Iterator[Point]:
     """Accuracy against the width, at fixed data."""
     for width, depth, heads in SIZES:
         words = (f"model.embed_dim={width}", f"model.depth={depth}", f"model.num_heads={heads}")
-        words = (*words, "model.fused_layers=0")
-        pretrained = lab.pretrain(f"mim-{width}x{depth}", *words)
-        yield from lab.pairs("sizes", width, pretrained, *words)
+        if width == TINY:
+            yield from lab.pairs("sizes", width, lab.pretrain("mim"))
+        else:
+            yield from lab.pairs("sizes", width, lab.pretrain(f"mim-{width}x{depth}", *words), *words)
 
 
 def length(lab: Lab) -> Iterator[Point]:
