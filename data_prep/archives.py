@@ -126,7 +126,7 @@ class _Strict(tarfile.TarInfo):
     """Headers read strictly: Python takes a damaged one behind the first member for the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _Strict:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Strict:
         """A header of 512 bytes. A name or attributes that it announces are read whole, so they must be short."""
         info = super().frombuf(buf, encoding, errors)
         if info.type in _NAME_TYPES and info.size > _HEADER_LIMIT:

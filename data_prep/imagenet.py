@@ -68,8 +68,9 @@ def prepare(
     --verify compares published hashes. The same command after an interruption goes on where it stopped.
     """
     sources = find_sources(given(from_))
-    for line in sources.passed_over if report else ():
-        report(line)
+    if report:
+        for line in sources.passed_over:
+            report(line)
     labels, titles = _labels(sources, val_labels)
     in_place = all(path.is_dir() for paths in sources.archives.values() for path in paths)
     surveys = {split: _survey(paths) for split, paths in sources.archives.items()}
@@ -175,7 +176,7 @@ def _item(found: _Found, split: str, numbers: Mapping[str, int], labels: Mapping
     if not is_picture(entry.name):
         return Item(found.position, {"id": entry.name}, faults=(Fault("not a picture by its name", True),))
     group = found.group or labels.get(val_number(entry.name) or 0)
-    if group not in numbers:
+    if group is None or group not in numbers:
         fault = Fault("no class: neither its name nor its folder tells one", True)
         return Item(found.position, {"id": entry.name}, faults=(fault,))
     inside = entry.value is not None and entry.name.startswith(f"{group}/")
