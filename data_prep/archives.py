@@ -2,8 +2,8 @@
 
 Nothing is unpacked to the disk and nothing is trusted. A member that is no ordinary file below the archive's root is
 given with the reason why it is refused, and cannot be opened: absolute names, `..`, links, devices, sparse or
-encrypted members, names that come twice, sizes that no picture has. An archive that is cut off or damaged raises
-`DataError` with the last member that was whole; a tar must end with its end mark.
+encrypted members, names that come twice or are not UTF-8, sizes that no picture has. An archive that is cut off or
+damaged raises `DataError` with the last member that was whole; a tar must end with its end mark.
 """
 
 from __future__ import annotations
@@ -24,8 +24,14 @@ from typing import IO, Any, NamedTuple
 
 from vlbeit.errors import DataError
 
+from .names import Names
+
 MEMBER_LIMIT = 256 * 2**20  # bytes of a member that is read whole
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_HEADER_LIMIT = 2**16  # bytes of a name or of attributes that stand before a member of a tar
+_NAME_TYPES = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
 _RATIO_LIMIT = 200  # of a zip member; JSON packs 20 times, deflate at most 1,032 times
 _RATIO_FREE = 2**20  # members below this size may be packed as they like
 _OPENERS: dict[bytes, Callable[..., Any]] = {
@@ -47,8 +53,8 @@ class Entry(NamedTuple):
 
     @property
     def is_tar(self) -> bool:
-        """Whether it is an archive inside the archive, by its name."""
-        return self.name.lower().endswith(TAR_SUFFIXES)
+        """Whether it is an archive inside the archive, by its name, which is not hidden."""
+        return self.name.lower().endswith(TAR_SUFFIXES) and not PurePosixPath(self.name).name.startswith(".")
 
     def read(self) -> bytes:
         """The whole file. Raises `DataError` where the archive is cut off in it or damaged."""
@@ -71,6 +77,8 @@ def entries(path: Path) -> Iterator[Iterator[Entry]]:
 
     Raises `DataError` for a file that is no archive, and while reading for one that is damaged.
     """
+    if not _is_utf8(str(path.absolute())):  # it could be named neither in the shards nor in prepared.json
+        raise DataError(f"{_printable(str(path.absolute()))} is not UTF-8; rename it")
     if path.is_dir():
         yield _folder(path)
     elif not path.is_file():
@@ -91,6 +99,8 @@ def nested(entry: Entry) -> Iterator[Entry]:
 
 def unsafe_name(name: str) -> str:
     """Why a member with this name must not be used; "" for a name below the root of the archive."""
+    if not _is_utf8(name):
+        return "a name that is not UTF-8"
     parts = name.replace("\\", "/").split("/")
     if not name.strip("/.\\ ") or any(ord(letter) < 32 for letter in name):
         return "a name that is empty or has control characters"
@@ -99,12 +109,29 @@ def unsafe_name(name: str) -> str:
     return "a path that leads out of the archive" if ".." in parts else ""
 
 
+def _is_utf8(name: str) -> bool:
+    """False where Python made substitutes of bytes that it could not decode."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 class _Damaged(Exception):
     """A tar header that is none, where another member or the end mark should be."""
 
 
 class _Strict(tarfile.TarInfo):
     """Headers read strictly: Python takes a damaged one behind the first member for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Strict:
+        """A header of 512 bytes. A name or attributes that it announces are read whole, so they must be short."""
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in _NAME_TYPES and info.size > _HEADER_LIMIT:
+            raise _Damaged(f"a name or attributes of {info.size} bytes")
+        return info  # type: ignore[return-value]
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Strict:
@@ -119,7 +146,7 @@ class _Strict(tarfile.TarInfo):
 def _tar(file: IO[bytes], label: str) -> Iterator[Entry]:
     """The files of a tar, which may be compressed and need not be seekable."""
     last = "its beginning"
-    seen: set[str] = set()
+    seen = Names()
     try:
         stream, mode = _unpacked(file)
         with tarfile.open(fileobj=stream, mode=mode, tarinfo=_Strict) as tar:  # type: ignore[call-overload]
@@ -132,7 +159,7 @@ def _tar(file: IO[bytes], label: str) -> Iterator[Entry]:
         if mode == "r|":
             while stream.read(2**20):  # what is behind the end mark: the check sum of a compressed file
                 pass
-    except (*_DAMAGE, _Damaged) as error:
+    except (*_DAMAGE, _Damaged, RecursionError) as error:
         raise DataError(f"{label} is cut off or damaged behind {last} ({error}); get it again") from error
 
 
@@ -162,22 +189,19 @@ def _tar_entry(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, refused: 
 
 
 def _plain(name: str) -> str:
-    return str(PurePosixPath(name)) if not unsafe_name(name) else name
+    return str(PurePosixPath(name)) if not unsafe_name(name) else _printable(name)
 
 
-def _twice(name: str, seen: set[str]) -> str:
+def _twice(name: str, seen: Names) -> str:
     """The first of two members with one name is taken; `tar -x` would end with the last."""
-    if name in seen:
-        return "a name that comes twice"
-    seen.add(name)
-    return ""
+    return "" if seen.add(name) else "a name that comes twice"
 
 
 def _refusal(info: tarfile.TarInfo) -> str:
     if name := unsafe_name(info.name):
         return name
     if info.issym() or info.islnk():
-        return f"a link to {info.linkname}"
+        return f"a link to {_printable(info.linkname)}"
     if not info.isreg():
         return "a device or pipe"
     if info.issparse():
@@ -193,7 +217,7 @@ def _too_large(size: int, limit: int) -> str:
 def _zip(path: Path) -> Iterator[Iterator[Entry]]:
     try:
         with zipfile.ZipFile(path) as file:
-            seen: set[str] = set()
+            seen = Names()
             yield (
                 Entry(
                     _plain(info.filename), info.file_size, _zip_refusal(info) or _twice(_plain(info.filename), seen),
@@ -225,10 +249,10 @@ def _zip_refusal(info: zipfile.ZipInfo) -> str:
 
 
 def _folder(path: Path) -> Iterator[Entry]:
-    """The files of the user's own folder: its links are the user's own and are followed."""
+    """The files of the user's own folder but for hidden ones: its links are the user's own and are followed."""
     for top, folders, files in os.walk(path, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
+        for name in sorted(name for name in files if not name.startswith(".")):
             yield _file(path, Path(top, name))
 
 
@@ -237,4 +261,6 @@ def _file(root: Path, file: Path) -> Entry:
         size, refused = file.stat().st_size, ""
     except OSError as error:
         size, refused = 0, "a link to nothing" if file.is_symlink() else str(error.strerror)
-    return Entry(file.relative_to(root).as_posix(), size, refused, file.absolute(), lambda: file.open("rb"), str(root))
+    name = file.relative_to(root).as_posix()
+    refused = refused or ("" if _is_utf8(name) else "a name that is not UTF-8")
+    return Entry(_printable(name), size, refused, file.absolute(), lambda: file.open("rb"), str(root))

@@ -7,30 +7,27 @@ zips and sorted folders work too. Classes are the sorted names, as everywhere: l
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from vlbeit.errors import DataError, UsageError
+from vlbeit.errors import DataError
 
-from .archives import TAR_SUFFIXES, Entry, entries, nested
+from .archives import Entry, entries, nested
 from .imagenet_labels import file_labels, from_devkit, val_number, wnid_in
+from .imagenet_sources import Sources, find_sources
 from .pictures import Check, examine_picture, is_picture
 from .preparation import Format, Options, Plan, Split, chosen, fingerprint, given, next_command, run
 from .progress import Report
 from .shards import Fault, Item, Layout, Position
 
-_SPLITS = ("train", "val")
 _LABELS = (
-    "give the labels of val in one of three ways: the devkit (--from ...,ILSVRC2012_devkit_t12.tar.gz), --val-labels "
-    "FILE with the class of each picture, one a line, or an archive whose names end in the class, as the Hub's "
-    "val_images.tar.gz (ILSVRC2012_val_00000001_n01751748.JPEG)"
+    "give the labels of val in one of three ways: the devkit (--from ...,ILSVRC2012_devkit_t12.tar.gz, needs pip "
+    "install scipy), --val-labels FILE with the class of each picture, one a line, or an archive whose names end in "
+    "the class, as the Hub's val_images.tar.gz (ILSVRC2012_val_00000001_n01751748.JPEG)"
 )
-
-
-class _Sources(NamedTuple):
-    archives: Mapping[str, list[Path]]  # by split
-    devkit: Path | None
 
 
 class _Survey(NamedTuple):
@@ -40,6 +37,7 @@ class _Survey(NamedTuple):
     bytes: int
     groups: Mapping[str, str]  # class -> the first file that has it
     nameless: Sequence[str]  # files whose names tell no class
+    listing: str  # hash of the names and sizes, in their order: places in it stay what they are
 
 
 class _Found(NamedTuple):
@@ -64,18 +62,21 @@ def prepare(
 ) -> str:
     """Prepare ImageNet's archives, or a folder train/CLASS/*.jpg, for data=imagefolder.
 
-    --from takes archives whose names tell train, val and devkit (else train=FILE, val=FILE), or one folder with them
-    or with train/ and val/. --format index leaves the pictures of a folder where they are, folder writes them as files,
-    parquet into shards of --shard-mb. --check header opens every picture, full decodes it. --verify compares published
-    hashes. The same command after an interruption goes on where it stopped.
+    --from takes archives with the names of ILSVRC2012 or of the Hub (others as train=FILE, val=FILE, devkit=FILE), or
+    one folder with them or with train/ and val/. --format index leaves the pictures of a folder where they are, folder
+    writes them as files, parquet into shards of --shard-mb. --check header opens every picture, full decodes it.
+    --verify compares published hashes. The same command after an interruption goes on where it stopped.
     """
-    sources = _sources(given(from_))
+    sources = find_sources(given(from_))
+    if report:
+        for line in sources.passed_over:
+            report(line)
+    labels, titles = _labels(sources, val_labels)
     in_place = all(path.is_dir() for paths in sources.archives.values() for path in paths)
     surveys = {split: _survey(paths) for split, paths in sources.archives.items()}
     classes = sorted(surveys["train"].groups)
     if not classes:
         raise DataError(f"{sources.archives['train'][0]} has no classes: neither tars, folders nor names with a wnid")
-    labels, titles = _labels(sources, val_labels)
     if "val" in surveys:
         _check_val(surveys["val"], classes, labels)
     numbers = {name: label for label, name in enumerate(classes)}
@@ -85,10 +86,10 @@ def prepare(
         return lambda after: (_item(found, split, numbers, labels) for found in _walk(paths, after))
 
     every = [path for paths in sources.archives.values() for path in paths]
-    used = {s: [*map(fingerprint, paths), surveys[s].files] for s, paths in sources.archives.items()}
     arguments = {
-        "from": used,
-        "val_labels": str(val_labels or sources.devkit or ""),
+        "from": {split: [*map(fingerprint, paths)] for split, paths in sources.archives.items()},
+        "files": {split: f"{survey.files} files, {survey.listing}" for split, survey in surveys.items()},
+        "labels": f"{len(labels)} labels, {_hash([*sorted(labels.items()), *sorted(titles.items())])}",
         "check": check,
         "shard_mb": shard_mb,
     }
@@ -106,44 +107,6 @@ def prepare(
     return next_command(words if "val" in sources.archives else "stage=mim data=imagefolder data.val_split=train", out)
 
 
-def _sources(parts: Sequence[str]) -> _Sources:
-    """The archives of each split and the devkit, by what their names say, or as `train=FILE` says."""
-    found: dict[str, list[Path]] = {split: [] for split in _SPLITS}
-    devkits: list[Path] = []
-    for name, path in (pair for part in parts for pair in _named(part)):
-        if not path.exists():
-            raise DataError(f"{path} does not exist; give --from the archives or the folder")
-        (devkits if name == "devkit" else found[name]).append(path)
-    if not found["train"]:
-        raise UsageError(f"--from {','.join(parts)} has no training data; give its archive, if need be as train=FILE")
-    return _Sources({split: paths for split, paths in found.items() if paths}, devkits[0] if devkits else None)
-
-
-def _named(part: str) -> Iterator[tuple[str, Path]]:
-    """Split (or devkit) and path of one part of --from; a folder may hold several."""
-    word, _, rest = part.partition("=")
-    if word in (*_SPLITS, "devkit") and rest:
-        yield word, Path(rest).expanduser()
-        return
-    path = Path(part).expanduser()
-    inside = sorted(path.iterdir()) if path.is_dir() else []
-    if folders := [child for child in inside if child.is_dir() and child.name in _SPLITS]:
-        yield from ((child.name, child) for child in folders)
-    elif archives := [child for child in inside if child.name.endswith((*TAR_SUFFIXES, ".zip")) and _guess(child)]:
-        yield from ((_guess(child), child) for child in archives)
-    elif name := _guess(path):
-        yield name, path
-    else:
-        raise UsageError(
-            f"--from {part}: its name tells neither train, val nor devkit; write train={part} or val={part}"
-            + (", or give a folder with train/ and val/" if path.is_dir() else "")
-        )
-
-
-def _guess(path: Path) -> str:
-    return next((name for name in ("devkit", *_SPLITS) if name in path.name.lower()), "")
-
-
 def _survey(paths: Sequence[Path]) -> _Survey:
     """Classes and bytes of a split, of tars inside a tar by their names.
 
@@ -152,17 +115,25 @@ def _survey(paths: Sequence[Path]) -> _Survey:
     count = size = 0
     groups: dict[str, str] = {}
     nameless: list[str] = []
+    listing = hashlib.sha256()
     for path in paths:
         with entries(path) as found:
             for entry in found:
+                count += 1
+                listing.update(f"{entry.name}\0{entry.size}\0".encode())
                 if entry.refused or not (entry.is_tar or is_picture(entry.name)):
                     continue
-                count, size = count + 1, size + entry.size
+                size += entry.size
                 if group := _group(entry):
                     groups.setdefault(group, entry.name)
                 else:
                     nameless.append(entry.name)
-    return _Survey(count, size, groups, nameless)
+    return _Survey(count, size, groups, nameless, listing.hexdigest()[:16])
+
+
+def _hash(value: object) -> str:
+    """Of what JSON can write."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _group(entry: Entry) -> str | None:
@@ -204,14 +175,17 @@ def _item(found: _Found, split: str, numbers: Mapping[str, int], labels: Mapping
         return Item(found.position, {"id": entry.name}, faults=(Fault(f"refused: {entry.refused}", True),))
     if not is_picture(entry.name):
         return Item(found.position, {"id": entry.name}, faults=(Fault("not a picture by its name", True),))
-    group = found.group or labels[val_number(entry.name) or 0]
+    group = found.group or labels.get(val_number(entry.name) or 0)
+    if group is None or group not in numbers:
+        fault = Fault("no class: neither its name nor its folder tells one", True)
+        return Item(found.position, {"id": entry.name}, faults=(fault,))
     inside = entry.value is not None and entry.name.startswith(f"{group}/")
     name = entry.name if inside else f"{group}/{PurePosixPath(entry.name).name}"
     record = {"id": name, "image": entry.value or entry.read(), "label": numbers[group]}
-    return Item(found.position, record, {"image": f"{split}/{name}"})
+    return Item(found.position, record, {"image": f"{split}/{name}"}, origin=f"{entry.archive}: {entry.name}")
 
 
-def _labels(sources: _Sources, file: Path | None) -> tuple[Mapping[int, str], Mapping[str, str]]:
+def _labels(sources: Sources, file: Path | None) -> tuple[Mapping[int, str], Mapping[str, str]]:
     """Number of a validation picture -> class, and class -> its words, where a file or the devkit gives them."""
     labels, titles = from_devkit(sources.devkit) if sources.devkit else ({}, {})
     return (file_labels(file) if file else labels), titles

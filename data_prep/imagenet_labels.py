@@ -13,6 +13,7 @@ from .archives import entries
 
 _WNID = re.compile(r"(?:^|[_/,\s])(n\d{8})(?![0-9])")
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
+_HEADING = "ImageId,PredictionString"  # of Kaggle's LOC_val_solution.csv
 
 
 def wnid_in(name: str) -> str | None:
@@ -30,14 +31,18 @@ def val_number(name: str) -> int | None:
 def file_labels(path: Path) -> dict[int, str]:
     """Number -> wnid, from a file with a wnid a line in the order of the numbers.
 
-    A line may name the picture as well (`ILSVRC2012_val_00000001.JPEG n01751748`, or Kaggle's LOC_val_solution.csv);
-    a first line without a wnid is taken for a heading. Raises `DataError` with the line.
+    A line may name the picture as well (`ILSVRC2012_val_00000001.JPEG n01751748`, or Kaggle's LOC_val_solution.csv,
+    whose heading is passed over). Raises `DataError` with a line that has no wnid.
     """
     if not path.is_file():
         raise UsageError(f"--val-labels {path} does not exist; give a text file with a class a line")
     labels: dict[int, str] = {}
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if lines and not _WNID.search(lines[0]):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); save it as such") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    if lines and lines[0].strip() == _HEADING:
         lines = lines[1:]
     for place, line in enumerate(lines, start=1):
         found = _WNID.search(line)
@@ -76,7 +81,7 @@ def _synsets(meta: bytes, path: Path) -> dict[int, tuple[str, str]]:
         from scipy.io import loadmat
     except ImportError as error:
         raise UsageError(
-            f"reading {path} needs scipy: pip install scipy; or give the labels by --val-labels FILE"
+            f"reading meta.mat of {path} needs scipy: pip install scipy; or give the labels by --val-labels FILE"
         ) from error
     try:
         rows: Any = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]

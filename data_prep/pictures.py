@@ -39,7 +39,7 @@ def examine_picture(item: Item, check: Check) -> Finding:
         return Finding()
     value = item.record["image"]
     try:
-        size, notes = _header(value, str(item.record["id"]))
+        size, notes = _header(value, str(item.targets.get("image", item.record["id"])))  # ids may lack the suffix
         if check == "full":
             open_image(value)  # as a reader will
     except ImageError as error:

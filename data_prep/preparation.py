@@ -86,11 +86,13 @@ def run(out: Path, plan: Plan, options: Options, report: Report | None) -> dict[
     with _alone(out), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are named as huge
         folder = Folder(out, plan.layout, shard_bytes=options.shard_mb * 10**6)
+        if options.verify:
+            verify(plan.archives, say)
         if folder.done:
             say(f"{out}: already there")
             return json.loads((out / PREPARED).read_text(encoding="utf-8"))
-        if options.verify and not folder.lines:
-            verify(plan.archives, say)
+        if folder.lost:
+            say(f"{folder.lost} is missing or damaged: it and what follows are written again")
         _check_space(out, plan, folder.bytes())
         try:
             for split in plan.splits:

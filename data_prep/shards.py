@@ -1,8 +1,8 @@
 """Writing prepared folders: Parquet shards, a journal by which a stopped preparation goes on, prepared.json at the end.
 
-A folder holds, while it is made, `unfinished.jsonl`: the arguments, then a line for every shard that is whole. A shard
-has its name from the moment that it is whole; its line says how far the source was read, so that the same command
-goes on behind it. `prepared.json` and `bad.jsonl` replace the journal at the end; vlbeit.data.prepared reads them.
+A shard has its name from the moment that it is whole; its line of the journal says how far the source was read, so
+that the same command goes on behind it. `prepared.json` and `bad.jsonl` replace the journal at the end;
+vlbeit.data.prepared reads them.
 
 Formats: `parquet` keeps the encoded pictures inside the shards, plainly, with their lengths in a column of their own,
 so that a reader finds each by its first byte; `folder` writes them as files and `index` leaves them
@@ -17,7 +17,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,16 +24,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlbeit.data.records import KINDS, PREPARED
-from vlbeit.errors import DataError, UsageError
+from vlbeit.errors import DataError
 from vlbeit.files import write_json, write_text
 from vlbeit.types import Record
 
+from .journal import JOURNAL, begin, note
+from .names import Names
+
 VERSION = 1  # of this layout
-JOURNAL = "unfinished.jsonl"
 BAD = "bad.jsonl"
 _ROWS = 20_000  # of a shard at most
 _GROUP_ROWS, _GROUP_BYTES = 64, 32 * 2**20  # of a row group at most, which is kept in memory and becomes one page
-_LOOKAHEAD = 64  # items examined at a time
+_LOOKAHEAD = 64  # items examined at a time,
+_LOOKAHEAD_BYTES = 2**28  # or fewer: no more are read when these many bytes are in memory
 _FILES = ("image", "mask")
 _TYPES = {
     "id": pa.string(), "label": pa.int64(), "image_id": pa.int64(), "boxes": pa.list_(pa.list_(pa.float64())),
@@ -58,6 +60,7 @@ class Item(NamedTuple):
     record: Record  # `image` and `mask`: encoded bytes, or the Path of a file
     targets: Mapping[str, str] = {}  # of image and mask: file that --format folder writes, relative to the folder
     faults: tuple[Fault, ...] = ()  # known before anything is decoded
+    origin: str = ""  # archive and name in it, where the id is made from them
 
 
 class Finding(NamedTuple):
@@ -81,7 +84,7 @@ class Folder:
 
     def __init__(self, out: Path, layout: Layout, *, shard_bytes: int) -> None:
         self.out, self.layout, self.shard_bytes = out, layout, shard_bytes
-        self.lines = _begin(out, layout)
+        self.lines, self.lost = begin(out, {"kind": layout.kind, "format": layout.format, **layout.arguments})
 
     @property
     def done(self) -> bool:
@@ -111,13 +114,15 @@ class Folder:
         """Write the rest of a split, from items whose position lies behind `position(split)`.
 
         Gives the bytes of every item that is taken in, for progress. Faulty ones are named in bad.jsonl, not written
-        where they are left out. Items are examined `threads` at a time.
+        where they are left out; so are those whose id a record of the split has already. Items are examined `threads`
+        at a time.
         """
+        names = self._names(split)
         number = sum(line["split"] == split and "file" in line for line in self.lines)
         shard: _Shard | None = None
         try:
             for item, finding in _examined(items, examine, threads):
-                shard = shard or _Shard(self.out, self.layout, split, number)
+                shard = shard or _Shard(self.out, self.layout, split, number, names)
                 yield shard.add(item, finding)
                 if shard.bytes >= self.shard_bytes or shard.rows >= _ROWS:
                     self._note(shard.finish())
@@ -145,7 +150,7 @@ class Folder:
             "classes": list(classes), "splits": splits, "bad": dict(Counter(_sort(entry) for entry in bad)),
             **more, "arguments": dict(self.layout.arguments),
         }  # fmt: skip
-        write_text(self.out / BAD, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad))
+        write_text(self.out / BAD, "".join(json.dumps(entry) + "\n" for entry in bad))
         write_json(self.out / PREPARED, facts, indent=1)
         (self.out / JOURNAL).unlink()
         return facts
@@ -158,67 +163,34 @@ class Folder:
             counts.update({int(label): count for label, count in line["classes"].items()})
         sizes = [size for line in lines for size in line["sizes"]]
         area = sorted(sizes, key=lambda size: size[0] * size[1])
-        bad = [entry for line in lines for entry in line["bad"]]
         return {
             "records": sum(line["rows"] for line in lines),
             "bytes": sum(line["bytes"] for line in lines),
             "smallest": area[0] if area else None,
             "largest": area[-1] if area else None,
-            "left_out": len({entry["id"] for entry in bad if entry["left_out"]}),
-            "noted": len({entry["id"] for entry in bad if not entry["left_out"]}),
+            "left_out": sum(line["left_out"] for line in lines),
+            "noted": sum(line["noted"] for line in lines),
             "classes": {name: counts[label] for label, name in enumerate(classes)} if counts else {},
             "shards": [{name: line[name] for name in ("file", "rows", "size")} for line in lines],
         }
 
     def _note(self, line: dict[str, Any]) -> None:
-        with open(self.out / JOURNAL, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        note(self.out, line)
         self.lines.append(line)
+
+    def _names(self, split: str) -> Names:
+        """The ids in the whole shards of a split."""
+        names = Names()
+        for line in self.lines:
+            if line["split"] == split and "file" in line:
+                for name in pq.read_table(self.out / line["file"], columns=["id"])["id"].to_pylist():
+                    names.add(name)
+        return names
 
 
 def _sort(entry: Mapping[str, Any]) -> str:
     """The fault without its details: `cannot be read`, `CMYK`."""
     return entry["what"].partition(":")[0]
-
-
-def _begin(out: Path, layout: Layout) -> list[dict[str, Any]]:
-    """The lines of the journal, a new one where the folder is empty. UsageError: the folder is something else's."""
-    arguments = {"kind": layout.kind, "format": layout.format, **layout.arguments}
-    if (out / PREPARED).is_file():
-        facts = _json(out / PREPARED)
-        found = {name: facts.get(name) for name in ("kind", "format")}
-        _compare(out, {**found, **facts.get("arguments", {})}, arguments)
-        return []
-    journal = out / JOURNAL
-    if not journal.is_file():
-        if out.exists() and (not out.is_dir() or any(entry.name != ".lock" for entry in out.iterdir())):
-            raise UsageError(f"{out} is there but was not begun by `vlbeit prepare`; choose another folder with --out")
-        write_text(journal, json.dumps(arguments, ensure_ascii=False) + "\n")
-    whole, _, torn = journal.read_text(encoding="utf-8").rpartition("\n")
-    if torn:  # the process was killed while it wrote this line: the shard is written again
-        write_text(journal, whole + "\n")
-    first, *lines = map(json.loads, whole.splitlines())
-    _compare(out, first, arguments)
-    for torn_shard in out.glob(".tmp-*"):
-        torn_shard.unlink()
-    return lines
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}); remove the folder and prepare it anew") from error
-
-
-def _compare(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    wanted = json.loads(json.dumps(wanted))
-    if differing := [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
-        has = ", ".join(f"{name}={found.get(name)}" for name in differing)
-        wants = ", ".join(f"{name}={wanted.get(name)}" for name in differing)
-        raise UsageError(f"{out} was prepared with {has}, not {wants}; remove it or choose another folder with --out")
 
 
 def _examined(
@@ -227,16 +199,29 @@ def _examined(
     """The items in their order, each with what was found; Pillow decodes outside Python's lock."""
     iterator = iter(items)
     with ThreadPoolExecutor(threads) as pool:
-        while chunk := list(islice(iterator, _LOOKAHEAD)):
+        while chunk := _chunk(iterator):
             yield from zip(chunk, pool.map(examine, chunk), strict=True)
+            chunk.clear()  # before the next ones are read
+
+
+def _chunk(items: Iterator[Item]) -> list[Item]:
+    """The next items to examine: few where they are large, at least one while there are any."""
+    chunk: list[Item] = []
+    held = 0
+    for item in items:
+        chunk.append(item)
+        held += sum(len(value) for value in map(item.record.get, _FILES) if isinstance(value, bytes))
+        if len(chunk) >= _LOOKAHEAD or held >= _LOOKAHEAD_BYTES:
+            break
+    return chunk
 
 
 class _Shard:
     """One shard being written, under a temporary name until it is whole."""
 
-    def __init__(self, out: Path, layout: Layout, split: str, number: int) -> None:
-        self.rows = self.bytes = 0
-        self._out, self._layout, self._split = out, layout, split
+    def __init__(self, out: Path, layout: Layout, split: str, number: int, names: Names) -> None:
+        self.rows = self.bytes = self._left_out = self._noted = 0
+        self._out, self._layout, self._split, self._names = out, layout, split, names
         self._path = out / f"{split}-{number:05d}.parquet"
         self._temporary = out / f".tmp-{self._path.name}"
         self._schema = _schema(layout)
@@ -252,10 +237,16 @@ class _Shard:
         """Take in one item; returns its bytes."""
         self._position = item.position
         faults = (*item.faults, *finding.faults)
+        left_out = any(fault.left_out for fault in faults)
+        if not left_out and not self._names.add(item.record["id"]):
+            what = f"name is taken: by another picture of {self._split}" + (f"; {item.origin}" if item.origin else "")
+            faults, left_out = (Fault(what, True), *faults), True
+        self._left_out += left_out
+        self._noted += bool(faults) and not left_out
         self._bad += [{"id": item.record["id"], "what": what, "left_out": out} for what, out in faults]
         size = sum(_length(item.record[name]) for name in _FILES if name in item.record)
         self.bytes += size
-        if not any(fault.left_out for fault in faults):
+        if not left_out:
             files = {name: self._store(item, name) for name in _FILES if name in item.record}
             lengths = {f"{name}_bytes": len(data) for name, data in files.items() if isinstance(data, bytes)}
             self._waiting.append(item.record | files | lengths)
@@ -281,7 +272,7 @@ class _Shard:
         return {
             "split": self._split, "file": self._path.name, "rows": self.rows, "size": self._path.stat().st_size,
             "bytes": self.bytes, "position": self._position, "sizes": [*area[:1], *area[-1:]],
-            "classes": dict(self._classes), "bad": self._bad,
+            "classes": dict(self._classes), "left_out": self._left_out, "noted": self._noted, "bad": self._bad,
         }  # fmt: skip
 
     def abandon(self) -> None:

@@ -174,3 +174,40 @@ def test_a_zip_member_with_a_wrong_check_sum(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"abcdefgh", b"abcdefgX", 1))
     with pytest.raises(DataError, match=r"a.zip is cut off or damaged in x.jpg \(Bad CRC-32"):
         read(path)
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_header_that_claims_a_huge_name(tmp_path, format):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w:gz", format=format) as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+        tar.addfile(tarfile.TarInfo("x" * 2**24))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"behind a.jpg \(a name or attributes of 16\d+ bytes\)"):
+        read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_long_names_within_reason(make_tar):
+    assert read(make_tar("a.tar", [("d/" * 150 + "x.jpg", b"1")])) == {"d/" * 150 + "x.jpg": b"1"}
+
+
+def test_names_take_little_memory():
+    names = archives.Names()
+    tracemalloc.start()
+    for number in range(300_000):
+        names.add(f"n01440764/n01440764_{number}.JPEG")
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 300_000 * 40  # bytes; a set of the names takes about 124 each
+
+
+def test_headers_behind_headers_without_end(tmp_path):
+    """A name for a name for a name: Python calls itself for each."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 4
+    (tmp_path / "a.tar").write_bytes((info.tobuf(tarfile.GNU_FORMAT) + b"abc".ljust(512, b"\0")) * 2000)
+    with pytest.raises(DataError, match=r"a.tar is cut off or damaged behind its beginning \(maximum recursion"):
+        read(tmp_path / "a.tar")
