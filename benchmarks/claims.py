@@ -73,7 +73,7 @@ class Lab:
     def tune(self, name: str, init: str, *words: str, share: float = 1.0, steps: int | None = None) -> RunConfig:
         """Fine-tuning on the labels, or a share of them, for the steps of `EPOCHS` on all of them."""
         pictures = len(list((self.root / "imagefolder" / "train").glob("*/*.jpg")))
-        epoch = pictures // 32
+        epoch = max(1, pictures // 32)
         steps = EPOCHS * epoch if steps is None else steps
         data = self.root / "imagefolder" if share == 1.0 else self._labelled(share)
         return train(
