@@ -36,7 +36,7 @@ from vlbeit import table
 from vlbeit.config import RunConfig
 from vlbeit.data_prep.scenes import prepare
 
-EPOCHS = 4  # of fine-tuning on all labels; other shares take the same number of steps
+EPOCHS = 8  # of fine-tuning on all labels; other shares take the same number of steps
 MIM_STEPS = 200
 LENGTHS = (50, 200, 800)
 SHARES = (0.01, 0.1, 1.0)
