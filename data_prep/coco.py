@@ -152,7 +152,7 @@ def _examine(item: Item, check: Check, sizes: Mapping[str, tuple[int, int]]) -> 
     """As of any picture; and its size is the one that the annotations were drawn on. Counts boxes by class."""
     found = examine_picture(item, check)._replace(classes=item.record.get("labels", ()))
     wanted = sizes[item.targets["image"]] if found.size else None
-    if found.size and wanted and sorted(found.size) != sorted(wanted):  # lying on its side it may be
+    if found.size and wanted and found.size != wanted:
         what = "{}x{}, annotations {}x{}".format(*found.size, *wanted)
         return found._replace(faults=(Fault(f"another size than in the annotations: {what}", True), *found.faults))
     return found

@@ -137,11 +137,13 @@ def test_bad_images_are_named(tmp_path):
 
 def test_pictures_of_another_size_are_named(tmp_path):
     write(tmp_path, things=[thing(1, 1)])
-    Image.new("RGB", (16, 24)).save(tmp_path / "train2017" / "000000000001.jpg")  # lying on its side it may be
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (24, 16)).save(tmp_path / "train2017" / "000000000001.jpg", exif=exif)  # as it is stored
     assert len(records(tmp_path)) == 2
     write(tmp_path, "val2017", things=[thing(1, 1)])
-    Image.new("RGB", (12, 8)).save(tmp_path / "val2017" / "000000000001.jpg")
-    with pytest.raises(DataError, match=r"0001.jpg has 12x8 pixels, .*_val2017.json says 24x16: boxes are in pixels"):
+    Image.new("RGB", (16, 24)).save(tmp_path / "val2017" / "000000000001.jpg", exif=exif)
+    with pytest.raises(DataError, match=r"0001.jpg has 16x24 pixels, .*_val2017.json says 24x16: boxes are in pixels"):
         records(tmp_path, "val")
 
 

@@ -16,6 +16,7 @@ from vlbeit.cli import main
 from vlbeit.config import DataConfig
 from vlbeit.data.prepared import prepared_classes, prepared_records
 from vlbeit.data.records import open_image
+from vlbeit.data.segments import open_pair
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.data_prep import ade20k, archives
 from vlbeit.errors import DataError, Interrupted
@@ -154,14 +155,16 @@ def test_pairs_that_do_not_fit_are_named(tmp_path, root, make_picture):
     assert prepared_records(tmp_path / "out", "masks", "train")[0]["id"] == "ADE_train_00000005"
 
 
-def test_a_picture_lying_on_its_side_is_compared_upright(tmp_path, root):
+def test_a_picture_is_compared_with_its_mask_as_it_is_stored(tmp_path, root):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (16, 24)).save(root / "images/training/ADE_train_00000001.jpg", exif=exif)
+    Image.new("RGB", (24, 16)).save(root / "images/training/ADE_train_00000001.jpg", exif=exif)
+    Image.new("RGB", (16, 24)).save(root / "images/training/ADE_train_00000002.jpg", exif=exif)
     facts, *_ = prepare(tmp_path / "out", root)
-    assert facts["splits"]["train"]["records"] == 5 and facts["bad"] == {"EXIF orientation": 1}
+    assert facts["splits"]["train"]["records"] == 4 and facts["bad"]["EXIF orientation"] == 2
+    assert bad(tmp_path / "out")["ADE_train_00000002"] == "mask of another size: 24x16, picture 16x24"
     record = prepared_records(tmp_path / "out", "masks", "train")[0]
-    assert open_image(record["image"]).size == open_image(record["mask"]).size == (24, 16)
+    assert open_pair(record, 150, True)[0].size == (24, 16)
 
 
 def test_check_header_does_not_read_labels_and_none_reads_nothing(tmp_path, root):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vlbeit.cli import main
 from vlbeit.config import DataConfig
@@ -145,6 +146,14 @@ def test_pictures_that_are_missing_broken_or_of_another_size(tmp_path, root, mak
         ("09.jpg", "picture is missing"), ("25.jpg", "another size than in the annotations: 12x16, annotations 24x16"),
     }  # fmt: skip
     assert facts["splits"]["train"]["records"] == 1 and facts["bad"]["CMYK"] == 1
+
+
+@pytest.mark.parametrize(("orientation", "size", "kept"), [(6, (24, 16), 3), (3, (24, 16), 3), (6, (16, 24), 2)])
+def test_boxes_are_those_of_the_picture_as_it_is_stored(tmp_path, root, orientation, size, kept):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(root / "train2017/000000000009.jpg", exif=exif)
+    assert prepare(tmp_path / "out", root)[0]["splits"]["train"]["records"] == kept
 
 
 @pytest.mark.parametrize(

@@ -103,10 +103,10 @@ class CocoFile:
                     size = image.size
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 continue  # the loader names it, and counts it against data.max_bad_fraction
-            if sorted(size) != sorted((picture.width, picture.height)):  # lying on its side it may be
+            if size != (picture.width, picture.height):
                 raise DataError(
                     f"{picture.path} has {size[0]}x{size[1]} pixels, {self.path} says {picture.width}x{picture.height}:"
-                    f" boxes are in pixels of the original files; take those"
+                    f" boxes are in pixels of the original files, not turned by EXIF data; take those"
                 )
 
     def _starts(self, pictures: Mapping[int, _Picture], labels: Mapping[int, int]) -> dict[int, list[int]]:
