@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vlbeit.data.class_names import class_names
 from vlbeit.errors import DataError, UsageError
 
 from .archives import Entry, entries
@@ -54,7 +55,9 @@ def prepare(
     path = Path(parts[0]).expanduser()
     with entries(path) as found:
         listing = _listing(found)
-        classes = _class_names(listing.names, path)
+        if listing.names is None:
+            raise DataError(f"{path} has no {_NAMES}, which names the classes; it is part of ADEChallengeData2016.zip")
+        classes = class_names(listing.names.read(), f"{path}: {listing.names.name}")
     there = [split for split, folder in _FOLDERS.items() if listing.files.get(("images", folder))]
     if "train" not in there:
         raise DataError(f"{path} has no pictures in images/training; give --from ADEChallengeData2016 or its zip")
@@ -121,15 +124,3 @@ def _item(
         for field, part, entry in (("image", "images", picture), ("mask", "annotations", mask))
     }
     return Item(position, record, targets)
-
-
-def _class_names(entry: Entry | None, path: Path) -> list[str]:
-    """The first name of each class, all its names where another class has the same first one; in their order."""
-    if entry is None:
-        raise DataError(f"{path} has no {_NAMES}, which names the classes; it is part of ADEChallengeData2016.zip")
-    lines = [line for line in entry.read().decode("utf-8-sig").splitlines() if line.strip()][1:]
-    rows = [line.strip().split("\t") for line in lines]
-    if not rows or [row[0] for row in rows] != [str(number) for number in range(1, len(rows) + 1)]:
-        raise DataError(f"{path}: {entry.name} does not count the classes 1, 2, ... in its first column; get it again")
-    short = [re.split("[,;]", row[-1])[0].strip() for row in rows]
-    return [name if short.count(name) == 1 else row[-1] for name, row in zip(short, rows, strict=True)]

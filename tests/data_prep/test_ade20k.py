@@ -206,7 +206,7 @@ def test_mistakes(tmp_path, root, capsys):
     with pytest.raises(DataError, match=r"has no objectInfo150.txt, which names the classes"):
         prepare(tmp_path / "out", root)
     (root / "objectInfo150.txt").write_text("Idx\tName\n2\twall\n")
-    with pytest.raises(DataError, match=r"objectInfo150.txt does not count the classes 1, 2"):
+    with pytest.raises(DataError, match=r"objectInfo150.txt: the first column must count the classes"):
         prepare(tmp_path / "out", root)
     (tmp_path / "kept.txt").rename(root / "objectInfo150.txt")
     (root / "images/training").rename(root / "images/train")

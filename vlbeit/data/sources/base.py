@@ -87,9 +87,3 @@ def missing_files(paths: Iterable[Path]) -> list[Path]:
             there = set()
         missing += [path for path in wanted if path.name not in there]
     return missing
-
-
-def some(items: Sequence[object], most: int = 3) -> str:
-    """`3 (a, b, c)` or `80 (a, b, c, ...)`: a count and the first few, for messages."""
-    dots = ", ..." if len(items) > most else ""
-    return f"{len(items)} ({', '.join(map(str, items[:most]))}{dots})"
