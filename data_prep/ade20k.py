@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlbeit.data.class_names import class_names
-from vlbeit.errors import DataError, UsageError
+from vlbeit.errors import DataError, UsageError, some
 
 from .archives import Entry, entries
 from .pictures import Check, examine_pair, is_picture
@@ -19,6 +19,7 @@ from .shards import Fault, Item, Layout, Position
 _FOLDERS = {"train": "training", "val": "validation"}
 _PLACE = re.compile(r"(?:^|/)(images|annotations)/(training|validation)/(.+)\.[^./]+$")
 _NAMES = "objectInfo150.txt"
+_MASK = ".png"  # whatever is lossy changes labels
 
 
 class _Listing(NamedTuple):
@@ -26,6 +27,7 @@ class _Listing(NamedTuple):
 
     files: dict[tuple[str, str], dict[str, Entry]]
     refused: list[Entry]
+    twice: list[str]
     names: Entry | None
 
     def size(self, folder: str) -> int:
@@ -55,6 +57,9 @@ def prepare(
     path = Path(parts[0]).expanduser()
     with entries(path) as found:
         listing = _listing(found)
+        if listing.twice:
+            names = some(listing.twice)
+            raise DataError(f"{path}: files that differ in their suffix alone: {names}; keep one of each")
         if listing.names is None:
             raise DataError(f"{path} has no {_NAMES}, which names the classes; it is part of ADEChallengeData2016.zip")
         classes = class_names(listing.names.read(), f"{path}: {listing.names.name}")
@@ -85,16 +90,18 @@ def prepare(
 
 def _listing(found: Iterator[Entry]) -> _Listing:
     files: dict[tuple[str, str], dict[str, Entry]] = {}
-    refused, names = [], None
+    refused, twice, names = [], [], None
     for entry in found:
         place = _PLACE.search(entry.name)
         if entry.refused:
             refused.append(entry)
         elif entry.name.rpartition("/")[2] == _NAMES:
             names = entry
-        elif place and is_picture(entry.name):
-            files.setdefault((place[1], place[2]), {})[place[3]] = entry
-    return _Listing(files, refused, names)
+        elif place and is_picture(entry.name) and (place[1] == "images" or entry.name.lower().endswith(_MASK)):
+            there = files.setdefault((place[1], place[2]), {})
+            twice += ["/".join(place.groups())] if place[3] in there else []
+            there[place[3]] = entry
+    return _Listing(files, refused, twice, names)
 
 
 def _items(path: Path, split: str, after: Position) -> Iterator[Item]:
@@ -116,8 +123,8 @@ def _item(
     if refused is not None:
         return Item(position, {"id": name}, faults=(Fault(f"refused: {refused.refused}", True),))
     if picture is None or mask is None:
-        missing = "picture" if picture is None else "mask"
-        return Item(position, {"id": name}, faults=(Fault(f"{missing} is missing", True),))
+        missing = "picture is missing" if picture is None else f"mask is missing: there is no {_MASK} of this name"
+        return Item(position, {"id": name}, faults=(Fault(missing, True),))
     record = {"id": name, "image": picture.value or picture.read(), "mask": mask.value or mask.read()}
     targets = {
         field: f"{part}/{folder}/{name}{Path(entry.name).suffix}"

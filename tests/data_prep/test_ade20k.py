@@ -146,7 +146,7 @@ def test_pairs_that_do_not_fit_are_named(tmp_path, root, make_picture):
     assert found == {
         "ADE_train_00000001": "mask of another size: 24x15, picture 24x16",
         "ADE_train_00000002": "mask labels out of range: 151, 200 (0..150 are known)",
-        "ADE_train_00000003": "mask is missing",
+        "ADE_train_00000003": "mask is missing: there is no .png of this name",
         "ADE_train_00000004": "mask has colours: mode RGB, not one number a pixel",
         "ADE_train_00000009": "picture is missing",
     }
@@ -199,6 +199,23 @@ def test_an_interrupted_zip_goes_on(tmp_path, root, monkeypatch):
     assert "train: goes on behind 2 records" in lines
     records = prepared_records(tmp_path / "out", "masks", "train")
     assert list(records.column("id")) == [f"ADE_train_{i:08d}" for i in range(1, 6)] and facts["bad"] == {}
+
+
+def test_masks_are_png_since_jpeg_changes_labels(tmp_path, root):
+    file = root / "annotations/training/ADE_train_00000003.png"
+    Image.open(file).save(file.with_suffix(".jpg"))
+    file.unlink()
+    facts, *_ = prepare(tmp_path / "out", root)
+    assert facts["splits"]["train"]["records"] == 4 and facts["bad"] == {"mask is missing": 1}
+
+
+def test_pictures_that_differ_in_their_suffix_alone_are_named(tmp_path, root, make_picture):
+    file = root / "images/training/ADE_train_00000003.jpg"
+    file.with_suffix(".JPEG").write_bytes(make_picture(9))
+    said = r"files that differ in their suffix alone: 1 \(images/training/ADE_train_00000003\); keep one of each"
+    for source in (root, zipped(root)):
+        with pytest.raises(DataError, match=f"{source}: {said}"):
+            prepare(tmp_path / "out", source)
 
 
 def test_mistakes(tmp_path, root, capsys):
