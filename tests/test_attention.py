@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,46 @@ def test_diagonal_neighbours_are_two_objects() -> None:
     segments = torch.full((4, 4), 255)
     segments[0, 0] = segments[1, 1] = 0
     assert len(list(things(segments))) == 2
+
+
+def flooded(segments: np.ndarray) -> set[tuple[int, frozenset[tuple[int, int]]]]:
+    """Label and pixels of every region, by walking from neighbour to neighbour."""
+    open_ = {(y, x) for y, x in np.argwhere(segments != 255).tolist()}
+    found = set()
+    while open_:
+        region, waiting = set(), [open_.pop()]
+        label = segments[waiting[0]]
+        while waiting:
+            y, x = waiting.pop()
+            region.add((y, x))
+            near = {(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)} & open_
+            same = {place for place in near if segments[place] == label}
+            open_ -= same
+            waiting += same
+        found.add((int(label), frozenset(region)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_regions_are_those_of_walking_from_pixel_to_pixel(seed: int) -> None:
+    noise = np.random.default_rng(seed).choice([0, 0, 1, 7, 255], (17, 23))
+    noise[3:9, 3:9] = np.indices((6, 6)).sum(0) % 2  # a chess board
+    found = list(things(torch.from_numpy(noise)))
+    pixels = {(t.label, frozenset(map(tuple, t.mask_HW.nonzero().tolist()))) for t in found}
+    assert pixels == flooded(noise) and len(found) == len(pixels)
+    assert [thing.label for thing in found] == sorted(thing.label for thing in found)
+    assert [t.label for t in things(torch.from_numpy(noise), 5)] == [t.label for t in found if t.mask_HW.sum() >= 5]
+
+
+def test_a_large_picture_is_taken_apart_at_once() -> None:
+    one = torch.zeros(512, 512)
+    snake = torch.full((512, 512), 255)
+    snake[::2] = 0
+    snake[1::4, -1] = snake[3::4, 0] = 0  # one region of 131,000 steps
+    noise = torch.randint(0, 200, (512, 512), generator=torch.Generator().manual_seed(0))
+    before = time.process_time()
+    assert [len(list(things(segments, 64))) for segments in (one, snake, noise)] == [1, 1, 0]
+    assert time.process_time() - before < 5
 
 
 def test_an_interval_is_that_of_the_normal_law() -> None:
