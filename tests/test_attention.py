@@ -141,6 +141,8 @@ def test_the_command_prints_what_it_drew(in_chain: Path, picture: Path, tmp_path
         (["runs/mim", "PICTURE", "--image-size", "50"], 2, "not a multiple of patch_size 16: try 48 or 64"),
         (["runs/mim", "PICTURE", "--out", "maps.txt"], 2, "end it in .png, .jpg or .webp"),
         (["runs/mim", "PICTURE", "--against", "runs/vl"], 2, "--against goes with --data NAME"),
+        (["runs/mim", "PICTURE", "--split", "val"], 2, "--split goes with --data NAME"),
+        (["runs/mim", "PICTURE", "--no-reduce-zero-label"], 2, "--no-reduce-zero-label goes with --data NAME"),
         (["runs/mim", "--data", "scenes", "--points", "3"], 2, "--points goes with a picture"),
         (["runs/tokenizer", "PICTURE"], 2, "has no image tower"),
         (["runs/nothing", "PICTURE"], 1, "no such run or checkpoint"),
@@ -361,6 +363,15 @@ def test_data_without_objects_is_refused(in_chain: Path, squares: Squares, tmp_p
     squares.rows = Squares(tmp_path, empty=True).rows
     assert main(["inspect", "attention", "runs/mim", "--data", "scenes", "--out", str(tmp_path / "a.json")]) == 1
     assert "none of 4 pictures of val has an object" in capsys.readouterr().err
+
+
+def test_label_0_may_be_a_class(in_chain: Path, squares: Squares, tmp_path: Path, capsys: Any) -> None:
+    words = ["inspect", "attention", "runs/mim", "--data", "scenes", "--out", str(tmp_path / "a.json")]
+    assert main([*words, "--no-reduce-zero-label"]) == 1  # 0, 1, 2 are three then
+    assert "0..1" in capsys.readouterr().err
+    squares.classes = lambda kind: ["ground", "low", "high"]
+    assert main([*words, "--no-reduce-zero-label"]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["objects"] == 12
 
 
 def test_a_twin_may_not_be_named_twice(in_chain: Path, squares: Squares, capsys: Any) -> None:
