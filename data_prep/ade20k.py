@@ -80,7 +80,6 @@ def prepare(
         splits=[Split(split, listing.size(_FOLDERS[split]), items(split)) for split in there],
         examine=lambda item: examine_pair(item, check, len(classes)),
         archives=[path] if path.is_file() else [],
-        more={"reduce_zero_label": True},
     )  # fmt: skip
     run(out, plan, Options(threads, shard_mb, verify), report)
     known = len(classes) == 150 and "val" in there

@@ -75,7 +75,7 @@ def prepare(
     classes = sorted(surveys["train"].groups)
     if not classes:
         raise DataError(f"{sources.archives['train'][0]} has no classes: neither tars, folders nor names with a wnid")
-    labels, titles = _labels(sources, val_labels)
+    labels = _labels(sources, val_labels)
     if "val" in surveys:
         _check_val(surveys["val"], classes, labels)
     numbers = {name: label for label, name in enumerate(classes)}
@@ -98,7 +98,6 @@ def prepare(
         splits=[Split(split, survey.bytes, items(split)) for split, survey in surveys.items()],
         examine=lambda item: examine_picture(item, check),
         archives=[path for path in (*every, *filter(None, [sources.devkit])) if path.is_file()],
-        more={"titles": [titles.get(name, name) for name in classes]} if titles else {},
     )
     run(out, plan, Options(threads, shard_mb, verify), report)
     known = len(classes) == 1000 and "val" in sources.archives
@@ -211,10 +210,11 @@ def _item(found: _Found, split: str, numbers: Mapping[str, int], labels: Mapping
     return Item(found.position, record, {"image": f"{split}/{name}"})
 
 
-def _labels(sources: _Sources, file: Path | None) -> tuple[Mapping[int, str], Mapping[str, str]]:
-    """Number of a validation picture -> class, and class -> its words, where a file or the devkit gives them."""
-    labels, titles = from_devkit(sources.devkit) if sources.devkit else ({}, {})
-    return (file_labels(file) if file else labels), titles
+def _labels(sources: _Sources, file: Path | None) -> Mapping[int, str]:
+    """Number of a validation picture -> class, where a file or the devkit says it."""
+    if file:
+        return file_labels(file)
+    return from_devkit(sources.devkit) if sources.devkit else {}
 
 
 def _check_val(survey: _Survey, classes: Sequence[str], labels: Mapping[int, str]) -> None:
