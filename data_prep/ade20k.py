@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vlbeit.errors import DataError, UsageError
+from vlbeit.data.class_names import class_names
+from vlbeit.errors import DataError, UsageError, some
 
 from .archives import Entry, entries
 from .pictures import Check, examine_pair, is_picture
@@ -18,6 +19,7 @@ from .shards import Fault, Item, Layout, Position
 _FOLDERS = {"train": "training", "val": "validation"}
 _PLACE = re.compile(r"(?:^|/)(images|annotations)/(training|validation)/(.+)\.[^./]+$")
 _NAMES = "objectInfo150.txt"
+_MASK = ".png"  # whatever is lossy changes labels
 
 
 class _Listing(NamedTuple):
@@ -25,6 +27,7 @@ class _Listing(NamedTuple):
 
     files: dict[tuple[str, str], dict[str, Entry]]
     refused: list[Entry]
+    twice: list[str]
     names: Entry | None
 
     def size(self, folder: str) -> int:
@@ -54,7 +57,12 @@ def prepare(
     path = Path(parts[0]).expanduser()
     with entries(path) as found:
         listing = _listing(found)
-        classes = _class_names(listing.names, path)
+        if listing.twice:
+            names = some(listing.twice)
+            raise DataError(f"{path}: files that differ in their suffix alone: {names}; keep one of each")
+        if listing.names is None:
+            raise DataError(f"{path} has no {_NAMES}, which names the classes; it is part of ADEChallengeData2016.zip")
+        classes = class_names(listing.names.read(), f"{path}: {listing.names.name}")
     there = [split for split, folder in _FOLDERS.items() if listing.files.get(("images", folder))]
     if "train" not in there:
         raise DataError(f"{path} has no pictures in images/training; give --from ADEChallengeData2016 or its zip")
@@ -72,7 +80,6 @@ def prepare(
         splits=[Split(split, listing.size(_FOLDERS[split]), items(split)) for split in there],
         examine=lambda item: examine_pair(item, check, len(classes)),
         archives=[path] if path.is_file() else [],
-        more={"reduce_zero_label": True},
     )  # fmt: skip
     run(out, plan, Options(threads, shard_mb, verify), report)
     known = len(classes) == 150 and "val" in there
@@ -82,16 +89,18 @@ def prepare(
 
 def _listing(found: Iterator[Entry]) -> _Listing:
     files: dict[tuple[str, str], dict[str, Entry]] = {}
-    refused, names = [], None
+    refused, twice, names = [], [], None
     for entry in found:
         place = _PLACE.search(entry.name)
         if entry.refused:
             refused.append(entry)
         elif entry.name.rpartition("/")[2] == _NAMES:
             names = entry
-        elif place and is_picture(entry.name):
-            files.setdefault((place[1], place[2]), {})[place[3]] = entry
-    return _Listing(files, refused, names)
+        elif place and is_picture(entry.name) and (place[1] == "images" or entry.name.lower().endswith(_MASK)):
+            there = files.setdefault((place[1], place[2]), {})
+            twice += ["/".join(place.groups())] if place[3] in there else []
+            there[place[3]] = entry
+    return _Listing(files, refused, twice, names)
 
 
 def _items(path: Path, split: str, after: Position) -> Iterator[Item]:
@@ -113,23 +122,11 @@ def _item(
     if refused is not None:
         return Item(position, {"id": name}, faults=(Fault(f"refused: {refused.refused}", True),))
     if picture is None or mask is None:
-        missing = "picture" if picture is None else "mask"
-        return Item(position, {"id": name}, faults=(Fault(f"{missing} is missing", True),))
+        missing = "picture is missing" if picture is None else f"mask is missing: there is no {_MASK} of this name"
+        return Item(position, {"id": name}, faults=(Fault(missing, True),))
     record = {"id": name, "image": picture.value or picture.read(), "mask": mask.value or mask.read()}
     targets = {
         field: f"{part}/{folder}/{name}{Path(entry.name).suffix}"
         for field, part, entry in (("image", "images", picture), ("mask", "annotations", mask))
     }
     return Item(position, record, targets)
-
-
-def _class_names(entry: Entry | None, path: Path) -> list[str]:
-    """The first name of each class, all its names where another class has the same first one; in their order."""
-    if entry is None:
-        raise DataError(f"{path} has no {_NAMES}, which names the classes; it is part of ADEChallengeData2016.zip")
-    lines = [line for line in entry.read().decode("utf-8-sig").splitlines() if line.strip()][1:]
-    rows = [line.strip().split("\t") for line in lines]
-    if not rows or [row[0] for row in rows] != [str(number) for number in range(1, len(rows) + 1)]:
-        raise DataError(f"{path}: {entry.name} does not count the classes 1, 2, ... in its first column; get it again")
-    short = [re.split("[,;]", row[-1])[0].strip() for row in rows]
-    return [name if short.count(name) == 1 else row[-1] for name, row in zip(short, rows, strict=True)]

@@ -71,7 +71,7 @@ def prepare(
     if report:
         for line in sources.passed_over:
             report(line)
-    labels, titles = _labels(sources, val_labels)
+    labels = _labels(sources, val_labels)
     in_place = all(path.is_dir() for paths in sources.archives.values() for path in paths)
     surveys = {split: _survey(paths) for split, paths in sources.archives.items()}
     classes = sorted(surveys["train"].groups)
@@ -89,7 +89,7 @@ def prepare(
     arguments = {
         "from": {split: [*map(fingerprint, paths)] for split, paths in sources.archives.items()},
         "files": {split: f"{survey.files} files, {survey.listing}" for split, survey in surveys.items()},
-        "labels": f"{len(labels)} labels, {_hash([*sorted(labels.items()), *sorted(titles.items())])}",
+        "labels": f"{len(labels)} labels, {_hash(sorted(labels.items()))}",
         "check": check,
         "shard_mb": shard_mb,
     }
@@ -99,7 +99,6 @@ def prepare(
         splits=[Split(split, survey.bytes, items(split)) for split, survey in surveys.items()],
         examine=lambda item: examine_picture(item, check),
         archives=[path for path in (*every, *filter(None, [sources.devkit])) if path.is_file()],
-        more={"titles": [titles.get(name, name) for name in classes]} if titles else {},
     )
     run(out, plan, Options(threads, shard_mb, verify), report)
     known = len(classes) == 1000 and "val" in sources.archives
@@ -185,10 +184,11 @@ def _item(found: _Found, split: str, numbers: Mapping[str, int], labels: Mapping
     return Item(found.position, record, {"image": f"{split}/{name}"}, origin=f"{entry.archive}: {entry.name}")
 
 
-def _labels(sources: Sources, file: Path | None) -> tuple[Mapping[int, str], Mapping[str, str]]:
-    """Number of a validation picture -> class, and class -> its words, where a file or the devkit gives them."""
-    labels, titles = from_devkit(sources.devkit) if sources.devkit else ({}, {})
-    return (file_labels(file) if file else labels), titles
+def _labels(sources: Sources, file: Path | None) -> Mapping[int, str]:
+    """Number of a validation picture -> class, where a file or the devkit says it."""
+    if file:
+        return file_labels(file)
+    return from_devkit(sources.devkit) if sources.devkit else {}
 
 
 def _check_val(survey: _Survey, classes: Sequence[str], labels: Mapping[int, str]) -> None:

@@ -52,8 +52,8 @@ def file_labels(path: Path) -> dict[int, str]:
     return labels
 
 
-def from_devkit(path: Path) -> tuple[dict[int, str], dict[str, str]]:
-    """Number -> wnid, and wnid -> words, from ILSVRC2012_devkit_t12.tar.gz or its folder.
+def from_devkit(path: Path) -> dict[int, str]:
+    """Number -> wnid, from ILSVRC2012_devkit_t12.tar.gz or its folder.
 
     Its ground truth has an ILSVRC2012_ID (1..1000, not in the order of the wnids) a line, which meta.mat resolves;
     reading that needs scipy. Raises `DataError` for a devkit that lacks one of the two.
@@ -69,14 +69,13 @@ def from_devkit(path: Path) -> tuple[dict[int, str], dict[str, str]]:
         raise DataError(f"{path} lacks {' and '.join(name for name, data in files.items() if not data)}; get it again")
     synsets = _synsets(meta, path)
     try:
-        labels = {number: synsets[int(line)][0] for number, line in enumerate(truth.split(), start=1)}
+        return {number: synsets[int(line)] for number, line in enumerate(truth.split(), start=1)}
     except (ValueError, KeyError) as error:
         raise DataError(f"{path}: its ground truth has an ID that meta.mat has not: {error}; get it again") from error
-    return labels, dict(synsets.values())
 
 
-def _synsets(meta: bytes, path: Path) -> dict[int, tuple[str, str]]:
-    """ILSVRC2012_ID -> wnid and words."""
+def _synsets(meta: bytes, path: Path) -> dict[int, str]:
+    """ILSVRC2012_ID -> wnid."""
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -85,6 +84,6 @@ def _synsets(meta: bytes, path: Path) -> dict[int, tuple[str, str]]:
         ) from error
     try:
         rows: Any = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-        return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in rows}
+        return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(f"{path}: meta.mat is not as in ILSVRC2012 ({error}); get it again") from error

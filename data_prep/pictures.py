@@ -83,7 +83,7 @@ def _hopeless(item: Item) -> bool:
 
 
 def _header(value: bytes | Path, name: str) -> tuple[tuple[int, int], list[str]]:
-    """Width and height upright, and what is worth saying of the picture."""
+    """Width and height as stored, which masks and boxes count in, and what is worth saying of the picture."""
     with _opened(value) as image:
         notes = [] if image.mode in _PLAIN else ["CMYK" if image.mode == "CMYK" else f"mode {image.mode}"]
         wanted = _FORMATS.get(Path(name).suffix.lower())
@@ -94,7 +94,7 @@ def _header(value: bytes | Path, name: str) -> tuple[tuple[int, int], list[str]]
         turn = _orientation(image)
         if turn != 1:
             notes.append(f"EXIF orientation: {turn}")
-        return (image.size if turn < 5 else image.size[::-1]), notes
+        return image.size, notes
 
 
 def _orientation(image: Image.Image) -> int:

@@ -41,7 +41,6 @@ class Plan(NamedTuple):
     splits: Sequence[Split]
     examine: Callable[[Item], Finding]
     archives: Sequence[Path]  # whose published hashes --verify compares
-    more: Mapping[str, Any] = {}  # further facts for prepared.json
 
 
 class Options(NamedTuple):
@@ -103,7 +102,7 @@ def run(out: Path, plan: Plan, options: Options, report: Report | None) -> dict[
                 f"shards, and the same command goes on behind them"
             ) from None
         write_json(out / "classes.json", list(plan.classes), indent=0)
-        facts = folder.finish(plan.classes, plan.more)
+        facts = folder.finish(plan.classes)
     for line in summary(out, facts):
         say(line)
     return facts

@@ -134,7 +134,7 @@ class Folder:
             if shard is not None:
                 shard.abandon()
 
-    def finish(self, classes: Sequence[str], more: Mapping[str, Any]) -> dict[str, Any]:
+    def finish(self, classes: Sequence[str]) -> dict[str, Any]:
         """Write bad.jsonl and prepared.json, remove the journal; returns what prepared.json holds.
 
         Raises `DataError` where a split has pictures but not one that is sound: then nothing is finished.
@@ -148,7 +148,7 @@ class Folder:
         facts = {
             "version": VERSION, "kind": self.layout.kind, "format": self.layout.format,
             "classes": list(classes), "splits": splits, "bad": dict(Counter(_sort(entry) for entry in bad)),
-            **more, "arguments": dict(self.layout.arguments),
+            "arguments": dict(self.layout.arguments),
         }  # fmt: skip
         write_text(self.out / BAD, "".join(json.dumps(entry) + "\n" for entry in bad))
         write_json(self.out / PREPARED, facts, indent=1)

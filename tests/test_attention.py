@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,8 @@ def test_the_command_prints_what_it_drew(in_chain: Path, picture: Path, tmp_path
         (["runs/mim", "PICTURE", "--image-size", "50"], 2, "not a multiple of patch_size 16: try 48 or 64"),
         (["runs/mim", "PICTURE", "--out", "maps.txt"], 2, "end it in .png, .jpg or .webp"),
         (["runs/mim", "PICTURE", "--against", "runs/vl"], 2, "--against goes with --data NAME"),
+        (["runs/mim", "PICTURE", "--split", "val"], 2, "--split goes with --data NAME"),
+        (["runs/mim", "PICTURE", "--no-reduce-zero-label"], 2, "--no-reduce-zero-label goes with --data NAME"),
         (["runs/mim", "--data", "scenes", "--points", "3"], 2, "--points goes with a picture"),
         (["runs/tokenizer", "PICTURE"], 2, "has no image tower"),
         (["runs/nothing", "PICTURE"], 1, "no such run or checkpoint"),
@@ -227,6 +230,46 @@ def test_diagonal_neighbours_are_two_objects() -> None:
     segments = torch.full((4, 4), 255)
     segments[0, 0] = segments[1, 1] = 0
     assert len(list(things(segments))) == 2
+
+
+def flooded(segments: np.ndarray) -> set[tuple[int, frozenset[tuple[int, int]]]]:
+    """Label and pixels of every region, by walking from neighbour to neighbour."""
+    open_ = {(y, x) for y, x in np.argwhere(segments != 255).tolist()}
+    found = set()
+    while open_:
+        region, waiting = set(), [open_.pop()]
+        label = segments[waiting[0]]
+        while waiting:
+            y, x = waiting.pop()
+            region.add((y, x))
+            near = {(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)} & open_
+            same = {place for place in near if segments[place] == label}
+            open_ -= same
+            waiting += same
+        found.add((int(label), frozenset(region)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_regions_are_those_of_walking_from_pixel_to_pixel(seed: int) -> None:
+    noise = np.random.default_rng(seed).choice([0, 0, 1, 7, 255], (17, 23))
+    noise[3:9, 3:9] = np.indices((6, 6)).sum(0) % 2  # a chess board
+    found = list(things(torch.from_numpy(noise)))
+    pixels = {(t.label, frozenset(map(tuple, t.mask_HW.nonzero().tolist()))) for t in found}
+    assert pixels == flooded(noise) and len(found) == len(pixels)
+    assert [thing.label for thing in found] == sorted(thing.label for thing in found)
+    assert [t.label for t in things(torch.from_numpy(noise), 5)] == [t.label for t in found if t.mask_HW.sum() >= 5]
+
+
+def test_a_large_picture_is_taken_apart_at_once() -> None:
+    one = torch.zeros(512, 512)
+    snake = torch.full((512, 512), 255)
+    snake[::2] = 0
+    snake[1::4, -1] = snake[3::4, 0] = 0  # one region of 131,000 steps
+    noise = torch.randint(0, 200, (512, 512), generator=torch.Generator().manual_seed(0))
+    before = time.process_time()
+    assert [len(list(things(segments, 64))) for segments in (one, snake, noise)] == [1, 1, 0]
+    assert time.process_time() - before < 5
 
 
 def test_an_interval_is_that_of_the_normal_law() -> None:
@@ -320,6 +363,15 @@ def test_data_without_objects_is_refused(in_chain: Path, squares: Squares, tmp_p
     squares.rows = Squares(tmp_path, empty=True).rows
     assert main(["inspect", "attention", "runs/mim", "--data", "scenes", "--out", str(tmp_path / "a.json")]) == 1
     assert "none of 4 pictures of val has an object" in capsys.readouterr().err
+
+
+def test_label_0_may_be_a_class(in_chain: Path, squares: Squares, tmp_path: Path, capsys: Any) -> None:
+    words = ["inspect", "attention", "runs/mim", "--data", "scenes", "--out", str(tmp_path / "a.json")]
+    assert main([*words, "--no-reduce-zero-label"]) == 1  # 0, 1, 2 are three then
+    assert "0..1" in capsys.readouterr().err
+    squares.classes = lambda kind: ["ground", "low", "high"]
+    assert main([*words, "--no-reduce-zero-label"]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["objects"] == 12
 
 
 def test_a_twin_may_not_be_named_twice(in_chain: Path, squares: Squares, capsys: Any) -> None:

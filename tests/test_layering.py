@@ -28,6 +28,8 @@ ROWS = (
     ("__main__",),
 )  # fmt: skip
 ROW = {f"vlbeit.{unit}": number for number, row in enumerate(ROWS) for unit in row}
+# Of row 1, what preparing data shares with the sources: plain Python, which imports row 0 and each other alone.
+PURE = {f"vlbeit.data.{name}" for name in ("records", "instances", "json_file", "class_names")}
 SHARED_ROWS = (0, 6)  # their modules may import each other
 BANNED_NAMES = {"utils", "util", "misc", "helpers", "common"}
 
@@ -77,8 +79,8 @@ def violation(module: str, imported: str) -> str | None:
     if not imported.startswith("vlbeit.") or unit(module) == unit(imported):
         return "loads a second copy" if imported.split(".")[0] in ("tasks", "data_prep", "configs") else None
     if module.startswith("vlbeit.data_prep"):
-        allowed = ROW.get(".".join(imported.split(".")[:2])) == 0 or imported == "vlbeit.data.records"
-        return None if allowed else "data_prep imports row 0 and data.records only"
+        allowed = ROW.get(".".join(imported.split(".")[:2])) == 0 or imported in PURE
+        return None if allowed else f"data_prep imports row 0 and {', '.join(sorted(PURE))} only"
     if imported.startswith(("vlbeit.data_prep", "vlbeit.configs")):
         return "nothing imports data_prep or configs: they are loaded by name"
     own, other = (ROW[".".join(name.split(".")[:2])] for name in (module, imported))
@@ -138,6 +140,14 @@ def test_finds_what_it_must_find(module: str, source: str) -> None:
 )
 def test_allows_what_it_must_allow(module: str, source: str) -> None:
     assert not [name for name in imports(module, ast.parse(source), set(MODULES), False) if violation(module, name)]
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_what_preparing_data_shares_is_plain(module: str) -> None:
+    found = {name for name in imports(module, ast.parse(MODULES[module].read_text()), set(MODULES), False)}
+    own = {name for name in found if name.startswith("vlbeit.")}
+    assert all(name in PURE or ROW.get(".".join(name.split(".")[:2])) == 0 for name in own), own
+    assert not found & {"torch", "datasets", "hydra"}
 
 
 def test_no_module_of_odds_and_ends() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Base of what the command line prints in one line; `exit_code` is the process's exit status."""
@@ -23,3 +25,9 @@ class Interrupted(UserError):
     """Training was asked to stop (Ctrl-C, SIGTERM) and has saved its state (exit code 130)."""
 
     exit_code = 130
+
+
+def some(items: Sequence[object], most: int = 3) -> str:
+    """`3 (a, b, c)` or `80 (a, b, c, ...)`: a count and the first few, for messages."""
+    dots = ", ..." if len(items) > most else ""
+    return f"{len(items)} ({', '.join(map(str, items[:most]))}{dots})"

@@ -29,71 +29,54 @@ def attention(
     run: Annotated[str, typer.Argument(metavar="RUN", help="run, checkpoint or published name", show_default=False)],
     picture: Annotated[Path | None, typer.Argument(metavar="PICTURE", help="image file", show_default=False)] = None,
     points: Annotated[
-        str | None, typer.Option(help="3: so many, spread out; 0.3,0.5;0.7,0.2: as shares x,y", show_default=False)
+        str | None, typer.Option(help="3: so many, spread out; 0.3,0.5;0.7,0.2: as shares x,y; without: 3")
     ] = None,
     layer: Annotated[int, typer.Option(help="block from 0, or from the end: -1 is the last")] = -1,
-    heads: Annotated[str | None, typer.Option(help="all, or such as 0,3", show_default=False)] = None,
-    image_size: Annotated[
-        str | None, typer.Option(metavar="N|HxW", help="pixels: more make a finer grid", show_default=False)
+    heads: Annotated[str | None, typer.Option(help="all, or such as 0,3; without: all")] = None,
+    image_size: Annotated[str | None, typer.Option(metavar="N|HxW", help="pixels: more make a finer grid")] = None,
+    data: Annotated[str | None, typer.Option(help="instead of a picture: measure on objects of this data")] = None,
+    root: Annotated[str | None, typer.Option(help="where the data lies, if not where the run's")] = None,
+    split: Annotated[str | None, typer.Option(help="of the data; without: val")] = None,
+    limit: Annotated[int | None, typer.Option(help="pictures of the data; all without", min=1)] = None,
+    reduce_zero_label: Annotated[
+        bool | None, typer.Option(help="whether label 0 of the data's masks is no class; without: it is none")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="instead of a picture: measure on objects of this data", show_default=False)
-    ] = None,
-    root: Annotated[
-        str | None, typer.Option(help="where the data lies, if not where the run's", show_default=False)
-    ] = None,
-    split: Annotated[str, typer.Option(help="of the data")] = "val",
-    limit: Annotated[
-        int | None, typer.Option(help="pictures of the data; all without", min=1, show_default=False)
-    ] = None,
-    reduce_zero_label: Annotated[bool, typer.Option(help="label 0 of the masks is no class")] = True,
     against: Annotated[
-        list[str] | None,
-        typer.Option(help="run to compare with, also several times: a supervised one, say", show_default=False),
+        list[str] | None, typer.Option(help="run to compare with, also several times: a supervised one, say")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="file to write: attention.png, or attention.json in the run", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="file to write: attention.png, or attention.json in the run")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Draw where a tower looks from points of a picture, or measure with --data how well that covers objects."""
-    from vlbeit import converting
     from vlbeit.attention import figure, measure
+    from vlbeit.converting import read_size
 
-    size = None if image_size is None else converting.read_size(image_size)
     if (picture is None) == (data is None):
         raise UsageError("name a picture to draw maps of, or --data NAME to measure on: one of the two")
+    size = None if image_size is None else read_size(image_size)
     if picture is not None:
-        _only_with("--data NAME", root=root, limit=limit, against=against or None)
-        drawn = figure.inspect_picture(
-            run,
-            picture,
-            out or Path("attention.png"),
-            points=points or "3",
-            layer=layer,
-            heads=heads or "all",
-            image_size=size,
+        _refuse(
+            "--data NAME", root=root, split=split, limit=limit, reduce_zero_label=reduce_zero_label, against=against
         )
+        file, points, heads = out or Path("attention.png"), points or "3", heads or "all"
+        drawn = figure.inspect_picture(run, picture, file, points=points, layer=layer, heads=heads, image_size=size)
         _print_maps(drawn, as_json)
-        return
-    assert data is not None
-    _only_with("a picture", points=points, heads=heads)
-    found = measure.measure(
-        run,
-        measure.data_config(run, data, root=root, split=split, limit=limit),
-        against=against or [],
-        layer=layer,
-        image_size=size,
-        reduce_zero_label=reduce_zero_label,
-        out=out,
-    )
-    _print_overlaps(found, as_json)
+    if data is not None:
+        _refuse("a picture", points=points, heads=heads)
+        place = measure.data_config(run, data, root=root, split=split or "val", limit=limit)
+        zero = reduce_zero_label is not False
+        found = measure.measure(
+            run, place, against=against or [], layer=layer, image_size=size, reduce_zero_label=zero, out=out
+        )
+        _print_overlaps(found, as_json)
 
 
-def _only_with(what: str, **options: Any) -> None:
-    """Raise UsageError for an option that means nothing here."""
-    if given := [name for name, value in options.items() if value is not None]:
-        raise UsageError(f"--{given[0]} goes with {what}: leave it out")
+def _refuse(what: str, **options: Any) -> None:
+    """Raise UsageError for an option that goes with `what` and means nothing here."""
+    for name, value in options.items():
+        if value is not None and value != []:
+            word = ("no-" if value is False else "") + name.replace("_", "-")
+            raise UsageError(f"--{word} goes with {what}: leave it out")
 
 
 def _print_maps(drawn: Inspected, as_json: bool) -> None:

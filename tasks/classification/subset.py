@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from timm.data import ImageNetInfo
 
-from vlbeit.data.sources.base import some
-from vlbeit.errors import DataError, UsageError
+from vlbeit.errors import DataError, UsageError, some
 
 _IMAGENETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}
 """By the number of classes: timm's list of WordNet ids, in the order of ImageNet's sorted folders."""

@@ -14,7 +14,7 @@ from torch import nn
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, require
 from vlbeit.data.box_transforms import BoxEval, BoxTrain, collate_boxes, corners
 from vlbeit.data.outlines import outline_masks
-from vlbeit.data.records import ChosenRecords, open_image
+from vlbeit.data.records import ChosenRecords, open_stored
 from vlbeit.data.sources import open_source
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.detector import LEVELS
@@ -168,7 +168,7 @@ class _Trained:
         self.jitter, self.masks = jitter, masks
 
     def __call__(self, record: Record) -> Sample:
-        image = open_image(record["image"])
+        image = open_stored(record["image"])
         single = [index for index, crowd in enumerate(record["crowd"]) if not crowd]
         masks_nHW = None
         if self.masks:
@@ -190,7 +190,7 @@ class _Evaluated:
         truth["boxes"] = corners(record["boxes"]).tolist()
         if self.masks:
             truth["outlines"] = record["outlines"]
-        return {"sample_id": record["id"], **self.image(open_image(record["image"])), "truth": truth}
+        return {"sample_id": record["id"], **self.image(open_stored(record["image"])), "truth": truth}
 
 
 def _check_stride(spec: EncoderSpec, size: tuple[int, int]) -> None:

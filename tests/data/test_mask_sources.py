@@ -184,7 +184,7 @@ def test_prepared_folders(tmp_path, root, source, format):
         record = {"id": name, "image": root / f"images/train/{name}.jpg", "mask": root / f"masks/train/{name}.png"}
         items.append(Item((number,), record))
     list(folder.write("train", items, lambda item: Finding(), 2))
-    folder.finish(["x", "y"], {})
+    folder.finish(["x", "y"])
     prepared = config(source, tmp_path / "out")
     assert open_source(prepared).classes() == ["x", "y"]
     image, segments = open_pair(open_records(prepared, "masks", "train")[1], 2, False)

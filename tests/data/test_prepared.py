@@ -39,7 +39,7 @@ def make(out, kind, format, records, classes=("a", "b"), shard_bytes=10**9):
         for number, record in enumerate(records)
     ]
     list(folder.write("train", items, lambda item: Finding(), 2))
-    folder.finish(classes, {})
+    folder.finish(classes)
     return out
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlbeit.data.records import ImageError
 from vlbeit.data.segments import open_pair, read_segments
+from vlbeit.data.stand_in import stand_in
 from vlbeit.errors import DataError
 
 ADE = {"num_classes": 150, "reduce_zero_label": True}
@@ -128,6 +129,19 @@ def test_a_pair_of_different_sizes_names_both(tmp_path):
     record = {key: value if key == "id" else Path(value).read_bytes() for key, value in record.items()}
     with pytest.raises(DataError, match=r"the image of the id has 3x2 pixels, but the mask of the id 2x3"):
         open_pair(record, 4, True)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_beside_a_mask_stays_as_it_is_stored(tmp_path, orientation):
+    record = record_of(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.new("RGB", (3, 2))
+    stored.putpixel((0, 0), (255, 0, 0))
+    stored.save(record["image"], exif=exif)
+    image, segments = open_pair(record, 4, True)
+    assert image.getpixel((0, 0)) == (255, 0, 0) and image.size == (3, 2) == tuple(segments.shape[::-1])
+    assert (stand_in({**record, "mask": "none.png"})["mask"][16:24]) == bytes([0, 0, 0, 3, 0, 0, 0, 2])
 
 
 def test_a_mask_of_bytes_is_named_by_its_record(tmp_path):

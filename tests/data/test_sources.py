@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,20 @@ def test_imagefolder_mistakes(image_root, draw, tmp_path):
     (tmp_path / "empty/train/cat").mkdir(parents=True)
     with pytest.raises(DataError, match=r"empty/train: class folders without a picture: 1 \(cat\); fill them"):
         open_records(config("imagefolder", tmp_path / "empty"), "labelled", "train")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"caf\xe9/b.jpg"])
+def test_a_name_that_is_not_utf8_is_named(image_root, draw, name):
+    path = image_root / "train/cat" / os.fsdecode(name)
+    path.parent.mkdir(exist_ok=True)
+    draw(path, color="red")
+    for kind in ("images", "labelled"):
+        with pytest.raises(DataError, match=r"caf\\xe9[./].*jpg has a name that is not UTF-8; rename it") as error:
+            open_records(config("imagefolder", image_root), kind, "train")
+        assert str(error.value).encode()  # it can be printed
+    (path.parent / os.fsdecode(b"caf\xe9.txt")).touch()  # no picture: it does not matter
+    path.unlink()
+    open_records(config("imagefolder", image_root), "labelled", "train")
 
 
 def test_a_missing_root_and_a_kind_that_a_source_has_not(image_root, tmp_path):

@@ -16,6 +16,7 @@ from vlbeit.cli import main
 from vlbeit.config import DataConfig
 from vlbeit.data.prepared import prepared_classes, prepared_records
 from vlbeit.data.records import open_image
+from vlbeit.data.segments import open_pair
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.data_prep import ade20k, archives
 from vlbeit.errors import DataError, Interrupted
@@ -145,7 +146,7 @@ def test_pairs_that_do_not_fit_are_named(tmp_path, root, make_picture):
     assert found == {
         "ADE_train_00000001": "mask of another size: 24x15, picture 24x16",
         "ADE_train_00000002": "mask labels out of range: 151, 200 (0..150 are known)",
-        "ADE_train_00000003": "mask is missing",
+        "ADE_train_00000003": "mask is missing: there is no .png of this name",
         "ADE_train_00000004": "mask has colours: mode RGB, not one number a pixel",
         "ADE_train_00000009": "picture is missing",
     }
@@ -154,14 +155,16 @@ def test_pairs_that_do_not_fit_are_named(tmp_path, root, make_picture):
     assert prepared_records(tmp_path / "out", "masks", "train")[0]["id"] == "ADE_train_00000005"
 
 
-def test_a_picture_lying_on_its_side_is_compared_upright(tmp_path, root):
+def test_a_picture_is_compared_with_its_mask_as_it_is_stored(tmp_path, root):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (16, 24)).save(root / "images/training/ADE_train_00000001.jpg", exif=exif)
+    Image.new("RGB", (24, 16)).save(root / "images/training/ADE_train_00000001.jpg", exif=exif)
+    Image.new("RGB", (16, 24)).save(root / "images/training/ADE_train_00000002.jpg", exif=exif)
     facts, *_ = prepare(tmp_path / "out", root)
-    assert facts["splits"]["train"]["records"] == 5 and facts["bad"] == {"EXIF orientation": 1}
+    assert facts["splits"]["train"]["records"] == 4 and facts["bad"]["EXIF orientation"] == 2
+    assert bad(tmp_path / "out")["ADE_train_00000002"] == "mask of another size: 24x16, picture 16x24"
     record = prepared_records(tmp_path / "out", "masks", "train")[0]
-    assert open_image(record["image"]).size == open_image(record["mask"]).size == (24, 16)
+    assert open_pair(record, 150, True)[0].size == (24, 16)
 
 
 def test_check_header_does_not_read_labels_and_none_reads_nothing(tmp_path, root):
@@ -198,12 +201,29 @@ def test_an_interrupted_zip_goes_on(tmp_path, root, monkeypatch):
     assert list(records.column("id")) == [f"ADE_train_{i:08d}" for i in range(1, 6)] and facts["bad"] == {}
 
 
+def test_masks_are_png_since_jpeg_changes_labels(tmp_path, root):
+    file = root / "annotations/training/ADE_train_00000003.png"
+    Image.open(file).save(file.with_suffix(".jpg"))
+    file.unlink()
+    facts, *_ = prepare(tmp_path / "out", root)
+    assert facts["splits"]["train"]["records"] == 4 and facts["bad"] == {"mask is missing": 1}
+
+
+def test_pictures_that_differ_in_their_suffix_alone_are_named(tmp_path, root, make_picture):
+    file = root / "images/training/ADE_train_00000003.jpg"
+    file.with_suffix(".JPEG").write_bytes(make_picture(9))
+    said = r"files that differ in their suffix alone: 1 \(images/training/ADE_train_00000003\); keep one of each"
+    for source in (root, zipped(root)):
+        with pytest.raises(DataError, match=f"{source}: {said}"):
+            prepare(tmp_path / "out", source)
+
+
 def test_mistakes(tmp_path, root, capsys):
     (root / "objectInfo150.txt").rename(tmp_path / "kept.txt")
     with pytest.raises(DataError, match=r"has no objectInfo150.txt, which names the classes"):
         prepare(tmp_path / "out", root)
     (root / "objectInfo150.txt").write_text("Idx\tName\n2\twall\n")
-    with pytest.raises(DataError, match=r"objectInfo150.txt does not count the classes 1, 2"):
+    with pytest.raises(DataError, match=r"objectInfo150.txt: the first column must count the classes"):
         prepare(tmp_path / "out", root)
     (tmp_path / "kept.txt").rename(root / "objectInfo150.txt")
     (root / "images/training").rename(root / "images/train")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vlbeit.cli import main
 from vlbeit.config import DataConfig
@@ -35,10 +36,11 @@ ANNOTATIONS = {
         box(3, 25, [20, 10, 9, 9], segmentation=[[20, 10, 24, 10, 24, 16]]),  # reaches out: cut
         box(4, 25, [3, 3, 0, 5]),  # no width
         box(5, 25, [30, 3, 4, 5]),  # outside
+        box(7, 30, [20, 0, 9, 5], area=None, iscrowd="0"),  # cut: its area is that of what is left
     ],
     "val2017": [box(6, 5, [0, 0, 5, 5])],
 }
-IMAGES = {"train2017": (9, 25, 30), "val2017": (5,)}  # 30 has no box
+IMAGES = {"train2017": (9, 25, 30, 31), "val2017": (5,)}  # 31 has no box
 
 
 def instances(name: str, **changes: Any) -> dict[str, Any]:
@@ -85,10 +87,10 @@ def test_boxes(tmp_path, root, form):
     source, format = form.split(" as ")
     out = tmp_path / "out"
     facts, lines, following = prepare(out, zipped(root) if source == "zips" else root, format=format)
-    assert facts["format"] == format and facts["category_ids"] == [3, 18]
+    assert facts["format"] == format
     assert prepared_classes(out, "boxes") == ["car", "dog"]  # by ascending id
     records = prepared_records(out, "boxes", "train")
-    first, second, third = (records[i] for i in range(3))
+    first, second, third, fourth = (records[i] for i in range(4))
     image = first.pop("image")
     assert open_image(image).size == (24, 16) and isinstance(image, bytes) == (format == "parquet")
     assert first == {
@@ -96,13 +98,15 @@ def test_boxes(tmp_path, root, form):
         "areas": [12.5, 12.5], "crowd": [False, True], "outlines": ["", '{"counts":[1,2],"size":[16,24]}'],
     }  # fmt: skip
     assert second["boxes"] == [[20, 10, 4, 6]] and second["outlines"] == ["[[20,10,24,10,24,16]]"]
-    assert third["boxes"] == third["labels"] == [] and third["image_id"] == 30
-    assert facts["splits"]["train"]["classes"] == {"car": 1, "dog": 2}  # boxes
+    assert third["boxes"] == [[20, 0, 4, 5]] and third["areas"] == [20] and third["crowd"] == [False]
+    assert fourth["boxes"] == fourth["labels"] == [] and fourth["image_id"] == 31
+    assert facts["splits"]["train"]["classes"] == {"car": 1, "dog": 3}  # boxes
     bad = [json.loads(line) for line in (out / "bad.jsonl").read_text().splitlines()]
     assert [(row["id"][-6:], row["what"], row["left_out"]) for row in bad] == [
         ("25.jpg", "box cut at the edge of the picture: annotation 3", False),
         ("25.jpg", "box without width or height left out: annotation 4", False),
         ("25.jpg", "box outside the picture left out: annotation 5", False),
+        ("30.jpg", "box cut at the edge of the picture: annotation 7", False),
     ]
     assert following == f"vlbeit train stage=mim task=detection data=coco data.root={out}"
     assert "  box outside the picture left out: 1" in lines
@@ -144,20 +148,28 @@ def test_pictures_that_are_missing_broken_or_of_another_size(tmp_path, root, mak
     assert {(row["id"][-6:], row["what"]) for row in bad if row["left_out"]} == {
         ("09.jpg", "picture is missing"), ("25.jpg", "another size than in the annotations: 12x16, annotations 24x16"),
     }  # fmt: skip
-    assert facts["splits"]["train"]["records"] == 1 and facts["bad"]["CMYK"] == 1
+    assert facts["splits"]["train"]["records"] == 2 and facts["bad"]["CMYK"] == 1
+
+
+@pytest.mark.parametrize(("orientation", "size", "kept"), [(6, (24, 16), 4), (3, (24, 16), 4), (6, (16, 24), 3)])
+def test_boxes_are_those_of_the_picture_as_it_is_stored(tmp_path, root, orientation, size, kept):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(root / "train2017/000000000009.jpg", exif=exif)
+    assert prepare(tmp_path / "out", root)[0]["splits"]["train"]["records"] == kept
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"annotations": [box(7, 1234, [0, 0, 5, 5])]}, r"annotations whose image_id is no image's: 1 \(7\)"),
-        ({"annotations": [box(7, 9, [0, 0, 5, 5], 99)]}, r"annotations whose category_id is unknown: 1 \(7\)"),
+        ({"annotations": [box(7, 1234, [0, 0, 5, 5])]}, r"annotations whose image_id is none of its images: 1 \(7\)"),
+        ({"annotations": [box(7, 9, [0, 0, 5, 5], 99)]}, r"whose category_id is none of its categories: 1 \(7\)"),
         ({"annotations": [box(7, 9, [0, 0, 5, 5])] * 2}, r"annotation ids used twice: 1 \(7\)"),
-        ({"images": instances("train2017")["images"] * 2}, r"image ids used twice: 3 \(9, 25, 30\)"),
-        ({"annotations": [box(7, 9, [0, 0, 5])]}, r"annotation 7 has no bbox \[x, y, width, height\]"),
-        ({"annotations": [box(7, 9, [0, 0, float("nan"), 5])]}, r"annotation 7 has no bbox .*not finite"),
-        ({"images": [{"id": 9}]}, r"is not as in COCO \(KeyError: 'file_name'\)"),
-        ({"categories": []}, r"category_id is unknown: 5 \(1, 2, 3, ...\)"),
+        ({"images": instances("train2017")["images"] * 2}, r"image ids used twice: 4 \(9, 25, 30, ...\)"),
+        ({"annotations": [{"id": 7, "image_id": 9, "bbox": [0, 0, 5, 5]}]}, r"id 7, .*KeyError: 'category_id'"),
+        ({"annotations": [box(7, 9, [0, 0, 5])]}, r"annotations\[0\], id 7, is not as in COCO"),
+        ({"images": [{"id": 9}]}, r"images\[0\], id 9, is not as in COCO \(KeyError: 'file_name'\)"),
+        ({"categories": []}, r"has no categories"),
     ],
 )  # fmt: skip
 def test_annotations_that_contradict_themselves(tmp_path, root, changes, said):
@@ -172,7 +184,7 @@ def test_other_mistakes(tmp_path, root, capsys):
     with pytest.raises(DataError, match=r"instances_val2017.json has other categories than train"):
         prepare(tmp_path / "out", root)
     val.write_text("{")
-    with pytest.raises(DataError, match=r"instances_val2017.json is not as in COCO \(JSONDecodeError"):
+    with pytest.raises(DataError, match=r"instances_val2017.json, line 1 column 2: not JSON"):
         prepare(tmp_path / "out", root)
     val.unlink()
     assert list(prepare(tmp_path / "out", root)[0]["splits"]) == ["train"]
@@ -181,6 +193,20 @@ def test_other_mistakes(tmp_path, root, capsys):
         prepare(tmp_path / "out2", root)
     assert main(["prepare", "coco", "--from", str(root / "val2017"), "--out", str(tmp_path / "out2")]) == 1
     assert "no instances_train2017.json in any" in capsys.readouterr().err
+
+
+def test_both_splits_are_of_one_release(tmp_path, root):
+    for child in [*root.rglob("*val2017*")]:
+        child.rename(child.with_name(child.name.replace("2017", "2014")))
+    with pytest.raises(DataError, match=r"instances_train2017.json beside instances_val2014.json; releases share"):
+        prepare(tmp_path / "out", root)
+
+
+def test_zips_that_are_not_needed_are_left_shut(tmp_path, root):
+    folder = zipped(root)
+    for name in ("unlabeled2017.zip", "train2014.zip"):
+        (folder / name).write_bytes(b"PK half of it")
+    assert list(prepare(tmp_path / "out", folder)[0]["splits"]) == ["train", "val"]
 
 
 def test_the_layout_of_the_built_in_scenes(tmp_path):

@@ -108,6 +108,18 @@ def test_samples(records, caplog):
         pickle.dumps(recipe.data(records, meta, train=train).transform)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_boxes_lie_on_the_picture_as_it_is_stored(records, tmp_path, train):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down: no size tells
+    with Image.open(records[0]["image"]) as image:
+        image.save(tmp_path / "turned.png", exif=exif)
+    recipe, meta, _ = built()
+    turned = ListRecords([{**records[0], "image": str(tmp_path / "turned.png")}])
+    plain, same = (batch_of(recipe, meta, each, train, rows=(0,))["image"] for each in (records, turned))
+    assert torch.equal(plain, same)
+
+
 def test_crowds_are_nothing_to_learn_from(records):
     recipe, meta, _ = built(keep_empty=True)
     batch = batch_of(recipe, meta, records, train=True, rows=(2, 3))

@@ -32,6 +32,7 @@ from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.image_tower import ImageTower
 
 RANDOM = "random initialisation"
+_FILE = "attention.json"
 _SEEDS = 3  # random initialisations whose mean is taken
 _BYTES = 2**28  # of attention probabilities that are held at once
 _Z = 1.96  # of a normal 95 % interval
@@ -113,42 +114,35 @@ def measure(
 
     Raises UsageError for a layer, size or data that do not fit; DataError where no picture has an object.
     """
-    run = open_tower(path, image_size)
-    size = run.encoder.spec.image_size
-    assert size is not None
-    towers = {path: [run], RANDOM: [_untrained(run, seed) for seed in range(_SEEDS)]}
-    for other in against:
-        if other in towers:
-            raise UsageError(f"--against {other}: it is there already; name another run")
-        towers[other] = [open_tower(other, size)]
-    layers = {name: read_layer(layer, group[0], name) for name, group in towers.items()}
+    scores = _Scores(_towers(path, against, image_size, layer))
+    run = scores.of(path)
     records = open_records(data, "masks", data.val_split)
     classes = len(open_source(data).classes("masks"))
     pairs = (open_pair(records[index], classes, reduce_zero_label) for index in range(len(records)))
-    scores = _Scores({name: [_Scored(tower, layers[name], name) for tower in group] for name, group in towers.items()})
-    samples = _samples(pairs, size, scores.of(path).patch_pixels // 4)
+    samples = _samples(pairs, run.size, run.patch_pixels // 4)
     while part := list(islice(samples, scores.step)):  # so that a large split is never held whole
         scores.add(part, path)
     if not scores.objects:
         raise DataError(f"data={data.name}: none of {len(records)} pictures of {data.val_split} has an object")
-    facts = {
-        "run": path,
-        "data": data.name,
-        "root": data.root,
-        "split": data.val_split,
-        "pictures": len(scores.ceilings),
-        "without_objects": len(records) - len(scores.ceilings),
-        "objects": scores.objects,
-        "image_size": list(size),
-        "grid": list(grid_of(run)),
-        "layer": layers[path],
-        "mass": MASS,
-        "ceiling": sum(scores.ceilings) / len(scores.ceilings),
-        "disc": torch.stack(scores.discs).mean(0).max().item(),
-    }
-    measured = Measured(scores.overlaps(), facts, out or folder_of(path) / "attention.json")
+    facts = {"run": path, "data": data.name, "root": data.root, "split": data.val_split}
+    counts = {"pictures": len(scores.ceilings), "without_objects": len(records) - len(scores.ceilings)}
+    measured = Measured(scores.overlaps(), facts | counts | scores.facts(path), out or folder_of(path) / _FILE)
     files.write_json(measured.file, measured.to_json(), indent=1)
     return measured
+
+
+def _towers(
+    path: str, against: Sequence[str], image_size: tuple[int, int] | None, layer: int
+) -> dict[str, list[_Scored]]:
+    """The towers to measure, by what they are called: the run, its random initialisations, the others; of one size."""
+    run = open_tower(path, image_size)
+    found = {path: [run], RANDOM: [_untrained(run, seed) for seed in range(_SEEDS)]}
+    for other in against:
+        if other in found:
+            raise UsageError(f"--against {other}: it is there already; name another run")
+        found[other] = [open_tower(other, run.encoder.spec.image_size)]
+    layers = {name: read_layer(layer, group[0], name) for name, group in found.items()}
+    return {name: [_Scored(tower, layers[name], name) for tower in group] for name, group in found.items()}
 
 
 def data_config(path: str, name: str, *, root: str | None, split: str, limit: int | None) -> DataConfig:
@@ -192,6 +186,7 @@ class _Scored:
     def __init__(self, tower: ImageTower, layer: int, name: str) -> None:
         size, self.grid = tower.encoder.spec.image_size, grid_of(tower)
         assert size is not None
+        self.size = size
         if size[0] % self.grid[0] or size[1] % self.grid[1]:
             raise UsageError(
                 f"{name}: {self.grid[0]}x{self.grid[1]} patches do not tile {size[0]}x{size[1]} pixels: "
@@ -252,6 +247,19 @@ class _Scores:
             ]
             self.discs.append(torch.stack(blind).mean(0))
             self.objects += len(covered)
+
+    def facts(self, run: str) -> dict[str, Any]:
+        """How it was measured, and what bounds the grid of `run` sets; once there are objects."""
+        own = self.of(run)
+        return {
+            "objects": self.objects,
+            "image_size": list(own.size),
+            "grid": list(own.grid),
+            "layer": own.layer,
+            "mass": MASS,
+            "ceiling": sum(self.ceilings) / len(self.ceilings),
+            "disc": torch.stack(self.discs).mean(0).max().item(),
+        }
 
     def overlaps(self) -> list[Overlap]:
         """Of each group the mean over its towers."""

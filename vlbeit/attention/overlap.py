@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,31 +39,39 @@ def things(segments_HW: Tensor, least: int = 1) -> Iterator[Thing]:
     Their point is the pixel of the region that lies nearest to its centre of mass, so it lies on it, whatever its form.
     """
     height, width = segments_HW.shape
-    for label in segments_HW.unique().tolist():
-        if label == IGNORED:
-            continue
-        for mask_HW in _regions(segments_HW == label):
-            y_n, x_n = mask_HW.nonzero(as_tuple=True)
-            if len(y_n) < least:
-                continue
-            y, x = y_n.float(), x_n.float()
-            nearest = ((y - y.mean()) ** 2 + (x - x.mean()) ** 2).argmin()
-            point = Point((x[nearest].item() + 0.5) / width, (y[nearest].item() + 0.5) / height)
-            yield Thing(mask_HW, point, int(label))
+    regions_HW = torch.from_numpy(_regions(segments_HW.numpy()))
+    numbers, sizes = regions_HW.unique(return_counts=True)
+    labels = segments_HW.flatten()[numbers]
+    kept = (sizes >= least) & (labels != IGNORED)  # of noise nearly all are too small: before a mask is made of any
+    order = labels[kept].argsort(stable=True)
+    for number, label in zip(numbers[kept][order].tolist(), labels[kept][order].tolist(), strict=True):
+        mask_HW = regions_HW == number
+        y_n, x_n = mask_HW.nonzero(as_tuple=True)
+        y, x = y_n.float(), x_n.float()
+        nearest = ((y - y.mean()) ** 2 + (x - x.mean()) ** 2).argmin()
+        point = Point((x[nearest].item() + 0.5) / width, (y[nearest].item() + 0.5) / height)
+        yield Thing(mask_HW, point, int(label))
 
 
-def _regions(mask_HW: Tensor) -> list[Tensor]:
-    """The 4-connected regions of a mask: the largest number of a pixel spreads over each until nothing changes."""
-    numbers = torch.arange(1, mask_HW.numel() + 1, dtype=torch.float64).reshape(mask_HW.shape)
-    spread = numbers * mask_HW
-    while True:
-        padded = spread[None, None]
-        wider = torch.maximum(F.max_pool2d(padded, (3, 1), 1, (1, 0)), F.max_pool2d(padded, (1, 3), 1, (0, 1)))
-        after = wider[0, 0] * mask_HW
-        if torch.equal(after, spread):
-            break
-        spread = after
-    return [spread == number for number in spread[mask_HW].unique()]
+def _regions(labels_HW: np.ndarray) -> np.ndarray:
+    """Of every pixel the number of its 4-connected region of one label: its first pixel, counted row by row.
+
+    Rows are cut into runs of one label. Those that touch across two rows are joined: of two groups, the one with the
+    larger number goes to the smaller, until all that touch have one.
+    """
+    starts_HW = np.ones(labels_HW.shape, bool)
+    starts_HW[:, 1:] = labels_HW[:, 1:] != labels_HW[:, :-1]
+    run_HW = starts_HW.cumsum().reshape(labels_HW.shape) - 1
+    touching = labels_HW[1:] == labels_HW[:-1]
+    upper, lower = run_HW[:-1][touching], run_HW[1:][touching]
+    group = np.arange(starts_HW.sum())  # run -> a run of its group with a smaller number, or itself
+    while (apart := group[upper] != group[lower]).any():
+        upper, lower = upper[apart], lower[apart]
+        one, other = group[upper], group[lower]
+        np.minimum.at(group, np.maximum(one, other), np.minimum(one, other))
+        while ((after := group[group]) != group).any():
+            group = after
+    return starts_HW.ravel().nonzero()[0][group][run_HW]
 
 
 def kept_patches(map_HN: Tensor, mass: float = MASS) -> Tensor:

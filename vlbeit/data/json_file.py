@@ -17,11 +17,11 @@ _DECODE = json.JSONDecoder().raw_decode
 class JsonFile:
     """The text of a JSON object in memory, its items decoded as they are asked for."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `DataError` where the file is no UTF-8."""
+    def __init__(self, path: Path | str, data: bytes | None = None) -> None:
+        """Read `path`, or `data`, which has that name. Raises `DataError` where it is no UTF-8."""
         self.path = path
         try:
-            self._text = path.read_text(encoding="utf-8")
+            self._text = (Path(path).read_bytes() if data is None else data).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{path}, byte {error.start}: not UTF-8; get the file again") from error
 

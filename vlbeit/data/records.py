@@ -66,6 +66,14 @@ def open_image(value: str | Path | bytes | Image.Image) -> Image.Image:
     return _rgb(value) if isinstance(value, Image.Image) else decoded(value, _rgb)
 
 
+def open_stored(value: str | Path | bytes | Image.Image) -> Image.Image:
+    """As `open_image`, but not turned by its EXIF data: what masks, boxes and outlines count their pixels on.
+
+    As pycocotools and torchvision read it; a picture turned without them would put every object in another place.
+    """
+    return _unturned(value) if isinstance(value, Image.Image) else decoded(value, _unturned)
+
+
 def decoded(value: str | Path | bytes, use: Callable[[Image.Image], Result]) -> Result:
     """What `use` makes of the image of a file or of encoded bytes, as it is stored; `use` must load its rows.
 
@@ -89,13 +97,22 @@ def described(value: str | Path | bytes) -> str:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    return _upright(_plain(image)).convert("RGB")
+
+
+def _unturned(image: Image.Image) -> Image.Image:
+    return _plain(image).convert("RGB")
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """In a mode that converts to RGB as it should; pixels stay where they are."""
     if image.mode.startswith("I;16"):  # Pillow would cut it off at 255 instead of scaling
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 bits")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns about the direct way
-    return _upright(image).convert("RGB")
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlbeit.data.drawing import IGNORED
-from vlbeit.data.records import decoded, described, open_image
+from vlbeit.data.records import decoded, described, open_stored
 from vlbeit.errors import DataError
 from vlbeit.types import Record
 
@@ -59,11 +59,11 @@ def read_labels(value: str | bytes | Path) -> np.ndarray:
 
 
 def open_pair(record: Record, num_classes: int, reduce_zero_label: bool) -> tuple[Image.Image, Tensor]:
-    """The picture of a `masks` record as RGB, upright, and its segments: see `read_segments`.
+    """The picture of a `masks` record as RGB, as it is stored, and its segments: see `read_segments`.
 
     Raises as `read_segments` does, and `DataError` naming both files where they differ in size.
     """
-    image = open_image(record["image"])
+    image = open_stored(record["image"])
     try:
         segments_HW = read_segments(record["mask"], num_classes=num_classes, reduce_zero_label=reduce_zero_label)
     except DataError as error:
@@ -78,7 +78,8 @@ def open_pair(record: Record, num_classes: int, reduce_zero_label: bool) -> tupl
         )
         raise DataError(
             f"{image_name} has {image.width}x{image.height} pixels, but {mask_name} {width}x{height}; "
-            "take both from the same release (a picture is turned as its EXIF data says), or remove the pair"
+            "take both from the same release (a picture beside a mask is not turned by its EXIF data: where the mask "
+            "was drawn on it turned, write it anew upright), or remove the pair"
         )
     return image, segments_HW
 

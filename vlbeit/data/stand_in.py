@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlbeit.data.drawing import IGNORED
-from vlbeit.data.records import ImageError, decoded, open_image
+from vlbeit.data.records import ImageError, decoded, open_stored
 from vlbeit.types import Record
 
 _GREY = 128
@@ -30,9 +30,9 @@ def stand_in(record: Record) -> Record:
 
 
 def _image_size(value: str | bytes | Path) -> tuple[int, int] | None:
-    """Width and height of the upright image; None where it cannot be read."""
+    """Width and height of the image as it is stored; None where it cannot be read."""
     try:
-        return open_image(value).size
+        return open_stored(value).size
     except ImageError:
         return None
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from vlbeit.data.class_names import read_class_names
 from vlbeit.data.prepared import prepared_classes, prepared_records
 from vlbeit.data.sources.base import DataSource
-from vlbeit.data.sources.masks import pair_records, read_class_names, split_folder
+from vlbeit.data.sources.masks import pair_records, split_folder
 from vlbeit.errors import DataError
 from vlbeit.types import Records
 

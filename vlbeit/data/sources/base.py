@@ -67,10 +67,20 @@ def split_files(root: Path, split: str, suffixes: Sequence[str], layout: str) ->
 
 
 def walk_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator[tuple[str, list[str]]]:
-    """Every folder below, itself included, in order, with its image files; hidden ones are left out."""
+    """Every folder below, itself included, in order, with its image files; hidden ones are left out.
+
+    Raises `DataError` for the first of them whose path is not UTF-8, which no index can hold.
+    """
     for top, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield top, sorted(name for name in files if not name.startswith(".") and name.lower().endswith(suffixes))
+        found = sorted(name for name in files if not name.startswith(".") and name.lower().endswith(suffixes))
+        for path in (os.path.join(top, name) for name in found):
+            try:
+                path.encode()
+            except UnicodeEncodeError as error:
+                shown = os.fsencode(path).decode(errors="backslashreplace")
+                raise DataError(f"{shown} has a name that is not UTF-8; rename it") from error
+        yield top, found
 
 
 def missing_files(paths: Iterable[Path]) -> list[Path]:
@@ -87,9 +97,3 @@ def missing_files(paths: Iterable[Path]) -> list[Path]:
             there = set()
         missing += [path for path in wanted if path.name not in there]
     return missing
-
-
-def some(items: Sequence[object], most: int = 3) -> str:
-    """`3 (a, b, c)` or `80 (a, b, c, ...)`: a count and the first few, for messages."""
-    dots = ", ..." if len(items) > most else ""
-    return f"{len(items)} ({', '.join(map(str, items[:most]))}{dots})"

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from vlbeit.data.index import cached_table
-from vlbeit.data.json_file import json_rows
+from vlbeit.data.instances import Instances, chosen_release
+from vlbeit.data.json_file import JsonFile
 from vlbeit.data.prepared import prepared_classes, prepared_records
 from vlbeit.data.records import KINDS
-from vlbeit.data.sources.base import DataSource, some
+from vlbeit.data.sources.base import DataSource
 from vlbeit.data.sources.coco_file import CocoFile
-from vlbeit.errors import DataError
+from vlbeit.errors import DataError, some
 from vlbeit.types import Record, Records
 
-_NAMES = {"train": ("train2017", "train2014", "train"), "val": ("val2017", "val2014", "val")}
 _LAYOUT = (
     "coco reads ROOT/annotations/instances_train2017.json (or ROOT/instances_train2017.json) with the pictures in "
-    "ROOT/train2017, and the same with val2017; 2014 or no year will do"
+    "ROOT/train2017, and the same with val2017; 2014 or no year will do, but one release for both"
 )
 
 
@@ -61,13 +61,17 @@ class Coco(DataSource):
         return list(self._categories(self._naming()).values())
 
     def _files(self, split: str) -> _Files:
-        names = _NAMES.get(split, (split,))
-        for name in names:
-            for file in (self.root / "annotations" / f"instances_{name}.json", self.root / f"instances_{name}.json"):
-                if file.is_file():
-                    return _Files(file, self._images(name, file))
-        wanted = " or ".join(f"instances_{name}.json" for name in names)
-        raise DataError(f"data.root={self.root} has no {wanted} for the split {split!r}; {_LAYOUT}")
+        """Of the splits `train` and `val` those of one release; other splits are the names of files themselves."""
+        year = chosen_release(lambda name: self._annotations(name) is not None)
+        name = f"{split}{year}" if split in ("train", "val") else split
+        file = self._annotations(name)
+        if file is None:
+            raise DataError(f"data.root={self.root} has no instances_{name}.json for the split {split!r}; {_LAYOUT}")
+        return _Files(file, self._images(name, file))
+
+    def _annotations(self, name: str) -> Path | None:
+        files = (folder / f"instances_{name}.json" for folder in (self.root / "annotations", self.root))
+        return next((file for file in files if file.is_file()), None)
 
     def _images(self, name: str, file: Path) -> Path:
         for folder in (self.root / name, self.root / "images" / name):
@@ -100,21 +104,7 @@ class Coco(DataSource):
 
 
 def _category_rows(file: Path) -> Iterator[Record]:
-    """The categories by ascending id. Raises `DataError` for an id or a name that comes twice."""
-    found: dict[int, str] = {}
-    for position, row in enumerate(json_rows(file, "categories")):
-        try:
-            number, name = int(row["id"]), str(row["name"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{file}: categories[{position}] is not as in COCO ({type(error).__name__}: {error}); correct the file"
-            ) from error
-        if number in found or name in found.values():
-            raise DataError(f"{file}: the category {number} {name!r} comes twice, or its name; correct the file")
-        found[number] = name
-    if not found:
-        raise DataError(f"{file} has no categories; correct the file")
-    for number, name in sorted(found.items()):
+    for number, name in Instances(JsonFile(file)).categories.items():
         yield {"id": str(number), "text": name}
 
 

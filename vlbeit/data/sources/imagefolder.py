@@ -9,8 +9,8 @@ from typing import ClassVar
 from vlbeit.data.index import cached_table
 from vlbeit.data.prepared import prepared_classes, prepared_records
 from vlbeit.data.records import KINDS
-from vlbeit.data.sources.base import DataSource, some, walk_images
-from vlbeit.errors import DataError
+from vlbeit.data.sources.base import DataSource, walk_images
+from vlbeit.errors import DataError, some
 from vlbeit.types import Record, Records
 
 _LAYOUT = "imagefolder reads ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
+from vlbeit.data.class_names import read_class_names
 from vlbeit.data.index import cached_table
 from vlbeit.data.prepared import prepared_classes, prepared_records
 from vlbeit.data.records import KINDS, ImageError
-from vlbeit.data.sources.base import IMAGE_SUFFIXES, DataSource, some, walk_images
-from vlbeit.errors import DataError
+from vlbeit.data.sources.base import IMAGE_SUFFIXES, DataSource, walk_images
+from vlbeit.errors import DataError, some
 from vlbeit.types import Record, Records
 
 log = logging.getLogger(__name__)
@@ -107,32 +107,6 @@ def _pairs(images: Path, masks: Path) -> Iterator[Record]:
         )
     for name, path in pictures.items():
         yield {"id": name, "image": str(path), "mask": str(found[name])}
-
-
-def read_class_names(path: Path) -> list[str]:
-    """The names of the classes, in order, of a file with one a line or in the columns of ADE20K's objectInfo150.txt.
-
-    Those columns are parted by tabs, under a heading: first the index (1, 2, ...), last the name with its synonyms, of
-    which the first is taken where no other class has it. Raises `DataError` naming the file and what is wrong.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    rows = [line.strip().split("\t") for line in lines if line.strip()]
-    names = _first_synonyms(path, rows[1:]) if rows and len(rows[0]) > 1 else [row[0] for row in rows]
-    if not names:
-        raise DataError(f"{path} names no class: write one name a line")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{path}: names used twice: {some(twice)}; give every class a name of its own")
-    return names
-
-
-def _first_synonyms(path: Path, rows: list[list[str]]) -> list[str]:
-    if wrong := [row[0] for number, row in enumerate(rows, 1) if row[0] != str(number)]:
-        raise DataError(f"{path}: the first column must count the classes, 1, 2, ...: {wrong[0]!r} is out of order")
-    short = [re.split("[,;]", row[-1])[0].strip() for row in rows]
-    return [name if short.count(name) == 1 else row[-1] for name, row in zip(short, rows, strict=True)]
 
 
 @cache

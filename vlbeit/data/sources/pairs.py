@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from vlbeit.data.index import cached_table
 from vlbeit.data.records import KINDS
-from vlbeit.data.sources.base import DataSource, missing_files, some, split_files
+from vlbeit.data.sources.base import DataSource, missing_files, split_files
 from vlbeit.data.tables import TextTable, is_saved_table, saved_table
-from vlbeit.errors import DataError
+from vlbeit.errors import DataError, some
 from vlbeit.types import Record, Records
 
 _LAYOUT = (

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import ClassVar
 
 from vlbeit.config import DataConfig
+from vlbeit.data.class_names import read_class_names
 from vlbeit.data.sources.base import DataSource
 from vlbeit.data.sources.coco import Coco
 from vlbeit.data.sources.imagefolder import ImageFolder
-from vlbeit.data.sources.masks import pair_records, read_class_names, split_folder
+from vlbeit.data.sources.masks import pair_records, split_folder
 from vlbeit.data.sources.pairs import Pairs
 from vlbeit.data.sources.text import Text
 from vlbeit.data.sources.vqa_v2 import VQAv2

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 from vlbeit.data.index import cached_table
 from vlbeit.data.json_file import json_rows
 from vlbeit.data.records import KINDS
-from vlbeit.data.sources.base import DataSource, some
-from vlbeit.errors import DataError
+from vlbeit.data.sources.base import DataSource
+from vlbeit.errors import DataError, some
 from vlbeit.types import Record, Records
 
 _SUBTYPES = {
