@@ -47,7 +47,7 @@ CHOICES = [
     (f"optim.lr={lr:g}", f"optim.layer_decay={decay:g}") for lr in (1e-3, 3e-3) for decay in (0.85, 1.0)
 ]  # of --choose
 PRETRAINED = ("optim.lr=0.003", "optim.layer_decay=0.85")
-FROM_SCRATCH = ("optim.lr=0.001", "optim.layer_decay=0.85")
+FROM_SCRATCH = ("optim.lr=0.003", "optim.layer_decay=0.85")
 
 
 class Lab:
