@@ -13,7 +13,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +21,7 @@ from vlbeit.config import DataConfig, OptimConfig, RunConfig, Settings, TextConf
 from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.records import ListRecords
 from vlbeit.data.text import train_wordpiece
+from vlbeit.engine.device import make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.optim import build_optimizer, check_coverage
 from vlbeit.errors import DataError, UsageError
@@ -83,7 +83,7 @@ def built(cache, stage="mim", model=TINY, meta=None, **task):
 
 
 def cpu():
-    return Accelerator(cpu=True)
+    return make_accelerator("cpu")
 
 
 def prepared(cache, records, **task):
@@ -294,6 +294,37 @@ def test_neighbours_are_those_of_plain_numpy():
     assert nearest(torch.from_numpy(query), [torch.from_numpy(bank[:3])], 5)[1].shape == (9, 3)
     tiny = vote(torch.tensor([[1.0, 0.9]]), torch.tensor([[1, 0]]), 2, 1e-4)
     assert tiny.tolist() == [1], "no temperature overflows"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_comparisons_do_not_hang_on_the_precision(precision):
+    """Of features that share most of their length, as those of towers do, half precision knows no nearest one."""
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.randn(50, 64, generator=generator)
+    bank, query = (30 * torch.ones(64) + centre + 0.1 * torch.randn(50, 64, generator=generator) for _ in range(2))
+    label = torch.arange(50)
+
+    def votes():
+        cosines, rows = nearest(query, [bank[:20], bank[20:]], 1)
+        return {str(i): int(guess) for i, guess in enumerate(vote(cosines, label[rows], 50, 0.07))}
+
+    stub = Stub()
+    stub.probed, stub.columns = ["layer_1"], [("image_embedding", 64)]
+    stub.logits = lambda features: [torch.zeros(len(features), 50)]
+    unit = [part / part.norm(dim=1, keepdim=True) for part in (query, bank)]
+    batch = {"features": unit[0], "label": label, "sample_id": [str(i) for i in label.tolist()]}
+    evaluator = ProbeEvaluator(Rivals(votes, unit[1]))
+    numbers = run_evaluators(stub, [batch], {"probe": evaluator}, make_accelerator("cpu", precision))
+    assert numbers["knn"] == numbers["zero_shot"] == 100
+
+
+def test_classifiers_compute_in_full_precision(tmp_path, records):
+    *_, objective = prepared(tmp_path, records)
+    features = 100 + torch.randn(6, sum(objective.widths), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = objective.logits(features)
+    for found, expected in zip(half, objective.logits(features), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 class Stub(torch.nn.Module):
