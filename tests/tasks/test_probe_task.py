@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from vlbeit.cli import main
 from vlbeit.config import DataConfig, OptimConfig, RunConfig, Settings, TextConfig
 from vlbeit.data.loader import EvalLoader, TrainLoader
+from vlbeit.data.prepared import prepared_records
 from vlbeit.data.records import ListRecords
 from vlbeit.data.text import train_wordpiece
+from vlbeit.data_prep.shards import Finding, Folder, Item, Layout
 from vlbeit.engine.device import make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.optim import build_optimizer, check_coverage
@@ -202,6 +204,22 @@ def test_a_changed_picture_is_computed_again(tmp_path, monkeypatch):
     Image.new("RGB", (40, 44), COLOURS[1]).save(path)
     prepared(tmp_path, own)
     assert seen == [1, 1]
+
+
+def test_encoded_pictures_are_known_by_more_than_their_ids(tmp_path, records, monkeypatch):
+    """Two prepared folders with the same names, and pictures that only a plug-in knows where to find."""
+    roots = []
+    for number in range(2):
+        folder = Folder(tmp_path / f"root{number}", Layout("labelled", "parquet", {}), shard_bytes=10**9)
+        rows = [{**records[i], "image": Path(records[i - number]["image"]).read_bytes()} for i in range(6)]
+        items = [Item((i,), row, {"image": f"{i}.png"}) for i, row in enumerate(rows)]
+        list(folder.write("train", items, lambda item: Finding(), 2))
+        folder.finish(CLASSES, {})
+        roots += [prepared_records(tmp_path / f"root{number}", "labelled", "train", tmp_path), ListRecords(rows)]
+    seen = counted(monkeypatch)
+    for each in (*roots, *roots):
+        prepared(tmp_path / "cache", each)
+    assert seen == [6] * 4
 
 
 def test_computing_goes_on_where_it_was_broken_off(tmp_path, records, monkeypatch):
