@@ -154,7 +154,7 @@ def _picture_facts(records: Records) -> Iterator[bytes]:
         return
     try:
         origins = records.column(ORIGIN)
-    except KeyError:
+    except (KeyError, ValueError):  # a table of `datasets` says it by the latter
         yield from (hashlib.sha256(image).digest() for image in records.column("image"))
     else:
         yield from (f"{origin}\n".encode() for origin in origins)

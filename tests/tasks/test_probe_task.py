@@ -13,6 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -20,7 +21,7 @@ from vlbeit.cli import main
 from vlbeit.config import DataConfig, OptimConfig, RunConfig, Settings, TextConfig
 from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.prepared import prepared_records
-from vlbeit.data.records import ListRecords
+from vlbeit.data.records import ListRecords, TableRecords
 from vlbeit.data.text import train_wordpiece
 from vlbeit.data_prep.shards import Finding, Folder, Item, Layout
 from vlbeit.engine.device import make_accelerator
@@ -215,11 +216,14 @@ def test_encoded_pictures_are_known_by_more_than_their_ids(tmp_path, records, mo
         items = [Item((i,), row, {"image": f"{i}.png"}) for i, row in enumerate(rows)]
         list(folder.write("train", items, lambda item: Finding(), 2))
         folder.finish(CLASSES, {})
-        roots += [prepared_records(tmp_path / f"root{number}", "labelled", "train", tmp_path), ListRecords(rows)]
+        roots.append(prepared_records(tmp_path / f"root{number}", "labelled", "train", tmp_path))
+        roots.append(ListRecords(rows))
     seen = counted(monkeypatch)
     for each in (*roots, *roots):
         prepared(tmp_path / "cache", each)
     assert seen == [6] * 4
+    prepared(tmp_path / "cache", TableRecords(Dataset.from_list(rows)))
+    assert seen == [6] * 4, "the same bytes in a table of another kind"
 
 
 def test_computing_goes_on_where_it_was_broken_off(tmp_path, records, monkeypatch):
