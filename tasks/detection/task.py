@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -120,8 +119,18 @@ class Detection(Task):
         return DataSpec(self._trained_on(records), _Trained(jitter, settings.masks), collate_boxes)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
-        """COCO's average precision. UsageError unless faster-coco-eval is installed."""
+        """COCO's average precision.
+
+        Raises UsageError unless faster-coco-eval is installed, DataError for records without a single box.
+        """
         require_backend()
+        if all(all(crowd) for crowd in records.column("crowd")):
+            data = self.config.data
+            raise DataError(
+                f"none of the {len(records)} pictures of the split {data.val_split!r} of {data.root} has a box (crowds "
+                "do not count): nothing can be measured on them; set data.val_split= to another split, or data.limit= "
+                "higher"
+            )
         return {"detection": DetectionEvaluator(meta["classes"], self.settings.masks)}
 
     def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -129,7 +138,9 @@ class Detection(Task):
         return param_groups(objective, optim, beit_decays, scaled_head="detector")
 
     def predictor(self, objective: nn.Module, meta: Meta) -> Predictor:
-        """Image in, things with scores and boxes out."""
+        """Image in, things with scores and boxes out. With masks UsageError unless faster-coco-eval is installed."""
+        if self.settings.masks:
+            require_backend()
         mean, std = self.config.normalization
         image = BoxEval(self.config.data.size, mean, std)
         return DetectionPredictor(objective, image, meta["classes"], self.settings.draw_score)
@@ -194,10 +205,10 @@ class _Evaluated:
 
 
 def _check_stride(spec: EncoderSpec, size: tuple[int, int]) -> None:
-    """The pyramid halves and doubles: its strides must be the powers of two that pooling of regions counts in."""
+    """The pyramid halves and doubles twice, and pooling of regions counts in powers of two."""
     assert spec.grid is not None, "the image expert is there"
     strides = {side / patches for side, patches in zip(size, spec.grid, strict=True)}
-    if len(strides) != 1 or not math.log2(min(strides)).is_integer():
+    if len(strides) != 1 or not strides <= {8, 16, 32}:
         raise UsageError(
             f"task=detection needs square patches of 8, 16 or 32 pixels; this tower has {spec.grid[0]}x{spec.grid[1]} "
             f"of them on {size[0]}x{size[1]}: set model.patch_size=16, or take another model.image_tower="
