@@ -284,7 +284,7 @@ def with_masks(batch, found, truth, results):
             inside = (x > left) & (x < left + width) & (y > top) & (y < top + height)
             changes = np.flatnonzero(np.diff(inside.T.ravel(), prepend=False, append=True))
             counts = np.diff(changes, prepend=0).tolist()
-            row["segmentation"] = {"size": [200, 300], "counts": counts + [200 * 300 - sum(counts)]}
+            row["segmentation"] = {"size": [200, 300], "counts": [*counts, 200 * 300 - sum(counts)]}
         outlines.append((row["image_id"], json.dumps(row["segmentation"])))
     for number, each in enumerate(batch["truth"]):
         each["outlines"] = [text for image_id, text in outlines if image_id == number]
@@ -429,6 +429,11 @@ def test_without_the_library_it_says_so_before_any_work(tmp_path, monkeypatch, c
         assert main(["train", "task=detection", "init=none"]) == 2
     assert "error: task=detection needs faster-coco-eval: pip install 'vlbeit[detection]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    recipe, meta, objective = built()
+    recipe.predictor(objective, meta)  # boxes alone need no library
+    recipe.settings.masks = True
+    with pytest.raises(UsageError, match="needs faster-coco-eval"):
+        recipe.predictor(objective, meta)
 
 
 @pytest.mark.parametrize("stage", ["mim", "vl"])

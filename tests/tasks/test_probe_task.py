@@ -297,6 +297,23 @@ def test_unreadable_pictures_count_as_they_do_elsewhere(tmp_path, records):
     assert batch["bad"] == ["4"] and "4" not in batch["sample_id"] and len(batch["label"]) == 12
 
 
+def test_unreadable_pictures_of_training_have_no_say(tmp_path, records):
+    """Neither as neighbours nor as labels nor in the mean: the numbers are those of the split without them."""
+    missing = [{"id": f"gone{i}", "image": str(tmp_path / f"none{i}.png"), "label": 2} for i in range(5)]
+    own = [records[i] for i in range(12)]
+    split = ListRecords([*missing[:2], *own[:9], *missing[2:]])  # readable: three of each class
+    val = ListRecords(own[9:])
+    found = []
+    for train in (split, ListRecords(own[:9])):
+        recipe, meta, objective = built(tmp_path, standardize=True, k=5, dtype="float32")
+        recipe.config.data.max_bad_fraction = 0.9
+        recipe.prepare(objective, {"train": train, "val": val}, cpu())
+        commonest = recipe.evaluators(val, meta)["probe"].rivals.commonest
+        found.append((recipe._neighbours(), objective.heads["layer_2"].mean, commonest))
+    assert found[0][0] == found[1][0] and found[0][2] == found[1][2] == 0
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
 def test_neighbours_are_those_of_plain_numpy():
     rng = np.random.default_rng(0)
     bank, query = rng.normal(size=(50, 7)), rng.normal(size=(9, 7))
@@ -547,7 +564,7 @@ def test_settings_are_checked(setting, message):
     ("setting", "message"),
     [
         ({"layers": [3]}, r"task\.layers=\[3\]: the tower has model.depth=2 blocks"),
-        ({"knn_layer": 3}, "task.knn_layer="),
+        ({"knn_layer": 3}, "task.knn_layer=3: the tower has model.depth=2 blocks"),
         ({"layers": [2], "knn_layer": 1}, r"task\.knn_layer=1 is not among task\.layers=\[2\]"),
     ],
 )
