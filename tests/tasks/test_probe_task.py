@@ -302,7 +302,9 @@ def test_unreadable_pictures_of_training_have_no_say(tmp_path, records):
     missing = [{"id": f"gone{i}", "image": str(tmp_path / f"none{i}.png"), "label": 2} for i in range(5)]
     own = [records[i] for i in range(12)]
     split = ListRecords([*missing[:2], *own[:9], *missing[2:]])  # readable: three of each class
-    val = ListRecords(own[9:])
+    grey = tmp_path / "grey.png"  # what stands for an unreadable picture
+    Image.new("RGB", (40, 30), (128, 128, 128)).save(grey)
+    val = ListRecords([*own[9:], {"id": "grey", "image": str(grey), "label": 0}])
     found = []
     for train in (split, ListRecords(own[:9])):
         recipe, meta, objective = built(tmp_path, standardize=True, k=5, dtype="float32")
