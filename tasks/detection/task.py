@@ -14,7 +14,7 @@ from vlbeit.config import OptimConfig, RunConfig, Settings, key, require
 from vlbeit.data.box_transforms import BoxEval, BoxTrain, collate_boxes, corners
 from vlbeit.data.outlines import outline_masks
 from vlbeit.data.records import ChosenRecords, open_image
-from vlbeit.data.sources import open_source
+from vlbeit.data.sources import check_classes, open_source
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.detector import LEVELS
 from vlbeit.models.encoder import MoMEEncoder
@@ -110,7 +110,7 @@ class Detection(Task):
 
         Raises DataError where the data has other classes than the run.
         """
-        self._check_classes(meta["classes"])
+        check_classes(self.config.data, open_source(self.config.data).classes(self.kind), meta["classes"])
         mean, std = self.config.normalization
         size, settings = self.config.data.size, self.settings
         if not train:
@@ -144,16 +144,6 @@ class Detection(Task):
         mean, std = self.config.normalization
         image = BoxEval(self.config.data.size, mean, std)
         return DetectionPredictor(objective, image, meta["classes"], self.settings.draw_score)
-
-    def _check_classes(self, known: list[str]) -> None:
-        found = list(open_source(self.config.data).classes("boxes"))
-        if found != known:
-            differing = sorted({*found} ^ {*known})
-            what = f"such as {differing[0]!r}" if differing else "in another order"
-            raise DataError(
-                f"data.root={self.config.data.root} has {len(found)} classes, the run was trained on {len(known)}, and "
-                f"they differ ({what}): give it the categories of its training split"
-            )
 
     def _trained_on(self, records: Records) -> Records:
         """Without the pictures that have no box, or crowds alone, and says how many."""

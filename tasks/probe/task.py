@@ -15,7 +15,7 @@ from torch import nn
 from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, TextConfig, key, one_of, require
 from vlbeit.data.collate import collate
-from vlbeit.data.sources import open_records, open_source
+from vlbeit.data.sources import check_classes, open_records, open_source
 from vlbeit.data.text import Tokenizer, choose_tokenizer
 from vlbeit.data.transforms import ClassificationEval
 from vlbeit.engine.evaluate import evaluation_mode
@@ -135,7 +135,7 @@ class Probe(Task):
 
         Raises UsageError where `task.zero_shot=true` cannot be had.
         """
-        self._check_classes(self._classes)
+        check_classes(self.config.data, open_source(self.config.data).classes(), self._classes)
         self._device = accelerator.device
         self._records = dict(splits)
         if "train" not in splits:
@@ -154,7 +154,7 @@ class Probe(Task):
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         """Samples with `features` and `label`. Raises DataError where the data has other classes than the run."""
-        self._check_classes(meta["classes"])
+        check_classes(self.config.data, open_source(self.config.data).classes(), meta["classes"])
         return DataSpec(FeatureRecords(records, self._folders, "train" if train else "val"), feature_sample, collate)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
@@ -183,16 +183,6 @@ class Probe(Task):
         if fresh and OpenClipPair.fits(self.config.model):
             return OpenClipPair(self.config.model)
         return ContrastPair(Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length))
-
-    def _check_classes(self, known: list[str]) -> None:
-        found = list(open_source(self.config.data).classes())
-        if found != known:
-            differing = sorted({*found} ^ {*known})
-            what = f"such as {differing[0]!r}" if differing else "in another order"
-            raise DataError(
-                f"data.root={self.config.data.root} has {len(found)} classes, the run was trained on {len(known)}, and "
-                f"they differ ({what}): give it the classes of its training split"
-            )
 
     def _image(self) -> ClassificationEval:
         mean, std = self.config.normalization
