@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
 from vlbeit.data.records import open_image
-from vlbeit.data.sources import open_source
+from vlbeit.data.sources import check_classes, open_source
 from vlbeit.data.transforms import ClassificationEval, ClassificationTrain, Erasing
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.encoder import MoMEEncoder
@@ -154,14 +154,9 @@ class Classification(Task):
 
     def _check_classes(self, known: list[str]) -> None:
         found = self._found_classes()
-        if found != known:
-            differing = sorted({*found} ^ {*known})
-            what = f"such as {differing[0]!r}" if differing else "in another order"
-            subset = ", or task.subset=true to evaluate among these alone" if {*found} < {*known} else ""
-            raise DataError(
-                f"data.root={self.config.data.root} has {len(found)} classes, the run was trained on {len(known)}, and "
-                f"they differ ({what}): give it the classes of its training split{subset}"
-            )
+        fewer = {*found} < {*known}
+        subset = ", or task.subset=true to evaluate among these alone" if fewer else ""
+        check_classes(self.config.data, found, known, subset)
 
     def _image_transform(self, train: bool) -> Callable[[Any], Tensor]:
         (mean, std), size, settings = self.config.normalization, self.config.data.size, self.settings

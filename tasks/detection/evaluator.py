@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlbeit.data.outlines import from_runs, outline_masks, to_runs
-from vlbeit.dist import gather_objects
+from vlbeit.data.outlines import Runs, outline_masks, to_runs
+from vlbeit.dist import broadcast_object, gather_objects, is_main
 from vlbeit.errors import UsageError
 from vlbeit.types import Batch
 
@@ -50,30 +50,39 @@ class DetectionEvaluator:
         found = objective.predict(batch)
         sizes, truths = batch["original_size"], batch["truth"]
         for sample_id, detections, truth, size in zip(batch["sample_id"], found, truths, sizes, strict=True):
-            if sample_id in batch.get("bad", ()) and self.masks:  # a grey picture of any size stands for it
-                truth = {**truth, "outlines": None}
-            self.pictures[sample_id] = {"size": list(size), "truth": truth, "found": self._plain(detections)}
+            if self.masks:
+                unreadable = sample_id in batch.get("bad", ())
+                truth = {**truth, "masks": _true_runs(truth["outlines"], size, sample_id, unreadable)}
+                del truth["outlines"]
+            self.pictures[sample_id] = {"truth": truth, "found": self._plain(detections)}
 
     def compute(self) -> dict[str, float]:
         """`map` (IoU 0.50 to 0.95), `map_50`, `map_75`, `map_small`, `map_medium`, `map_large`, `mar_100`, `images`.
 
         Percent, over all processes. What no box is there for, such as large ones, is left out; with masks the same
-        again as `segm_map` and so on. Raises ValueError where nothing was evaluated.
+        again as `segm_map` and so on. The main process computes, the others wait. Raises ValueError where nothing was
+        evaluated.
         """
         pictures = {key: rows for part in gather_objects(self.pictures) for key, rows in part.items()}
         if not pictures:
             raise ValueError("no picture was evaluated")
+        result, self._per_class = broadcast_object(self._numbers(pictures) if is_main() else ({}, {}))
+        return result | {"images": len(pictures)}
+
+    def _numbers(self, pictures: Mapping[str, Rows]) -> tuple[dict[str, float], dict[str, list[float | None]]]:
+        """The numbers over all pictures, and those of every class."""
         found = self._measured(pictures)
         prefixes = {"": "bbox_", "segm_": "segm_"} if self.masks else {"": ""}
         present = found["classes"].reshape(-1).tolist()
         result: dict[str, float] = {}
+        per_class: dict[str, list[float | None]] = {}
         for ours, theirs in prefixes.items():
             named = {f"{ours}{name}": float(found[f"{theirs}{name}"]) for name in _NUMBERS}
-            result |= {name: 100 * value for name, value in named.items() if value >= 0 or name == f"{ours}map"}
+            result |= {name: 100 * value for name, value in named.items() if value >= 0}
             by_class = dict(zip(present, found[f"{theirs}map_per_class"].reshape(-1).tolist(), strict=True))
             values = (by_class.get(label, -1) for label in range(len(self.classes)))
-            self._per_class[f"{ours}map"] = [100 * value if value >= 0 else None for value in values]
-        return result | {"images": len(pictures)}
+            per_class[f"{ours}map"] = [100 * value if value >= 0 else None for value in values]
+        return result, per_class
 
     def details(self) -> list[dict[str, Any]]:
         """One row per class of the last `compute`: class, map and segm_map; null where the split has none of it."""
@@ -90,11 +99,11 @@ class DetectionEvaluator:
         """Go on where `state_dict` left off."""
         self.pictures = dict(state["pictures"])
 
-    def _plain(self, found: Mapping[str, Tensor]) -> Rows:
-        """Detections of a picture as lists, masks as runs."""
+    def _plain(self, found: Mapping[str, Any]) -> Rows:
+        """Detections of a picture as lists."""
         rows: Rows = {name: found[name].cpu().tolist() for name in ("boxes", "scores", "labels")}
         if self.masks:
-            rows["masks"] = [{**runs, "counts": _text(runs["counts"])} for runs in to_runs(found["masks"])]
+            rows["masks"] = found["masks"]
         return rows
 
     def _measured(self, pictures: Mapping[str, Rows]) -> dict[str, Tensor]:
@@ -108,38 +117,45 @@ class DetectionEvaluator:
             rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
             class_metrics=True,
             backend="faster_coco_eval",
-            sync_on_compute=False,  # every process has all pictures already
+            sync_on_compute=False,  # this process has all pictures already
         )
-        for key in sorted(pictures):
-            metric.update([self._predicted(pictures[key])], [self._true(key, pictures[key])])
+        ordered = [pictures[key] for key in sorted(pictures)]
+        for rows in ordered:
+            metric.update([self._predicted(rows["found"])], [self._true(rows["truth"])])
+        if self.masks:  # as the metric keeps them; given as pixels, each would be decoded here and encoded there
+            metric.detection_mask = [_kept(rows["found"]["masks"]) for rows in ordered]
+            metric.groundtruth_mask = [_kept(rows["truth"]["masks"]) for rows in ordered]
         return metric.compute()
 
-    def _predicted(self, rows: Rows) -> dict[str, Tensor]:
-        found = rows["found"]
+    def _predicted(self, found: Rows) -> dict[str, Tensor]:
         result = {
             "boxes": torch.tensor(found["boxes"]).reshape(-1, 4),
             "scores": torch.tensor(found["scores"], dtype=torch.float32),
             "labels": torch.tensor(found["labels"], dtype=torch.int64),
         }
-        if self.masks:
-            runs = [{**each, "counts": each["counts"].encode()} for each in found["masks"]]
-            result["masks"] = from_runs(runs, *rows["size"])
-        return result
+        return result | self._places(len(found["labels"]))
 
-    def _true(self, name: str, rows: Rows) -> dict[str, Tensor]:
-        truth, (height, width) = rows["truth"], rows["size"]
+    def _true(self, truth: Rows) -> dict[str, Tensor]:
         result = {
             "boxes": torch.tensor(truth["boxes"], dtype=torch.float32).reshape(-1, 4),
             "labels": torch.tensor(truth["labels"], dtype=torch.int64),
             "area": torch.tensor(truth["areas"], dtype=torch.float32),
             "iscrowd": torch.tensor(truth["crowd"], dtype=torch.int64),
         }
-        if self.masks and truth["outlines"] is None:  # unreadable: nothing can be found there
-            result["masks"] = torch.zeros(len(truth["labels"]), height, width, dtype=torch.bool)
-        elif self.masks:
-            result["masks"] = outline_masks(truth["outlines"], height, width, name)
-        return result
+        return result | self._places(len(truth["labels"]))
+
+    def _places(self, count: int) -> dict[str, Tensor]:
+        """What stands for masks until they are put in."""
+        return {"masks": torch.zeros(count, 1, 1, dtype=torch.bool)} if self.masks else {}
 
 
-def _text(counts: bytes | str) -> str:
-    return counts.decode() if isinstance(counts, bytes) else counts
+def _true_runs(outlines: Sequence[str], size: tuple[int, int], name: str, unreadable: bool) -> list[Runs]:
+    """The masks to be found. A grey picture of any size stands for an unreadable one: nothing can be found there."""
+    if unreadable:
+        return to_runs(torch.zeros(len(outlines), *size, dtype=torch.bool))
+    return to_runs(outline_masks(outlines, *size, name))
+
+
+def _kept(masks: Sequence[Runs]) -> tuple[tuple[tuple[int, int], bytes], ...]:
+    """The masks of a picture as the states of torchmetrics' MeanAveragePrecision hold them."""
+    return tuple(((runs["size"][0], runs["size"][1]), runs["counts"].encode()) for runs in masks)

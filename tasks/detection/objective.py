@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from vlbeit.data.outlines import to_runs
 from vlbeit.models.detector import Detector
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.heads import Heads
@@ -72,11 +73,11 @@ class DetectionObjective(Objective):
         return StepOutput(losses, {name: (value.detach(), own[name].to(image.device)) for name, value in sums.items()})
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> list[dict[str, Tensor]]:
+    def predict(self, batch: Batch) -> list[dict[str, Any]]:
         """Of each picture `boxes` [n, 4] (corners, in the original's pixels), sorted `scores` [n], `labels` [n].
 
-        With a mask branch also `masks`, bool [n, H, W] of the original's size. Of the batch: `image`, `inner_size`,
-        `original_size`.
+        With a mask branch also `masks`, n `Runs` (`vlbeit.data.outlines`) of the original's size. Of the batch:
+        `image`, `inner_size`, `original_size`.
         """
         canvas = (batch["image"].shape[-2], batch["image"].shape[-1])
         found = self.detector.detect(self._map(batch), canvas, batch["inner_size"])
@@ -90,10 +91,15 @@ class DetectionObjective(Objective):
         return {"encoder": self.encoder.spec.to_dict(), "heads": self.heads.specs}
 
 
-def _to_original(found: dict[str, Tensor], inner: tuple[int, int], original: tuple[int, int]) -> dict[str, Tensor]:
+def _to_original(found: dict[str, Tensor], inner: tuple[int, int], original: tuple[int, int]) -> dict[str, Any]:
     rows, columns = original[0] / inner[0], original[1] / inner[1]
     boxes_n4 = found["boxes"] * found["boxes"].new_tensor([columns, rows, columns, rows])
-    result = {**found, "boxes": boxes_n4}
+    result: dict[str, Any] = {**found, "boxes": boxes_n4}
     if "masks" in found:
-        result["masks"] = paste_masks_in_image(found["masks"], boxes_n4, original)[:, 0] > 0.5
+        # one by one: in single precision a hundred masks of a photograph of 12 million pixels take 5 GB
+        result["masks"] = [
+            runs
+            for mask, box in zip(found["masks"].split(1), boxes_n4.split(1), strict=True)
+            for runs in to_runs(paste_masks_in_image(mask, box, original)[:, 0] > 0.5)
+        ]
     return result

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from vlbeit.data.drawing import draw_boxes
+from vlbeit.data.outlines import from_runs
 from vlbeit.data.records import open_image
 from vlbeit.errors import UsageError
 from vlbeit.types import Sample
@@ -62,11 +63,14 @@ class DetectionPredictor:
         sure_n = found["scores"] >= self.least_score
         labels, scores = found["labels"][sure_n].tolist(), found["scores"][sure_n].tolist()
         captions = [f"{self.classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
-        masks_nHW = found["masks"][sure_n].cpu() if "masks" in found else None
+        masks_nHW = None
+        if "masks" in found:
+            runs = [found["masks"][index] for index in sure_n.nonzero()[:, 0].tolist()]
+            masks_nHW = from_runs(runs, picture.height, picture.width)
         return draw_boxes(picture, found["boxes"][sure_n].cpu(), labels, captions, masks_nHW)
 
     @torch.no_grad()
-    def _found(self, picture: Image.Image) -> dict[str, Tensor]:
+    def _found(self, picture: Image.Image) -> dict[str, Any]:
         device = next(self.objective.parameters()).device
         sample = self.image(picture)
         batch = {name: [value] for name, value in sample.items()} | {"image": sample["image"][None].to(device)}

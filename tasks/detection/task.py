@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from vlbeit.config import OptimConfig, RunConfig, Settings, key, require
 from vlbeit.data.box_transforms import BoxEval, BoxTrain, collate_boxes, corners
 from vlbeit.data.outlines import outline_masks
 from vlbeit.data.records import ChosenRecords, open_stored
-from vlbeit.data.sources import open_source
+from vlbeit.data.sources import check_classes, open_source
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.detector import LEVELS
 from vlbeit.models.encoder import MoMEEncoder
@@ -111,7 +110,7 @@ class Detection(Task):
 
         Raises DataError where the data has other classes than the run.
         """
-        self._check_classes(meta["classes"])
+        check_classes(self.config.data, open_source(self.config.data).classes(self.kind), meta["classes"])
         mean, std = self.config.normalization
         size, settings = self.config.data.size, self.settings
         if not train:
@@ -120,8 +119,18 @@ class Detection(Task):
         return DataSpec(self._trained_on(records), _Trained(jitter, settings.masks), collate_boxes)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
-        """COCO's average precision. UsageError unless faster-coco-eval is installed."""
+        """COCO's average precision.
+
+        Raises UsageError unless faster-coco-eval is installed, DataError for records without a single box.
+        """
         require_backend()
+        if all(all(crowd) for crowd in records.column("crowd")):
+            data = self.config.data
+            raise DataError(
+                f"none of the {len(records)} pictures of the split {data.val_split!r} of {data.root} has a box (crowds "
+                "do not count): nothing can be measured on them; set data.val_split= to another split, or data.limit= "
+                "higher"
+            )
         return {"detection": DetectionEvaluator(meta["classes"], self.settings.masks)}
 
     def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -129,20 +138,12 @@ class Detection(Task):
         return param_groups(objective, optim, beit_decays, scaled_head="detector")
 
     def predictor(self, objective: nn.Module, meta: Meta) -> Predictor:
-        """Image in, things with scores and boxes out."""
+        """Image in, things with scores and boxes out. With masks UsageError unless faster-coco-eval is installed."""
+        if self.settings.masks:
+            require_backend()
         mean, std = self.config.normalization
         image = BoxEval(self.config.data.size, mean, std)
         return DetectionPredictor(objective, image, meta["classes"], self.settings.draw_score)
-
-    def _check_classes(self, known: list[str]) -> None:
-        found = list(open_source(self.config.data).classes("boxes"))
-        if found != known:
-            differing = sorted({*found} ^ {*known})
-            what = f"such as {differing[0]!r}" if differing else "in another order"
-            raise DataError(
-                f"data.root={self.config.data.root} has {len(found)} classes, the run was trained on {len(known)}, and "
-                f"they differ ({what}): give it the categories of its training split"
-            )
 
     def _trained_on(self, records: Records) -> Records:
         """Without the pictures that have no box, or crowds alone, and says how many."""
@@ -194,10 +195,10 @@ class _Evaluated:
 
 
 def _check_stride(spec: EncoderSpec, size: tuple[int, int]) -> None:
-    """The pyramid halves and doubles: its strides must be the powers of two that pooling of regions counts in."""
+    """The pyramid halves and doubles twice, and pooling of regions counts in powers of two."""
     assert spec.grid is not None, "the image expert is there"
     strides = {side / patches for side, patches in zip(size, spec.grid, strict=True)}
-    if len(strides) != 1 or not math.log2(min(strides)).is_integer():
+    if len(strides) != 1 or not strides <= {8, 16, 32}:
         raise UsageError(
             f"task=detection needs square patches of 8, 16 or 32 pixels; this tower has {spec.grid[0]}x{spec.grid[1]} "
             f"of them on {size[0]}x{size[1]}: set model.patch_size=16, or take another model.image_tower="

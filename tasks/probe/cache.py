@@ -119,10 +119,18 @@ class FeatureFolder:
 
     def is_bad(self, index: int) -> bool:
         """Whether the picture could not be read."""
+        return index in self._unreadable
+
+    def readable(self) -> np.ndarray:
+        """Rows, rising, of the pictures that could be read."""
+        return np.delete(np.arange(self.rows), sorted(self._unreadable))
+
+    @property
+    def _unreadable(self) -> set[int]:
         if self._bad is None:
             listed = (json.loads(file.read_text()) for file in self.folder.glob("shard-*.bad.json"))
             self._bad = {row for rows in listed for row in rows}
-        return index in self._bad
+        return self._bad
 
     def slice(self, name: str) -> slice:
         """Where a column lies."""
@@ -136,15 +144,20 @@ class FeatureFolder:
         for shard in range(self.shards):
             yield np.array(self._shard(shard)[:, taken], dtype=np.float32)
 
+    def readable_blocks(self, name: str | None = None) -> Iterator[np.ndarray]:
+        """The same, of the rows of `readable` alone."""
+        for shard, block in enumerate(self.blocks(name)):
+            yield np.delete(block, [i for i, row in enumerate(self.rows_of(shard)) if self.is_bad(row)], axis=0)
+
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of every feature over all rows, [F] each."""
-        total, squares = np.zeros(self.width), np.zeros(self.width)
-        for block in self.blocks():
+        """Mean and standard deviation of every feature over all pictures that could be read, [F] each."""
+        total, squares, count = np.zeros(self.width), np.zeros(self.width), len(self.readable())
+        for block in self.readable_blocks():
             total += block.sum(0, dtype=np.float64)
-        mean = total / self.rows
-        for block in self.blocks():
+        mean = total / count
+        for block in self.readable_blocks():
             squares += ((block - mean) ** 2).sum(0)
-        return mean, np.sqrt(squares / self.rows)
+        return mean, np.sqrt(squares / count)
 
     def _shard(self, shard: int) -> np.ndarray:
         if shard not in self._maps:

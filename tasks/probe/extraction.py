@@ -21,6 +21,7 @@ from vlbeit.config import DataConfig
 from vlbeit.data.collate import collate
 from vlbeit.data.index import cache_folder
 from vlbeit.data.loader import EvalLoader
+from vlbeit.data.prepared import ORIGIN
 from vlbeit.data.records import ChosenRecords, open_image
 from vlbeit.engine.device import batch_dtype, to_device
 from vlbeit.models.features import digest
@@ -133,21 +134,38 @@ class _Pictures:
 
 
 def pictures_digest(records: Records) -> str:
-    """SHA-256 of which pictures these are, in order: their ids and, for files, path, size and time of change.
+    """SHA-256 of which pictures these are, in order: their ids and, of files, path, size and time of change.
 
-    Encoded pictures inside a table are known by their ids alone: reading them all would cost as much as using them.
+    Of encoded pictures in a prepared folder the shard's and the place in it, of others the bytes themselves.
     """
     result = hashlib.sha256()
     for sample_id in records.column("id"):
         result.update(f"{sample_id}\n".encode())
-    if len(records) and isinstance(records[0]["image"], str | Path):
-        for path in records.column("image"):
-            try:
-                facts = os.stat(path)
-                result.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-            except OSError:
-                result.update(f"{path} missing\n".encode())
+    for fact in _picture_facts(records):
+        result.update(fact)
     return result.hexdigest()
+
+
+def _picture_facts(records: Records) -> Iterator[bytes]:
+    if not len(records):
+        return
+    if isinstance(records[0]["image"], str | Path):
+        yield from (_file_facts(path) for path in records.column("image"))
+        return
+    try:
+        origins = records.column(ORIGIN)
+    except (KeyError, ValueError):  # a table of `datasets` says it by the latter
+        yield from (hashlib.sha256(image).digest() for image in records.column("image"))
+    else:
+        yield from (f"{origin}\n".encode() for origin in origins)
+
+
+def _file_facts(path: str | Path) -> bytes:
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return f"{path} missing\n".encode()
+    return f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode()
 
 
 def deviations(folder: FeatureFolder) -> tuple[Tensor, Tensor]:

@@ -15,14 +15,16 @@ from torch import Tensor
 def nearest(query_QD: Tensor, blocks: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
     """Cosines and row numbers [Q, K], nearest first, of the rows of all blocks [n, D] taken together.
 
-    The blocks are seen once, one at a time. With fewer than `k` rows all of them count.
+    The blocks are seen once, one at a time. With fewer than `k` rows all of them count. In full precision also under
+    autocast: features share most of their length, so that cosines of 8 bits would tie.
     """
     query_QD = F.normalize(query_QD, dim=1)
     best, rows, start = query_QD.new_empty(len(query_QD), 0), torch.empty(len(query_QD), 0, dtype=torch.long), 0
     rows = rows.to(query_QD.device)
     for block_nD in blocks:
         block_nD = block_nD.to(query_QD.device, query_QD.dtype)
-        cosines_Qn = query_QD @ F.normalize(block_nD, dim=1).T
+        with torch.autocast(query_QD.device.type, enabled=False):
+            cosines_Qn = query_QD @ F.normalize(block_nD, dim=1).T
         own = torch.arange(start, start + len(block_nD), device=query_QD.device).expand(len(query_QD), -1)
         best, rows = torch.cat([best, cosines_Qn], dim=1), torch.cat([rows, own], dim=1)
         best, kept = best.topk(min(k, best.shape[1]), dim=1)

@@ -67,9 +67,10 @@ class ProbeObjective(Objective):
         return torch.cat([part.float() for part in parts], dim=1)
 
     def logits(self, features_BF: Tensor) -> list[Tensor]:
-        """Class logits [B, V] of every probed layer."""
+        """Class logits [B, V] of every probed layer, in full precision also under autocast: they cost nothing."""
         parts = features_BF[:, : sum(self.widths)].split(self.widths, dim=1)
-        return [self.heads[name](part) for name, part in zip(self.probed, parts, strict=True)]
+        with torch.autocast(features_BF.device.type, enabled=False):
+            return [self.heads[name](part) for name, part in zip(self.probed, parts, strict=True)]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """`probe`: pictures of the batch."""

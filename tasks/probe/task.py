@@ -15,7 +15,7 @@ from torch import nn
 from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, TextConfig, key, one_of, require
 from vlbeit.data.collate import collate
-from vlbeit.data.sources import open_records, open_source
+from vlbeit.data.sources import check_classes, open_records, open_source
 from vlbeit.data.text import Tokenizer, choose_tokenizer
 from vlbeit.data.transforms import ClassificationEval
 from vlbeit.engine.evaluate import evaluation_mode
@@ -83,12 +83,11 @@ class Probe(Task):
         super().__init__(config)
         self.settings: ProbeSettings = config.task
         depth = config.model.depth
-        for name, blocks in (("layers", self.settings.layers), ("knn_layer", [self.settings.knn_layer])):
-            require(max(blocks, default=0) <= depth, f"task.{name}={blocks}: the tower has model.depth={depth} blocks")
-        layers = self.settings.layers
+        layers, knn_layer = self.settings.layers, self.settings.knn_layer
+        for name, value, block in (("layers", layers, max(layers, default=0)), ("knn_layer", knn_layer, knn_layer)):
+            require(block <= depth, f"task.{name}={value}: the tower has model.depth={depth} blocks")
         require(
-            not layers or self.settings.knn_layer in (0, *layers),
-            f"task.knn_layer={self.settings.knn_layer} is not among task.layers={layers}",
+            not layers or knn_layer in (0, *layers), f"task.knn_layer={knn_layer} is not among task.layers={layers}"
         )
         self._folders: dict[str, FeatureFolder] = {}  # by split, once prepared
         self._records: dict[str, Records] = {}
@@ -136,7 +135,7 @@ class Probe(Task):
 
         Raises UsageError where `task.zero_shot=true` cannot be had.
         """
-        self._check_classes(self._classes)
+        check_classes(self.config.data, open_source(self.config.data).classes(), self._classes)
         self._device = accelerator.device
         self._records = dict(splits)
         if "train" not in splits:
@@ -155,13 +154,13 @@ class Probe(Task):
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         """Samples with `features` and `label`. Raises DataError where the data has other classes than the run."""
-        self._check_classes(meta["classes"])
+        check_classes(self.config.data, open_source(self.config.data).classes(), meta["classes"])
         return DataSpec(FeatureRecords(records, self._folders, "train" if train else "val"), feature_sample, collate)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         """One evaluator for all numbers."""
-        labels = self._records["train"].column("label")[:] if "train" in self._records else []
-        commonest = Counter(labels).most_common(1)[0][0] if len(labels) else None
+        labels = self._training_labels() if "train" in self._records else []
+        commonest = Counter(labels).most_common(1)[0][0] if labels else None
         neighbours = self._neighbours if self.settings.k and "train" in self._records else None
         return {"probe": ProbeEvaluator(Rivals(neighbours, self._class_vectors, commonest))}
 
@@ -184,16 +183,6 @@ class Probe(Task):
         if fresh and OpenClipPair.fits(self.config.model):
             return OpenClipPair(self.config.model)
         return ContrastPair(Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length))
-
-    def _check_classes(self, known: list[str]) -> None:
-        found = list(open_source(self.config.data).classes())
-        if found != known:
-            differing = sorted({*found} ^ {*known})
-            what = f"such as {differing[0]!r}" if differing else "in another order"
-            raise DataError(
-                f"data.root={self.config.data.root} has {len(found)} classes, the run was trained on {len(known)}, and "
-                f"they differ ({what}): give it the classes of its training split"
-            )
 
     def _image(self) -> ClassificationEval:
         mean, std = self.config.normalization
@@ -231,6 +220,12 @@ class Probe(Task):
             "model.image_tower and model.text_tower both the same open_clip:NAME@TAG"
         )
 
+    def _training_labels(self) -> list[int]:
+        """Of the training pictures; where their features are known, of those that could be read."""
+        labels = list(self._records["train"].column("label"))
+        folder = self._folders.get("train")
+        return labels if folder is None else [labels[row] for row in folder.readable()]
+
     def _neighbours(self) -> dict[str, int]:
         """Sample id -> the class that k-NN votes for; found once, each process for its share of the pictures."""
         if self._votes is None:
@@ -239,9 +234,9 @@ class Probe(Task):
             layer = f"layer_{self.settings.knn_layer}" if self.settings.knn_layer else layers[-1]
             own = slice(dist.rank(), None, dist.world_size())
             query_QD = torch.cat([torch.from_numpy(block) for block in val.blocks(layer)])[own].to(self._device)
-            blocks = (torch.from_numpy(block) for block in train.blocks(layer))
+            blocks = (torch.from_numpy(block) for block in train.readable_blocks(layer))
             cosines_QK, row_QK = nearest(query_QD, blocks, self.settings.k)
-            label = torch.as_tensor(self._records["train"].column("label")[:], device=self._device)
+            label = torch.as_tensor(self._training_labels(), device=self._device)
             votes_Q = vote(cosines_QK, label[row_QK], len(self._classes), self.settings.temperature)
             ids = list(self._records["val"].column("id"))[own]
             parts = dist.gather_objects(dict(zip(ids, votes_Q.tolist(), strict=True)))

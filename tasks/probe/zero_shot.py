@@ -126,8 +126,9 @@ def class_vectors(embed: Callable[[Sequence[str]], Tensor], names: Sequence[str]
 
 
 def zero_shot_logits(image_BE: Tensor, class_VE: Tensor, scale: float) -> Tensor:
-    """[B, V]: `scale` times the cosines."""
-    return scale * image_BE @ class_VE.to(image_BE.dtype).T
+    """[B, V]: `scale` times the cosines, in full precision also under autocast: those of 8 bits would tie."""
+    with torch.autocast(image_BE.device.type, enabled=False):
+        return scale * image_BE @ class_VE.to(image_BE.dtype).T
 
 
 def class_names(classes: Sequence[str], file: str) -> list[str]:

@@ -14,9 +14,9 @@ from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
 from vlbeit.data.joint_transforms import SegmentationTrain
 from vlbeit.data.segments import open_pair
-from vlbeit.data.sources import open_source
+from vlbeit.data.sources import check_classes, open_source
 from vlbeit.engine.device import choose_device
-from vlbeit.errors import DataError, UsageError
+from vlbeit.errors import UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import beit_decays, param_groups
 from vlbeit.models.heads import Heads
@@ -127,7 +127,7 @@ class Segmentation(Task):
 
         Raises DataError where the data has other classes than the run, UsageError for batches too small to train on.
         """
-        self._check_classes(meta["classes"])
+        check_classes(self.config.data, open_source(self.config.data).classes(self.kind), meta["classes"])
         classes = len(meta["classes"])
         if not train:
             reader = EvaluationSample(self.views(), classes, self.settings.reduce_zero_label)
@@ -208,16 +208,6 @@ class Segmentation(Task):
             hflip=settings.hflip,
             photometric=settings.photometric,
         )
-
-    def _check_classes(self, known: list[str]) -> None:
-        found = list(open_source(self.config.data).classes(self.kind))
-        if found != known:
-            differing = sorted({*found} ^ {*known})
-            what = f"such as {differing[0]!r}" if differing else "in another order"
-            raise DataError(
-                f"data.root={self.config.data.root} has masks of {len(found)} classes, the run was trained on "
-                f"{len(known)}, and they differ ({what}): give it the classes of its training split"
-            )
 
     def _check_batch(self) -> None:
         """What can be known of `SegmentationObjective`'s need for two pictures before any work."""

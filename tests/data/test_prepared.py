@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 
 import pyarrow.parquet as pq
@@ -12,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from vlbeit.config import DataConfig
 from vlbeit.data import index
-from vlbeit.data.prepared import prepared_classes, prepared_records
-from vlbeit.data.records import KINDS, open_image
+from vlbeit.data.prepared import ORIGIN, prepared_classes, prepared_records
+from vlbeit.data.records import KINDS, ChosenRecords, open_image, take
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.data_prep import shards
 from vlbeit.data_prep.shards import Finding, Folder, Item, Layout
@@ -62,6 +63,20 @@ def test_what_is_written_reads_back(tmp_path, pictures, format):
     assert prepared_classes(root, "labelled") == ["a", "b"] and prepared_classes(root, "masks") is None
     with pytest.raises(IndexError):
         records[COUNT]
+
+
+def test_where_encoded_pictures_come_from(tmp_path, pictures):
+    """Shard, its size and time, and the place in it: through every kind of selection."""
+    records = prepared_records(make(tmp_path / "one", "labelled", "parquet", labelled(pictures)), "labelled", "train")
+    origins = list(records.column(ORIGIN))
+    assert len(set(origins)) == COUNT and origins == list(records.column(ORIGIN))
+    assert list(take(records, 5).column(ORIGIN)) == origins[:5]
+    assert list(ChosenRecords(records, [7, 2]).column(ORIGIN)) == [origins[7], origins[2]]
+    other = prepared_records(make(tmp_path / "two", "labelled", "parquet", labelled(pictures)), "labelled", "train")
+    assert not {*origins} & {*other.column(ORIGIN)}
+    shard = tmp_path / "one" / "train-00000.parquet"
+    os.utime(shard, ns=(0, 0))
+    assert not {*origins} & {*records.column(ORIGIN)}
 
 
 def test_a_folder_of_files_may_be_moved(tmp_path, pictures):

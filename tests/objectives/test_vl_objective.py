@@ -131,6 +131,20 @@ def test_contrast_on_two_processes(tmp_path: Path) -> None:
         torch.testing.assert_close(rank["ours_grad"], rank["clip_grad"])
 
 
+def test_contrast_compares_in_full_precision() -> None:
+    """Vectors that share most of their length, as those of a young tower do, all tie in products of 8 bits."""
+    generator = torch.Generator().manual_seed(0)
+    centre = 30 + torch.randn(50, 64, generator=generator)
+    text, image = (F.normalize(centre + 0.1 * torch.randn(50, 64, generator=generator), dim=1) for _ in range(2))
+    expected = contrastive_terms(text, image, torch.tensor(100.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = contrastive_terms(text, image, torch.tensor(100.0))
+        halves = contrastive_terms(text.bfloat16(), image.bfloat16(), torch.tensor(100.0))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert (found[1].argmax(1) == torch.arange(50)).all() and halves[0].dtype == halves[1].dtype == torch.float32
+
+
 def test_negatives_are_never_the_pair_itself() -> None:
     torch.manual_seed(0)
     logits = 100 * torch.eye(5) + torch.randn(5, 5)  # so sure of the pair that the rest underflows

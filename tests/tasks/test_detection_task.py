@@ -13,10 +13,12 @@ import pytest
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import vlbeit
 from vlbeit.cli import main
 from vlbeit.config import DataConfig, RunConfig, Settings
+from vlbeit.data.outlines import from_runs, to_runs
 from vlbeit.data.records import ListRecords
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.presets import PRESETS
@@ -282,6 +284,102 @@ def test_numbers_are_those_of_faster_coco_eval(seed):
     assert np.mean(present) == pytest.approx(numbers["map"], abs=1e-3)
 
 
+def with_masks(batch, found, truth, results):
+    """Every truth an octagon in its box, every detection an ellipse in its; truths as polygons, crowds as runs."""
+    y, x = np.mgrid[:200, :300] + 0.5
+    outlines = []
+    for row in truth["annotations"]:
+        left, top, width, height = row["bbox"]
+        ring = [(0.3, 0), (0.7, 0), (1, 0.3), (1, 0.7), (0.7, 1), (0.3, 1), (0, 0.7), (0, 0.3)]
+        row["segmentation"] = [[value for a, b in ring for value in (left + a * width, top + b * height)]]
+        if row["iscrowd"]:
+            inside = (x > left) & (x < left + width) & (y > top) & (y < top + height)
+            changes = np.flatnonzero(np.diff(inside.T.ravel(), prepend=False, append=True))
+            counts = np.diff(changes, prepend=0).tolist()
+            row["segmentation"] = {"size": [200, 300], "counts": [*counts, 200 * 300 - sum(counts)]}
+        outlines.append((row["image_id"], json.dumps(row["segmentation"])))
+    for number, each in enumerate(batch["truth"]):
+        each["outlines"] = [text for image_id, text in outlines if image_id == number]
+    rows = iter(results)
+    for each in found.values():
+        each["masks"] = []
+        for _ in each["labels"]:
+            row = next(rows)
+            left, top, width, height = row["bbox"]
+            centre, half = (left + width / 2, top + height / 2), (width / 2, height / 2)
+            inside = ((x - centre[0]) / half[0]) ** 2 + ((y - centre[1]) / half[1]) ** 2 < 1
+            each["masks"] += to_runs(torch.from_numpy(inside)[None])
+            row["segmentation"] = each["masks"][-1]
+    return batch, found, truth, results
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_numbers_of_masks_are_those_of_faster_coco_eval(seed):
+    batch, found, truth, results = with_masks(*made_up(seed=seed))
+    evaluator = DetectionEvaluator(list("abcd"), masks=True)
+    evaluator.update(Known(found), batch)
+    again = DetectionEvaluator(list("abcd"), masks=True)
+    again.load_state_dict(json.loads(json.dumps(evaluator.state_dict())))
+    numbers = again.compute()
+    names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+    for ours, kind in {"segm_": "segm", "": "bbox"}.items():
+        reference = COCO(json.loads(json.dumps(truth)))
+        shown = [{**row, "area": row["bbox"][2] * row["bbox"][3]} for row in results]
+        if kind == "bbox":
+            shown = [{name: value for name, value in row.items() if name != "segmentation"} for row in shown]
+        else:
+            shown = [{name: value for name, value in row.items() if name != "bbox"} for row in shown]
+        direct = COCOeval_faster(reference, reference.loadRes(shown), iouType=kind)
+        direct.evaluate()
+        direct.accumulate()
+        direct.summarize()
+        for name, value in zip(names, direct.stats[:6], strict=True):
+            assert numbers.get(ours + name, -100) == pytest.approx(100 * value, abs=1e-3), ours + name
+    assert 5 < numbers["segm_map_50"] < 100 and numbers["segm_map"] != numbers["map"]
+
+
+def test_the_main_process_computes_for_all(monkeypatch):
+    batch, found, _, _ = made_up()
+    main, other = DetectionEvaluator(list("abcd")), DetectionEvaluator(list("abcd"))
+    for each in (main, other):
+        each.update(Known(found), batch)
+    sent = []
+    monkeypatch.setattr("vlbeit.tasks.detection.evaluator.broadcast_object", lambda own: sent.append(own) or own)
+    numbers = main.compute()
+    monkeypatch.setattr("vlbeit.tasks.detection.evaluator.is_main", lambda: False)
+    monkeypatch.setattr("vlbeit.tasks.detection.evaluator.broadcast_object", lambda own: sent[0])
+    monkeypatch.setattr(DetectionEvaluator, "_measured", None)
+    assert other.compute() == numbers and other.details() == main.details()
+
+
+def test_masks_are_pasted_one_by_one(records, trained, monkeypatch):
+    recipe, meta, objective, _ = trained
+    batch, at_once = batch_of(recipe, meta, records), []
+
+    def counting(masks, boxes, size):
+        at_once.append(len(masks))
+        return paste_masks_in_image(masks, boxes, size)
+
+    monkeypatch.setattr("vlbeit.tasks.detection.objective.paste_masks_in_image", counting)
+    batch["original_size"] = [(96, 48), (48, 48)]
+    for found, raw, (rows, columns) in zip(
+        objective.predict(batch),
+        objective.detector.detect(objective._map(batch), (48, 48), batch["inner_size"]),
+        batch["original_size"],
+        strict=True,
+    ):
+        expected = paste_masks_in_image(raw["masks"], found["boxes"], (rows, columns))[:, 0] > 0.5
+        assert len(expected) > 1 and torch.equal(from_runs(found["masks"], rows, columns), expected)
+    assert set(at_once) == {1}
+
+
+def test_a_split_without_boxes_is_refused(records):
+    recipe, meta, _ = built()
+    with pytest.raises(DataError, match="none of the 2 pictures of the split 'val' of data/own has a box"):
+        recipe.config.data.root = "data/own"
+        recipe.evaluators(ListRecords([records[2], records[3]]), meta)
+
+
 def test_evaluator_goes_on_and_merges(monkeypatch):
     batch, found, _, _ = made_up()
     whole = DetectionEvaluator(list("abcd"))
@@ -330,10 +428,11 @@ def test_other_classes_and_odd_patches_are_refused(records, monkeypatch):
     recipe, _, _ = built()
     with pytest.raises(DataError, match=r"has 2 classes, the run was trained on 3, and they differ \(such as 'blue'\)"):
         recipe.data(records, {"classes": [*CLASSES, "blue"]}, train=False)
-    recipe.config.model = replace(recipe.config.model, patch_size=14)
-    recipe.config.data = DataConfig(image_size=56)
-    with pytest.raises(UsageError, match="needs square patches of 8, 16 or 32 pixels; this tower has 4x4"):
-        recipe.objective({"classes": CLASSES})
+    for patch, size in ((14, 56), (4, 16), (64, 256)):
+        recipe.config.model = replace(recipe.config.model, patch_size=patch)
+        recipe.config.data = DataConfig(image_size=size)
+        with pytest.raises(UsageError, match="needs square patches of 8, 16 or 32 pixels; this tower has 4x4"):
+            recipe.objective({"classes": CLASSES})
 
 
 def test_without_the_library_it_says_so_before_any_work(tmp_path, monkeypatch, capsys):
@@ -342,6 +441,11 @@ def test_without_the_library_it_says_so_before_any_work(tmp_path, monkeypatch, c
         assert main(["train", "task=detection", "init=none"]) == 2
     assert "error: task=detection needs faster-coco-eval: pip install 'vlbeit[detection]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    recipe, meta, objective = built()
+    recipe.predictor(objective, meta)  # boxes alone need no library
+    recipe.settings.masks = True
+    with pytest.raises(UsageError, match="needs faster-coco-eval"):
+        recipe.predictor(objective, meta)
 
 
 @pytest.mark.parametrize("stage", ["mim", "vl"])

@@ -13,15 +13,18 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from accelerate import Accelerator
+from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vlbeit.cli import main
 from vlbeit.config import DataConfig, OptimConfig, RunConfig, Settings, TextConfig
 from vlbeit.data.loader import EvalLoader, TrainLoader
-from vlbeit.data.records import ListRecords
+from vlbeit.data.prepared import prepared_records
+from vlbeit.data.records import ListRecords, TableRecords
 from vlbeit.data.text import train_wordpiece
+from vlbeit.data_prep.shards import Finding, Folder, Item, Layout
+from vlbeit.engine.device import make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.optim import build_optimizer, check_coverage
 from vlbeit.errors import DataError, UsageError
@@ -83,7 +86,7 @@ def built(cache, stage="mim", model=TINY, meta=None, **task):
 
 
 def cpu():
-    return Accelerator(cpu=True)
+    return make_accelerator("cpu")
 
 
 def prepared(cache, records, **task):
@@ -204,6 +207,25 @@ def test_a_changed_picture_is_computed_again(tmp_path, monkeypatch):
     assert seen == [1, 1]
 
 
+def test_encoded_pictures_are_known_by_more_than_their_ids(tmp_path, records, monkeypatch):
+    """Two prepared folders with the same names, and pictures that only a plug-in knows where to find."""
+    roots = []
+    for number in range(2):
+        folder = Folder(tmp_path / f"root{number}", Layout("labelled", "parquet", {}), shard_bytes=10**9)
+        rows = [{**records[i], "image": Path(records[i - number]["image"]).read_bytes()} for i in range(6)]
+        items = [Item((i,), row, {"image": f"{i}.png"}) for i, row in enumerate(rows)]
+        list(folder.write("train", items, lambda item: Finding(), 2))
+        folder.finish(CLASSES, {})
+        roots.append(prepared_records(tmp_path / f"root{number}", "labelled", "train", tmp_path))
+        roots.append(ListRecords(rows))
+    seen = counted(monkeypatch)
+    for each in (*roots, *roots):
+        prepared(tmp_path / "cache", each)
+    assert seen == [6] * 4
+    prepared(tmp_path / "cache", TableRecords(Dataset.from_list(rows)))
+    assert seen == [6] * 4, "the same bytes in a table of another kind"
+
+
 def test_computing_goes_on_where_it_was_broken_off(tmp_path, records, monkeypatch):
     monkeypatch.setattr("vlbeit.tasks.probe.cache._SHARD_ROWS", 3)
     whole = prepared(tmp_path / "whole", records)[0]._folders["val"]
@@ -275,6 +297,25 @@ def test_unreadable_pictures_count_as_they_do_elsewhere(tmp_path, records):
     assert batch["bad"] == ["4"] and "4" not in batch["sample_id"] and len(batch["label"]) == 12
 
 
+def test_unreadable_pictures_of_training_have_no_say(tmp_path, records):
+    """Neither as neighbours nor as labels nor in the mean: the numbers are those of the split without them."""
+    missing = [{"id": f"gone{i}", "image": str(tmp_path / f"none{i}.png"), "label": 2} for i in range(5)]
+    own = [records[i] for i in range(12)]
+    split = ListRecords([*missing[:2], *own[:9], *missing[2:]])  # readable: three of each class
+    grey = tmp_path / "grey.png"  # what stands for an unreadable picture
+    Image.new("RGB", (40, 30), (128, 128, 128)).save(grey)
+    val = ListRecords([*own[9:], {"id": "grey", "image": str(grey), "label": 0}])
+    found = []
+    for train in (split, ListRecords(own[:9])):
+        recipe, meta, objective = built(tmp_path, standardize=True, k=5, dtype="float32")
+        recipe.config.data.max_bad_fraction = 0.9
+        recipe.prepare(objective, {"train": train, "val": val}, cpu())
+        commonest = recipe.evaluators(val, meta)["probe"].rivals.commonest
+        found.append((recipe._neighbours(), objective.heads["layer_2"].mean, commonest))
+    assert found[0][0] == found[1][0] and found[0][2] == found[1][2] == 0
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
 def test_neighbours_are_those_of_plain_numpy():
     rng = np.random.default_rng(0)
     bank, query = rng.normal(size=(50, 7)), rng.normal(size=(9, 7))
@@ -294,6 +335,37 @@ def test_neighbours_are_those_of_plain_numpy():
     assert nearest(torch.from_numpy(query), [torch.from_numpy(bank[:3])], 5)[1].shape == (9, 3)
     tiny = vote(torch.tensor([[1.0, 0.9]]), torch.tensor([[1, 0]]), 2, 1e-4)
     assert tiny.tolist() == [1], "no temperature overflows"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_comparisons_do_not_hang_on_the_precision(precision):
+    """Of features that share most of their length, as those of towers do, half precision knows no nearest one."""
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.randn(50, 64, generator=generator)
+    bank, query = (30 * torch.ones(64) + centre + 0.1 * torch.randn(50, 64, generator=generator) for _ in range(2))
+    label = torch.arange(50)
+
+    def votes():
+        cosines, rows = nearest(query, [bank[:20], bank[20:]], 1)
+        return {str(i): int(guess) for i, guess in enumerate(vote(cosines, label[rows], 50, 0.07))}
+
+    stub = Stub()
+    stub.probed, stub.columns = ["layer_1"], [("image_embedding", 64)]
+    stub.logits = lambda features: [torch.zeros(len(features), 50)]
+    unit = [part / part.norm(dim=1, keepdim=True) for part in (query, bank)]
+    batch = {"features": unit[0], "label": label, "sample_id": [str(i) for i in label.tolist()]}
+    evaluator = ProbeEvaluator(Rivals(votes, unit[1]))
+    numbers = run_evaluators(stub, [batch], {"probe": evaluator}, make_accelerator("cpu", precision))
+    assert numbers["knn"] == numbers["zero_shot"] == 100
+
+
+def test_classifiers_compute_in_full_precision(tmp_path, records):
+    *_, objective = prepared(tmp_path, records)
+    features = 100 + torch.randn(6, sum(objective.widths), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = objective.logits(features)
+    for found, expected in zip(half, objective.logits(features), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 class Stub(torch.nn.Module):
@@ -494,7 +566,7 @@ def test_settings_are_checked(setting, message):
     ("setting", "message"),
     [
         ({"layers": [3]}, r"task\.layers=\[3\]: the tower has model.depth=2 blocks"),
-        ({"knn_layer": 3}, "task.knn_layer="),
+        ({"knn_layer": 3}, "task.knn_layer=3: the tower has model.depth=2 blocks"),
         ({"layers": [2], "knn_layer": 1}, r"task\.knn_layer=1 is not among task\.layers=\[2\]"),
     ],
 )

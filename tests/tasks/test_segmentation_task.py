@@ -336,7 +336,7 @@ def test_one_picture_has_no_batch_statistics(records):
 
 @pytest.mark.parametrize("classes", [["red", "green"], ["green", "red", "blue"]])
 def test_data_with_other_classes_is_refused(records, classes):
-    with pytest.raises(DataError, match=r"has masks of 3 classes, the run was trained on \d"):
+    with pytest.raises(DataError, match=r"has 3 classes, the run was trained on \d"):
         built()[0].data(records, {"classes": classes}, train=False)
 
 

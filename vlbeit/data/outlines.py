@@ -16,7 +16,7 @@ from torch import Tensor
 from vlbeit.errors import DataError
 
 Runs = dict[str, Any]
-"""A mask as runs of equal pixels: `size` [height, width] and `counts`, compressed, as faster-coco-eval takes it."""
+"""A mask as runs of equal pixels: `size` [height, width] and `counts`, the compressed text of COCO's result files."""
 
 
 def outline_masks(outlines: Sequence[str], height: int, width: int, name: str) -> Tensor:
@@ -36,7 +36,8 @@ def to_runs(masks_nHW: Tensor) -> list[Runs]:
     """Every mask as runs: a hundredth of its size, or less."""
     from faster_coco_eval.core import mask as library
 
-    return [library.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8))) for mask in masks_nHW]
+    found = [library.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8))) for mask in masks_nHW]
+    return [{"size": list(runs["size"]), "counts": runs["counts"].decode()} for runs in found]
 
 
 def from_runs(runs: Sequence[Runs], height: int, width: int) -> Tensor:

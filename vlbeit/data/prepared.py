@@ -21,6 +21,10 @@ from vlbeit.data.records import KINDS, PREPARED, FieldColumn, TableRecords
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
+ORIGIN = "origin"
+"""A column of prepared records whose pictures are encoded bytes: of each the shard, its size and time, and the place in
+it. Who keeps something that was computed from a picture knows by it whether that is still the picture."""
+
 _VERSION = 1  # of the layout of prepared.json and the shards; the writer is vlbeit.data_prep.shards
 _FILES = ("image", "mask")  # fields that are a path or the encoded bytes
 _PREFIX = struct.Struct("<I")  # before every value of a plain Parquet page
@@ -151,7 +155,15 @@ class PreparedRecords:
         return record
 
     def column(self, name: str) -> Sequence[Any]:
+        if name == ORIGIN and self._inside:
+            return self._origins()
         return FieldColumn(self, name) if name in _FILES else self._table.column(name)
+
+    def _origins(self) -> list[str]:
+        stats = [(path.absolute(), path.stat()) for path in self._shards]
+        files = [f"{path} {facts.st_size} {facts.st_mtime_ns}" for path, facts in stats]
+        places = zip(self._table.column("shard"), self._table.column("image_at"), strict=True)
+        return [f"{files[shard]} {place}" for shard, place in places]
 
 
 def _bytes(shard: Path, at: int, length: int) -> bytes:

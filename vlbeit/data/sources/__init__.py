@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vlbeit import registry
 from vlbeit.config import DataConfig
 from vlbeit.data.records import KINDS, take
@@ -39,6 +41,20 @@ def open_records(config: DataConfig, kind: str, split: str) -> Records:
     if not len(records):
         raise DataError(f"data={config.name}: the split {split!r} of {config.root} has no {kind} records")
     return take(records, config.limit)
+
+
+def check_classes(config: DataConfig, found: Sequence[str], known: Sequence[str], remedy: str = "") -> None:
+    """Raise `DataError` unless the classes `found` in the data are those `known` to the run, in the same order.
+
+    `remedy` is what else a task has to offer, added to the message.
+    """
+    if list(found) != list(known):
+        differing = sorted({*found} ^ {*known})
+        what = f"such as {differing[0]!r}" if differing else "in another order"
+        raise DataError(
+            f"data.root={config.root} has {len(found)} classes, the run was trained on {len(known)}, and they differ "
+            f"({what}): give it the classes of its training split{remedy}"
+        )
 
 
 def _kinds(name: str) -> tuple[str, ...]:
