@@ -66,8 +66,10 @@ def worker(folder: Path) -> None:
     result["broadcast"] = dist.broadcast_object({"rank": rank})
     result["main"] = dist.is_main()
     dist.barrier()
+    dist.leave()
+    dist.leave()
+    result["left"] = (torch.distributed.is_initialized(), dist.world_size())
     torch.save(result, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,7 @@ def test_rank_order_and_no_gradient(results):
         assert result["objects"] == [{"rank": 0}, {"rank": 1}]
         assert result["broadcast"] == {"rank": 0}
         assert result["main"] == (rank == 0)
+        assert result["left"] == (False, 1)
 
 
 def test_no_group_is_one_process():

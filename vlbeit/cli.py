@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         result = app(arguments or ["--help"], prog_name="vlbeit", standalone_mode=False)
+        dist.leave()
         return result if isinstance(result, int) else 0
     except Interrupted as error:
         print(error, file=sys.stderr)

@@ -49,6 +49,13 @@ def barrier() -> None:
         group.barrier()
 
 
+def leave() -> None:
+    """End the process group where there is one: a process that ends without this may die of its threads."""
+    group = _group()
+    if group:
+        group.destroy_process_group()
+
+
 def sum_over_ranks(x: Tensor) -> Tensor:
     """The sum of `x` over all processes, without gradient; `x` itself is left as it is."""
     group = _group()
