@@ -20,7 +20,7 @@ from vlbeit.errors import DataError, UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import beit_decays, param_groups
 from vlbeit.models.heads import Heads
-from vlbeit.models.spec import encoder_spec
+from vlbeit.models.spec import EncoderSpec, encoder_spec
 from vlbeit.nn.batch_norm import synced
 from vlbeit.task import Task
 from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor, Record, Records, Sample
@@ -106,17 +106,26 @@ class Segmentation(Task):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.settings: SegmentationSettings = config.task
+        size, stride = config.data.size, self.settings.stride or [1, 1]
+        require(
+            all(step <= side for step, side in zip(stride, size, strict=True)),
+            f"task.stride={stride} is larger than data.image_size={config.data.image_size}: pixels between two windows "
+            "would be seen by none; take a smaller one, or null",
+        )
+
+    def check(self) -> None:
+        """Raise UsageError for a tower of ours whose blocks or patches do not suffice; of another `objective` does."""
+        if self.config.model.image_tower == "own":
+            self._check_tower(encoder_spec(self.config, final_norm=False))
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """`classes`: the names of the classes of a pixel, as the data source gives them."""
         return {"classes": list(open_source(self.config.data).classes(self.kind))}
 
     def objective(self, meta: Meta) -> SegmentationObjective:
-        """Encoder with the image expert alone, and a new decoder."""
+        """Encoder with the image expert alone, and a new decoder. UsageError for taps or patches that it has not."""
         spec = encoder_spec(self.config, final_norm=False, meta=meta)
-        last = max(self.settings.taps or [0])
-        if last >= spec.depth:
-            raise UsageError(f"task.taps={self.settings.taps}: there is no block {last} of {spec.depth}, from 0")
+        self._check_tower(spec)
         heads = Heads(self._heads(spec.embed_dim, len(meta["classes"])))
         if dist.world_size() > 1 and choose_device(self.config.device) == "cuda":
             synced(heads)
@@ -208,6 +217,18 @@ class Segmentation(Task):
             hflip=settings.hflip,
             photometric=settings.photometric,
         )
+
+    def _check_tower(self, spec: EncoderSpec) -> None:
+        """There are the blocks of `task.taps`, and patches enough for a pyramid."""
+        last = max(self.settings.taps or [0])
+        if last >= spec.depth:
+            raise UsageError(f"task.taps={self.settings.taps}: there is no block {last} of {spec.depth}, from 0")
+        assert spec.grid is not None, "the image expert is there"
+        if self.settings.head == "upernet" and min(spec.grid) < 2:
+            raise UsageError(
+                f"data.image_size={self.config.data.image_size} is {spec.grid[0]}x{spec.grid[1]} patches, and "
+                "task.head=upernet halves their number: take a larger one, or task.head=setr_pup"
+            )
 
     def _check_classes(self, known: list[str]) -> None:
         found = list(open_source(self.config.data).classes(self.kind))

@@ -79,11 +79,11 @@ def test_windows_lie_at_the_stride_and_flush_with_the_border(size, stride, rows)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (45, 70), (20, 50), (10, 9), (100, 33)])
-@pytest.mark.parametrize("stride", [(32, 32), (21, 21), (5, 40)])
+@pytest.mark.parametrize("stride", [(32, 32), (21, 21), (5, 32)])
 def test_windows_put_the_picture_together_again(size, stride):
     """Where every window gives back its pixels, the average is the picture: nothing shifted, counted twice or left."""
     view = picture(*size)
-    (found,) = slide(colours, [view], Windows((32, 32), stride if max(stride) <= 32 else (5, 32), at_a_time=3))
+    (found,) = slide(colours, [view], Windows((32, 32), stride, at_a_time=3))
     torch.testing.assert_close(found, view)
 
 

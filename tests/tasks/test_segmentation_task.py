@@ -321,6 +321,21 @@ def test_published_strides(size, stride):
     assert recipe._windows().stride == stride and recipe._resize() == (4 * size, size)
 
 
+def test_every_pixel_lies_in_a_window():
+    built(stride=[64, 64])
+    with pytest.raises(UsageError, match=r"task.stride=\[64, 65\] is larger than data.image_size=64"):
+        built(stride=[64, 65])
+
+
+def test_a_pyramid_needs_two_patches_a_side(records):
+    with pytest.raises(UsageError, match=r"data.image_size=16 is 1x1 patches.*task.head=setr_pup"):
+        built(image_size=16)
+    recipe, meta, objective = built("setr_pup", image_size=16, **PLAIN)
+    assert loss_of(objective.train(), batch_of(recipe, meta, records)).isfinite()
+    recipe, meta, objective = built(image_size=32, **PLAIN)
+    assert loss_of(objective.train(), batch_of(recipe, meta, records)).isfinite()
+
+
 def test_one_picture_has_no_batch_statistics(records):
     recipe, meta, objective = built()
     recipe.config.micro_batch_size = 1
