@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
@@ -150,9 +149,12 @@ class Segmentation(Task):
         """Mean intersection over union, and accuracies, over the whole split."""
         return {"segmentation": SegmentationEvaluator(meta["classes"])}
 
-    def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-        """BEiT's rules: `optim.layer_decay` per layer, no decay of vectors, biases and the CLS token."""
-        return param_groups(objective, optim, beit_decays)
+    def param_groups(self, objective: SegmentationObjective, optim: OptimConfig) -> list[dict[str, Any]]:  # type: ignore[override]
+        """BEiT's rules: `optim.layer_decay` per layer, no decay of vectors, biases and the CLS token.
+
+        The whole decoder, with its necks and the auxiliary head, learns `optim.head_lr_scale` times as fast.
+        """
+        return param_groups(objective, optim, beit_decays, scaled_head=objective.heads.specs)
 
     def predictor(self, objective: SegmentationObjective, meta: Meta) -> Predictor:  # type: ignore[override]
         """Image in, classes with their shares of the picture out."""

@@ -139,6 +139,16 @@ def test_layer_decay_and_weight_decay():
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_the_whole_decoder_learns_at_the_rate_of_new_heads(head):
+    recipe, _, objective = built(head)
+    recipe.config.optim.head_lr_scale = 10
+    groups = recipe.param_groups(objective, recipe.config.optim)
+    scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert {scale for name, scale in scales.items() if name.startswith("heads.")} == {10}
+    assert {scale for name, scale in scales.items() if not name.startswith("heads.")} == {1}
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_loss_is_the_mean_over_labelled_pixels_of_the_whole_step(records, head):
     recipe, meta, objective = built(head, **PLAIN)
     objective.eval()  # batch statistics do see one micro-batch alone
