@@ -15,13 +15,14 @@ from vlbeit.config import DataConfig, RunConfig, Settings
 from vlbeit.data.drawing import palette
 from vlbeit.data.loader import EvalLoader
 from vlbeit.data.records import ListRecords
-from vlbeit.engine.device import make_accelerator
+from vlbeit.engine.device import fits, make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.presets import PRESETS
 from vlbeit.models.spec import encoder_spec
 from vlbeit.models.transfer import transfer
+from vlbeit.nn.batch_norm import synced
 from vlbeit.tasks.segmentation import RECIPE as Segmentation
 from vlbeit.tasks.segmentation.task import SegmentationSettings
 
@@ -344,6 +345,16 @@ def test_a_pyramid_needs_two_patches_a_side(records):
     assert loss_of(objective.train(), batch_of(recipe, meta, records)).isfinite()
     recipe, meta, objective = built(image_size=32, **PLAIN)
     assert loss_of(objective.train(), batch_of(recipe, meta, records)).isfinite()
+
+
+def test_one_picture_a_process_is_tried_out(records):
+    """Of several CUDA processes each may forward one picture; whether it fits a process tries by itself."""
+    recipe, meta, objective = built()
+    accelerator = make_accelerator("cpu")
+    synced(objective.heads)
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    assert fits(objective.train(), batch_of(recipe, meta, records, rows=[0]), accelerator)
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
 
 
 def test_one_picture_has_no_batch_statistics(records):
