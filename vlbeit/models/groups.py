@@ -45,7 +45,7 @@ def layer_id(name: str, depth: int, shared_positions: bool) -> int:
 
 
 def param_groups(
-    objective: nn.Module, optim: OptimConfig, decays: Rule, *, scaled_head: str | Collection[str] = ()
+    objective: nn.Module, optim: OptimConfig, decays: Rule, *, scaled_head: str | Collection[str] | None = None
 ) -> list[dict[str, Any]]:
     """Optimizer groups of all trainable parameters: `name`, `params`, `weight_decay`, `lr_scale`.
 
@@ -54,7 +54,7 @@ def param_groups(
     """
     spec = getattr(getattr(objective, "encoder", None), "spec", None)
     depth, shared = (spec.depth, spec.positions == "shared") if spec is not None else (0, False)
-    heads = {scaled_head} if isinstance(scaled_head, str) else set(scaled_head)
+    heads = {scaled_head} if isinstance(scaled_head, str) else set(scaled_head or ())
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in objective.named_parameters():
         if not parameter.requires_grad:
