@@ -181,10 +181,15 @@ def evaluate_model(
 
 
 def eval_loader(config: RunConfig, spec: DataSpec) -> EvalLoader:
-    """Batches of at most 64 samples; their size changes no number but those of contrast and matching."""
+    """Batches of at most 64 samples, and at most twice `micro_batch_size` where that is settled.
+
+    Without gradients a sample needs less than half the memory that it needs in training: what trained can be evaluated.
+    Their size changes no number but those of contrast and matching.
+    """
+    micro = config.micro_batch_size
     return EvalLoader(
         spec,
-        batch_size=min(64, config.global_batch_size),
+        batch_size=min(64, config.global_batch_size, 64 if micro == "auto" else 2 * micro),
         workers=config.data.workers,
         max_bad_fraction=config.data.max_bad_fraction,
     )
