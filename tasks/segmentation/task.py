@@ -279,7 +279,7 @@ class EvaluationSample:
             "sample_id": record["id"],
             "views": self.views(image),
             "original_size": (image.height, image.width),
-            "original_segments": segments_HW.long(),
+            "original_segments": segments_HW,
         }
 
 

@@ -109,7 +109,7 @@ def test_samples(records):
     held_out = batch_of(recipe, meta, records, train=False)
     assert [tuple(segments.shape) for segments in held_out["original_segments"]] == held_out["original_size"]
     assert held_out["original_size"] == [(64, 64), (64, 96), (48, 40), (64, 64)]
-    assert [tuple(views[0].image.shape) for views in held_out["views"]][1:3] == [(3, 64, 96), (3, 77, 64)]
+    assert [tuple(views[0].pixels.shape) for views in held_out["views"]][1:3] == [(3, 64, 96), (3, 77, 64)]
     assert held_out["original_segments"][0][0, 0] == 0 and held_out["original_segments"][0][-1, -1] == 255
     for split in (True, False):
         pickle.dumps(recipe.data(records, meta, train=split).transform)
@@ -281,7 +281,7 @@ def test_pictures_of_other_modes(records, trained, tmp_path, mode):
     record = {**records[0], "image": str(path)}
     for train in (True, False):
         batch = batch_of(recipe, meta, ListRecords([record, record]), train, rows=(0, 1))
-        image = batch["image"][0] if train else batch["views"][0][0].image
+        image = batch["image"][0] if train else batch["views"][0][0].image(torch.zeros(()))
         assert image.shape == (3, 64, 64) and image.isfinite().all() and image.abs().max() <= 1
     assert evaluated(recipe, meta, objective, ListRecords([record]))["images"] == 1
 
