@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -240,7 +241,7 @@ def test_unreadable_picture_is_grey_and_counted(records, trained, tmp_path):
     assert numbers["unreadable"] == 1 and numbers["images"] == 2
 
 
-def test_predictor(records, trained):
+def test_predictor(records, trained, monkeypatch):
     recipe, meta, objective, _ = trained
     predict = recipe.predictor(objective, meta)
     found = predict(records[3]["image"])
@@ -249,7 +250,14 @@ def test_predictor(records, trained):
     )
     assert predict(records[3]["image"], top=1) == found[:1]
     assert predict.segments(records[1]["image"]).shape == (64, 96)
-    drawn = predict.draw(records[1]["image"])
+    expected = predict(records[1]["image"], top=2)
+    passes = Mock(wraps=objective.predict)
+    monkeypatch.setattr(objective, "predict", passes)
+    rows, drawn = predict.draw(records[1]["image"], top=2)
+    assert passes.call_count == 1
+    assert rows == expected
+    with pytest.raises(UsageError, match="leave the question out"):
+        predict.draw(records[1]["image"], "what is it?")
     assert drawn.width == 96 * 4 and drawn.height > 64 * 4  # enlarged to a readable size, the legend below
     with pytest.raises(UsageError, match="leave the question out"):
         predict(records[3]["image"], "what is it?")
@@ -261,7 +269,7 @@ def test_drawing_shows_the_class_of_every_pixel(records, trained):
     """Away from edges a pixel is half its own colour and half that of its class."""
     recipe, meta, objective, _ = trained
     predict = recipe.predictor(objective, meta)
-    drawn, segments = predict.draw(records[3]["image"]), predict.segments(records[3]["image"])
+    (_, drawn), segments = predict.draw(records[3]["image"]), predict.segments(records[3]["image"])
     for row, column in ((8, 16), (56, 8), (56, 56)):
         own = np.array(Image.open(records[3]["image"]).convert("RGB"))[row, column].astype(float)
         colour = np.array(palette(3)[segments[row, column]], float)
