@@ -11,7 +11,7 @@ import torch
 from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
-from vlbeit.data.joint_transforms import SegmentationTrain
+from vlbeit.data.joint_transforms import Jitter, SegmentationTrain
 from vlbeit.data.segments import open_pair
 from vlbeit.data.sources import open_source
 from vlbeit.engine.device import choose_device
@@ -209,16 +209,14 @@ class Segmentation(Task):
 
     def _augmentation(self) -> SegmentationTrain:
         (mean, std), settings = self.config.normalization, self.settings
-        return SegmentationTrain(
-            self.config.data.size,
-            mean,
-            std,
-            scale=self._resize(),
-            ratio=(settings.ratio_min, settings.ratio_max),
-            cat_max_ratio=settings.cat_max_ratio,
-            hflip=settings.hflip,
-            photometric=settings.photometric,
+        jitter = Jitter(
+            self._resize(),
+            (settings.ratio_min, settings.ratio_max),
+            settings.cat_max_ratio,
+            settings.hflip,
+            settings.photometric,
         )
+        return SegmentationTrain(self.config.data.size, mean, std, jitter)
 
     def _check_tower(self, spec: EncoderSpec) -> None:
         """There are the blocks of `task.taps`, and patches enough for a pyramid."""
