@@ -87,7 +87,7 @@ def forward(
         "original_size": [(picture.height, picture.width) for picture in pictures],
     }
     sides = 1 + recipe.settings.flip
-    count = sum(len(objective.windows.starts(tuple(view.image.shape[1:]))) for view in batch["views"][0])
+    count = sum(len(objective.windows.starts(tuple(view.pixels.shape[1:]))) for view in batch["views"][0])
     return lambda: objective.predict(batch), count * sides
 
 

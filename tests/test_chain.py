@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +13,18 @@ from safetensors.torch import load_file
 
 import vlbeit
 from vlbeit import chain as chaining
-from vlbeit import compose, launch
+from vlbeit import compose, inference, launch
 from vlbeit.cli import main
-from vlbeit.data.loader import TrainLoader
+from vlbeit.config import RunConfig, Settings
+from vlbeit.data.loader import EvalLoader, TrainLoader
+from vlbeit.data.records import ListRecords
 from vlbeit.data.sources import open_records
+from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.optim import build_optimizer
 from vlbeit.inference import Trained
 from vlbeit.models.checkpoint import read_checkpoint
 from vlbeit.objectives.base import Objective
+from vlbeit.types import DataSpec
 
 RUNS = ("tokenizer", "mim", "mlm", "vl", "vl-vqa", "mim-classification")
 
@@ -109,6 +115,37 @@ def test_load_and_encode(in_chain: Path) -> None:
     assert set(model.heads) == {"pooler", "answer"} and model.meta["answers"]
     with pytest.raises(ValueError, match="needs an image"):
         model.encode()
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "expected"),
+    [(1024, "auto", 64), (1024, 64, 64), (1024, 32, 64), (16, 16, 16), (64, 2, 4), (64, 1, 2), (1, 1, 1)],
+)
+def test_evaluation_needs_no_more_memory_than_training(batch: int, micro: int | str, expected: int) -> None:
+    config = RunConfig(stage=Settings(name="mim"), global_batch_size=batch, micro_batch_size=micro)
+    loader = launch.eval_loader(config, DataSpec(ListRecords([]), dict, list))
+    assert loader.batch_size == expected
+
+
+def test_a_run_is_evaluated_in_batches_of_its_size(
+    again: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training by the micro-batch that was settled; later by the one that is typed."""
+    sizes: list[int] = []
+
+    def counting(model: Any, loader: EvalLoader, evaluators: Any, accelerator: Any) -> dict[str, float]:
+        sizes.append(loader.batch_size)
+        return run_evaluators(model, loader, evaluators, accelerator)
+
+    monkeypatch.setattr(launch, "run_evaluators", counting)
+    monkeypatch.setattr(inference, "run_evaluators", counting)
+    monkeypatch.setattr(launch, "probe_micro_batch", lambda *_: 2)
+    words = [word for word in again["mim-classification"] if not word.startswith("micro_batch_size=")]
+    with chdir(tmp_path):
+        assert main(["train", *words, "init=none", "micro_batch_size=auto", "run=cut"]) == 0
+        assert main(["evaluate", "cut"]) == 0
+        assert main(["evaluate", "cut", "micro_batch_size=1"]) == 0
+    assert sizes[-3:] == [4, 4, 2]
 
 
 def test_evaluate(in_chain: Path, capsys: pytest.CaptureFixture[str]) -> None:

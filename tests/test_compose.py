@@ -196,6 +196,14 @@ def test_mistakes_are_named(word: str, said: str) -> None:
     assert said in error_of(*OWN, word)
 
 
+def test_random_masking_has_no_blocks() -> None:
+    said = error_of(*OWN, "stage.masking=random", "stage.min_block=0.3")
+    assert "stage.masking=random masks single patches, no stage.min_block=0.3" in said
+    for exact in ("true", "false"):  # it is exact, whatever is said
+        stage = config_of(*OWN, "stage.masking=random", f"stage.exact_count={exact}").stage
+        assert stage.masking == "random"
+
+
 def test_names_are_checked() -> None:
     assert "unknown stage 'mimm': did you mean mim?" in error_of("stage=mimm")
     assert "unknown data source 'scnes': did you mean scenes?" in error_of("stage=mim", "data=scnes")

@@ -73,8 +73,8 @@ def test_draws_its_result_and_names_its_columns(
 
     from vlbeit_plugin.task import BrightnessPredictor
 
-    def draw(self: Any, image: Image.Image) -> Image.Image:
-        return Image.new("RGB", image.size, (0, 200, 0))
+    def draw(self: Any, image: Image.Image, text: Any = None, *, top: int = 5) -> tuple[list[Found], Image.Image]:
+        return rows[:top], Image.new("RGB", image.size, (0, 200, 0))
 
     rows = [Found("bright", 0.98765, (1.2, 2.0, 30.6, 31.0)), Found("dark", 12.3456, (0.0, 0.0, 1.0, 1.0), "odd")]
     monkeypatch.setattr(BrightnessPredictor, "draw", draw, raising=False)

@@ -139,8 +139,8 @@ def predict(
             f"--out {out}: task={run.config.task.name} has nothing to draw, its result is a table: leave --out out; "
             f"`vlbeit inspect attention {path} {image}` shows where its tower looks"
         )
-    rows = predictor(picture, question, top=top)
-    drawing.write_picture(out, predictor.draw(picture))
+    rows, drawn = predictor.draw(picture, question, top=top)
+    drawing.write_picture(out, drawn)
     return rows
 
 

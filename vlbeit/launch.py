@@ -79,22 +79,11 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
     with meta_errors((origin or folder).checkpoint):
         spec = recipe.data(records, meta, train=True)
     steps, steps_per_epoch = count_steps(config, len(spec.records))
-    if steps <= config.optim.warmup_steps:
-        say(
-            f"note: all {steps} steps are warmup (optim.warmup_steps={config.optim.warmup_steps:g}): optim.lr is never "
-            "reached; a share such as optim.warmup_steps=0.1 follows the length of the run"
-        )
+    _warn_of_warmup(config, steps)
     if origin is not None and origin.path == folder.path and origin.is_finished(steps):
         say(f"{folder.path} is finished: {origin.last_step()} steps. More steps= go on, overwrite=true starts anew")
         return
-    seed_generators(config.seed, "init")
-    with meta_errors((origin or folder).checkpoint):
-        objective = recipe.objective(meta)
-    if origin is None:
-        _start(recipe, objective, checkpoint, meta)
-    else:
-        say(f"going on from step {origin.last_step()} of {origin.path}")
-        _take_up(objective, origin, source, config)
+    objective = _with_weights(recipe, meta, checkpoint, origin, source)
     recipe.prepare(objective, {"train": records, "val": held_out}, accelerator)
     plan = FitPlan.from_config(
         config, steps=steps, steps_per_epoch=steps_per_epoch, metric=recipe.metric, resume_command=command
@@ -121,6 +110,22 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
     say(f"wrote {folder.path}: checkpoint/, metrics.jsonl, evaluation.json{drawn}")
 
 
+def _with_weights(
+    recipe: Recipe, meta: Meta, checkpoint: Checkpoint | None, origin: RunFolder | None, source: RunFolder | None
+) -> Objective:
+    """The objective: of a run that begins from `init`'s checkpoint, of one that goes on from the state of `origin`."""
+    config = recipe.config
+    seed_generators(config.seed, "init")
+    with meta_errors((origin or RunFolder(config.run)).checkpoint):
+        objective = recipe.objective(meta)
+    if origin is None:
+        _start(recipe, objective, checkpoint, meta)
+    else:
+        say(f"going on from step {origin.last_step()} of {origin.path}")
+        _take_up(objective, origin, source, config)
+    return objective
+
+
 def _accelerator(config: RunConfig) -> Accelerator:
     return make_accelerator(config.device, config.precision, config.engine.trackers, config.run)
 
@@ -138,6 +143,14 @@ def count_steps(config: RunConfig, samples: int) -> tuple[int, float]:
         return config.steps, per_epoch
     assert config.epochs is not None, "preflight refuses it"
     return max(1, int(config.epochs * per_epoch)), per_epoch
+
+
+def _warn_of_warmup(config: RunConfig, steps: int) -> None:
+    if steps <= config.optim.warmup_steps:
+        say(
+            f"note: all {steps} steps are warmup (optim.warmup_steps={config.optim.warmup_steps:g}): optim.lr is never "
+            "reached; a share such as optim.warmup_steps=0.1 follows the length of the run"
+        )
 
 
 def _settle_micro_batch(
@@ -181,10 +194,15 @@ def evaluate_model(
 
 
 def eval_loader(config: RunConfig, spec: DataSpec) -> EvalLoader:
-    """Batches of at most 64 samples; their size changes no number but those of contrast and matching."""
+    """Batches of at most 64 samples, and at most twice `micro_batch_size` where that is settled.
+
+    Without gradients a sample needs less than half the memory that it needs in training: what trained can be evaluated.
+    Their size changes no number but those of contrast and matching.
+    """
+    micro = config.micro_batch_size
     return EvalLoader(
         spec,
-        batch_size=min(64, config.global_batch_size),
+        batch_size=min(64, config.global_batch_size, 64 if micro == "auto" else 2 * micro),
         workers=config.data.workers,
         max_bad_fraction=config.data.max_bad_fraction,
     )

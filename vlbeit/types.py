@@ -110,7 +110,8 @@ class Predictor(Protocol):
 
     Rows are tuples, best first; a named tuple (`Detection(label, score, box)`) names the columns of the table and the
     keys of `--json`, a plain pair is `answer` and `probability`. A task whose result is a place in the picture also has
-    `draw(image) -> PIL.Image`, the picture with the result on it: `vlbeit predict RUN PICTURE --out FILE`.
+    `draw`, of the same arguments: the rows and a PIL image, the picture with the result on it, both of one pass of the
+    model, for `vlbeit predict RUN PICTURE --out FILE`.
     """
 
     def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> Sequence[tuple[Any, ...]]: ...

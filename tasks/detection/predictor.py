@@ -47,17 +47,15 @@ class DetectionPredictor:
 
         Raises UsageError where a `text` is given, ImageError for a picture that cannot be read.
         """
-        if text is not None:
-            raise UsageError("a detection run takes a picture alone: leave the question out")
-        found = self._found(open_image(image))
-        rows = zip(*(found[name].tolist() for name in ("labels", "scores", "boxes")), strict=True)
-        detections = [
-            Detection(self.classes[label], score, tuple(round(value, 1) for value in box)) for label, score, box in rows
-        ]
-        return sorted(detections, key=lambda each: -each.score)[: max(top, 1)]
+        _check_no_text(text)
+        return self._rows(self._found(open_image(image)), top)
 
-    def draw(self, image: Any) -> Image.Image:
-        """The picture with the boxes (and masks) of at least `least_score`, their names and scores."""
+    def draw(self, image: Any, text: str | None = None, *, top: int = 5) -> tuple[list[Detection], Image.Image]:
+        """The rows, and the picture with the boxes (and masks) of at least `least_score`, their names and scores.
+
+        Raises as a call does.
+        """
+        _check_no_text(text)
         picture = open_image(image)
         found = self._found(picture)
         sure_n = found["scores"] >= self.least_score
@@ -67,7 +65,14 @@ class DetectionPredictor:
         if "masks" in found:
             runs = [found["masks"][index] for index in sure_n.nonzero()[:, 0].tolist()]
             masks_nHW = from_runs(runs, picture.height, picture.width)
-        return draw_boxes(picture, found["boxes"][sure_n].cpu(), labels, captions, masks_nHW)
+        return self._rows(found, top), draw_boxes(picture, found["boxes"][sure_n].cpu(), labels, captions, masks_nHW)
+
+    def _rows(self, found: dict[str, Tensor], top: int) -> list[Detection]:
+        rows = zip(*(found[name].tolist() for name in ("labels", "scores", "boxes")), strict=True)
+        detections = [
+            Detection(self.classes[label], score, tuple(round(value, 1) for value in box)) for label, score, box in rows
+        ]
+        return sorted(detections, key=lambda each: -each.score)[: max(top, 1)]
 
     @torch.no_grad()
     def _found(self, picture: Image.Image) -> dict[str, Any]:
@@ -75,3 +80,8 @@ class DetectionPredictor:
         sample = self.image(picture)
         batch = {name: [value] for name, value in sample.items()} | {"image": sample["image"][None].to(device)}
         return self.objective.predict(batch)[0]
+
+
+def _check_no_text(text: str | None) -> None:
+    if text is not None:
+        raise UsageError("a detection run takes a picture alone: leave the question out")

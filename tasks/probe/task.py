@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, TextConfig, key, one_of, require
@@ -164,9 +163,9 @@ class Probe(Task):
         neighbours = self._neighbours if self.settings.k and "train" in self._records else None
         return {"probe": ProbeEvaluator(Rivals(neighbours, self._class_vectors, commonest))}
 
-    def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-        """The classifiers; biases do not decay."""
-        return param_groups(objective, optim, beit_decays)
+    def param_groups(self, objective: ProbeObjective, optim: OptimConfig) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The classifiers, at `optim.head_lr_scale` times `optim.lr`; biases do not decay."""
+        return param_groups(objective, optim, beit_decays, scaled_head=objective.probed)
 
     def predictor(self, objective: ProbeObjective, meta: Meta) -> Predictor:  # type: ignore[override]
         """Image in, classes with their probabilities out, by the layer that was best when the weights were kept."""

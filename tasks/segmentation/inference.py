@@ -27,10 +27,16 @@ Decode = Callable[[Tensor], Tensor]  # pictures [B, 3, h, w] -> logits [B, K, an
 
 
 class View(NamedTuple):
-    """A picture at one size, float [3, h, w], normalised; it counts as often as `weight` says."""
+    """A picture at one size, uint8 [3, h, w], a quarter of the floats; it counts as often as `weight` says."""
 
     weight: int
-    image: Tensor
+    pixels: Tensor
+    mean: Sequence[float]  # of the channels
+    std: Sequence[float]
+
+    def image(self, like: Tensor) -> Tensor:
+        """float [3, h, w], normalised, on the device of `like` and of its type."""
+        return normalize(self.pixels.to(like.device).float() / 255, self.mean, self.std).to(like.dtype)
 
 
 class Views:
@@ -57,7 +63,8 @@ class Views:
         self.window, self.mean, self.std, self.resize, self.scales = window, mean, std, resize, tuple(scales)
 
     def __call__(self, image: Image.Image) -> list[View]:
-        return [View(weight, self._at(image, size)) for size, weight in self.sizes((image.height, image.width)).items()]
+        sizes = self.sizes((image.height, image.width))
+        return [View(weight, _resized(image, size), self.mean, self.std) for size, weight in sizes.items()]
 
     def sizes(self, size: Size) -> dict[Size, int]:
         """Height and width of the views of a picture of this size, and how often each counts."""
@@ -70,10 +77,10 @@ class Views:
         scaled = (int(long * scale), int(short * scale))
         return fitted(size, scaled if scaled[1] >= least else (round(long * least / short), least))
 
-    def _at(self, image: Image.Image, size: Size) -> Tensor:
-        # without antialiasing, as in training
-        picture = F.resize(F.pil_to_tensor(image), list(size), InterpolationMode.BILINEAR, antialias=False)
-        return normalize(picture.float() / 255, self.mean, self.std)
+
+def _resized(image: Image.Image, size: Size) -> Tensor:
+    # without antialiasing, as in training
+    return F.resize(F.pil_to_tensor(image), list(size), InterpolationMode.BILINEAR, antialias=False)
 
 
 class Windows(NamedTuple):
@@ -94,17 +101,20 @@ class Windows(NamedTuple):
 
 
 @torch.no_grad()
-def segment(decode: Decode, pictures: Iterable[tuple[Sequence[View], Size]], windows: Windows) -> list[Tensor]:
+def segment(
+    decode: Decode, pictures: Iterable[tuple[Sequence[View], Size]], windows: Windows, like: Tensor
+) -> list[Tensor]:
     """Views of every picture and its original height and width -> a class per pixel, int64 [H, W], of each picture.
 
     Logits of a view are averaged where windows overlap and brought to the original size (bilinear, corners not
     aligned); probabilities are averaged over views. The order of the pictures and the number of windows at a time
-    change nothing. Views must lie on the device of `decode`.
+    change nothing. `decode` takes what is of the device and type of `like`; a view goes there when it is cut.
     """
     pictures = list(pictures)
     sides = (False, True) if windows.flip else (False,)
     seen = [(view, flipped) for views, _ in pictures for view in views for flipped in sides]
-    maps = slide(decode, (view.image.flip(-1) if flipped else view.image for view, flipped in seen), windows)
+    shown = (view.image(like).flip(-1) if flipped else view.image(like) for view, flipped in seen)
+    maps = slide(decode, shown, windows)
     parts = (
         (view.weight, logits.flip(-1) if flipped else logits)
         for (view, flipped), logits in zip(seen, maps, strict=True)

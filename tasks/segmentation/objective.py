@@ -53,12 +53,8 @@ class SegmentationObjective(Objective):
 
     def predict(self, batch: Batch) -> list[Tensor]:
         """`views` and `original_size` of every picture -> its classes, int64 [H, W] of the original size."""
-        like = next(self.parameters())
-        pictures = [
-            ([view._replace(image=view.image.to(like)) for view in views], size)
-            for views, size in zip(batch["views"], batch["original_size"], strict=True)
-        ]
-        return segment(lambda image: self.logits({"image": image}), pictures, self.windows)
+        pictures = zip(batch["views"], batch["original_size"], strict=True)
+        return segment(lambda image: self.logits({"image": image}), pictures, self.windows, next(self.parameters()))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """`segmentation`, and `auxiliary` where there is one: labelled pixels of the batch.

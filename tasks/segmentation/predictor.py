@@ -43,9 +43,22 @@ class SegmentationPredictor:
 
         Raises UsageError where a `text` is given, ImageError for a picture that cannot be read.
         """
-        if text is not None:
-            raise UsageError("a segmentation run takes a picture alone: leave the question out")
+        _check_no_text(text)
         return self._shares(self.segments(image))[: max(top, 1)]
+
+    def draw(self, image: Any, text: str | None = None, *, top: int = 5) -> tuple[list[Covered], Image.Image]:
+        """The rows, and the picture under the colours of its classes, with a legend below; small ones are enlarged.
+
+        Raises as a call does.
+        """
+        _check_no_text(text)
+        picture = open_image(image)
+        segments_HW = self.segments(picture)
+        shares = self._shares(segments_HW)
+        times = -(-_LEAST // min(picture.size))
+        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.BICUBIC)
+        large_HW = segments_HW.repeat_interleave(times, 0).repeat_interleave(times, 1)
+        return shares[: max(top, 1)], _with_legend(draw_segments(picture, large_HW), shares, self.classes)
 
     @torch.no_grad()
     def segments(self, image: Any) -> Tensor:
@@ -54,20 +67,17 @@ class SegmentationPredictor:
         batch = {"views": [self.views(picture)], "original_size": [(picture.height, picture.width)]}
         return self.objective.predict(batch)[0].cpu()
 
-    def draw(self, image: Any) -> Image.Image:
-        """The picture under the colours of its classes, with a legend below; small pictures are enlarged."""
-        picture, segments_HW = open_image(image), self.segments(image)
-        times = -(-_LEAST // min(picture.size))
-        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.BICUBIC)
-        large_HW = segments_HW.repeat_interleave(times, 0).repeat_interleave(times, 1)
-        return _with_legend(draw_segments(picture, large_HW), self._shares(segments_HW), self.classes)
-
     def _shares(self, segments_HW: Tensor) -> list[Covered]:
         pixels = segments_HW.flatten().bincount(minlength=len(self.classes))
         order = pixels.argsort(descending=True, stable=True).tolist()
         return [
             Covered(self.classes[index], pixels[index].item() / segments_HW.numel()) for index in order if pixels[index]
         ]
+
+
+def _check_no_text(text: str | None) -> None:
+    if text is not None:
+        raise UsageError("a segmentation run takes a picture alone: leave the question out")
 
 
 def _with_legend(picture: Image.Image, shares: Sequence[Covered], classes: Sequence[str]) -> Image.Image:

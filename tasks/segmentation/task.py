@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
-from vlbeit.data.joint_transforms import SegmentationTrain
+from vlbeit.data.joint_transforms import Jitter, SegmentationTrain
 from vlbeit.data.segments import open_pair
 from vlbeit.data.sources import check_classes, open_source
 from vlbeit.engine.device import choose_device
@@ -20,7 +19,7 @@ from vlbeit.errors import UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import beit_decays, param_groups
 from vlbeit.models.heads import Heads
-from vlbeit.models.spec import encoder_spec
+from vlbeit.models.spec import EncoderSpec, encoder_spec
 from vlbeit.nn.batch_norm import synced
 from vlbeit.task import Task
 from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor, Record, Records, Sample
@@ -106,17 +105,26 @@ class Segmentation(Task):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.settings: SegmentationSettings = config.task
+        size, stride = config.data.size, self.settings.stride or [1, 1]
+        require(
+            all(step <= side for step, side in zip(stride, size, strict=True)),
+            f"task.stride={stride} is larger than data.image_size={config.data.image_size}: pixels between two windows "
+            "would be seen by none; take a smaller one, or null",
+        )
+
+    def check(self) -> None:
+        """Raise UsageError for a tower of ours whose blocks or patches do not suffice; of another `objective` does."""
+        if self.config.model.image_tower == "own":
+            self._check_tower(encoder_spec(self.config, final_norm=False))
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """`classes`: the names of the classes of a pixel, as the data source gives them."""
         return {"classes": list(open_source(self.config.data).classes(self.kind))}
 
     def objective(self, meta: Meta) -> SegmentationObjective:
-        """Encoder with the image expert alone, and a new decoder."""
+        """Encoder with the image expert alone, and a new decoder. UsageError for taps or patches that it has not."""
         spec = encoder_spec(self.config, final_norm=False, meta=meta)
-        last = max(self.settings.taps or [0])
-        if last >= spec.depth:
-            raise UsageError(f"task.taps={self.settings.taps}: there is no block {last} of {spec.depth}, from 0")
+        self._check_tower(spec)
         heads = Heads(self._heads(spec.embed_dim, len(meta["classes"])))
         if dist.world_size() > 1 and choose_device(self.config.device) == "cuda":
             synced(heads)
@@ -141,9 +149,12 @@ class Segmentation(Task):
         """Mean intersection over union, and accuracies, over the whole split."""
         return {"segmentation": SegmentationEvaluator(meta["classes"])}
 
-    def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-        """BEiT's rules: `optim.layer_decay` per layer, no decay of vectors, biases and the CLS token."""
-        return param_groups(objective, optim, beit_decays)
+    def param_groups(self, objective: SegmentationObjective, optim: OptimConfig) -> list[dict[str, Any]]:  # type: ignore[override]
+        """BEiT's rules: `optim.layer_decay` per layer, no decay of vectors, biases and the CLS token.
+
+        The whole decoder, with its necks and the auxiliary head, learns `optim.head_lr_scale` times as fast.
+        """
+        return param_groups(objective, optim, beit_decays, scaled_head=objective.heads.specs)
 
     def predictor(self, objective: SegmentationObjective, meta: Meta) -> Predictor:  # type: ignore[override]
         """Image in, classes with their shares of the picture out."""
@@ -198,16 +209,26 @@ class Segmentation(Task):
 
     def _augmentation(self) -> SegmentationTrain:
         (mean, std), settings = self.config.normalization, self.settings
-        return SegmentationTrain(
-            self.config.data.size,
-            mean,
-            std,
-            scale=self._resize(),
-            ratio=(settings.ratio_min, settings.ratio_max),
-            cat_max_ratio=settings.cat_max_ratio,
-            hflip=settings.hflip,
-            photometric=settings.photometric,
+        jitter = Jitter(
+            self._resize(),
+            (settings.ratio_min, settings.ratio_max),
+            settings.cat_max_ratio,
+            settings.hflip,
+            settings.photometric,
         )
+        return SegmentationTrain(self.config.data.size, mean, std, jitter)
+
+    def _check_tower(self, spec: EncoderSpec) -> None:
+        """There are the blocks of `task.taps`, and patches enough for a pyramid."""
+        last = max(self.settings.taps or [0])
+        if last >= spec.depth:
+            raise UsageError(f"task.taps={self.settings.taps}: there is no block {last} of {spec.depth}, from 0")
+        assert spec.grid is not None, "the image expert is there"
+        if self.settings.head == "upernet" and min(spec.grid) < 2:
+            raise UsageError(
+                f"data.image_size={self.config.data.image_size} is {spec.grid[0]}x{spec.grid[1]} patches, and "
+                "task.head=upernet halves their number: take a larger one, or task.head=setr_pup"
+            )
 
     def _check_batch(self) -> None:
         """What can be known of `SegmentationObjective`'s need for two pictures before any work."""
@@ -246,7 +267,7 @@ class EvaluationSample:
             "sample_id": record["id"],
             "views": self.views(image),
             "original_size": (image.height, image.width),
-            "original_segments": segments_HW.long(),
+            "original_segments": segments_HW,
         }
 
 

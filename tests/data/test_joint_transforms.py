@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vlbeit.data import joint_transforms
-from vlbeit.data.joint_transforms import SegmentationTrain, distorted, fitted, normalized, rescaled
+from vlbeit.data.joint_transforms import Jitter, SegmentationTrain, distorted, fitted, rescaled
 from vlbeit.data.randomness import seeded
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -36,7 +36,7 @@ def apply(transform, key, image_and_segments=None):
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80), (200, 320)])
 def test_picture_and_segments_stay_together(size):
-    transform = SegmentationTrain(size, *HALF, **PLAIN)
+    transform = SegmentationTrain(size, *HALF, Jitter(**PLAIN))
     flips = 0
     for key in range(20):
         sample = apply(transform, key)
@@ -54,7 +54,7 @@ def test_picture_and_segments_stay_together(size):
 
 
 def test_a_picture_too_small_is_padded_right_and_below():
-    transform = SegmentationTrain((120, 200), *HALF, scale=(400, 50), ratio=(1, 1), photometric=False)
+    transform = SegmentationTrain((120, 200), *HALF, Jitter(scale=(400, 50), ratio=(1, 1), photometric=False))
     sample = apply(transform, 0)
     assert (sample["segments"] == 255).nonzero().min(0).values.tolist() == [0, 0]
     assert (sample["segments"][:50, :75] != 255).all()
@@ -67,13 +67,13 @@ def test_masks_get_no_new_labels():
     image, _ = pair()
     segments = torch.zeros(100, 150, dtype=torch.uint8)
     segments[:, 50:], segments[30:60, 20:90] = 200, 255
-    transform = SegmentationTrain((64, 64), *HALF, scale=(400, 100))
+    transform = SegmentationTrain((64, 64), *HALF, Jitter(scale=(400, 100)))
     for key in range(10):
         assert set(apply(transform, key, (image, segments))["segments"].unique().tolist()) <= {0, 200, 255}
 
 
 def test_the_seed_alone_decides():
-    transform = SegmentationTrain((64, 64), *HALF, scale=(400, 100))
+    transform = SegmentationTrain((64, 64), *HALF, Jitter(scale=(400, 100)))
     copy = pickle.loads(pickle.dumps(transform))
     first, again, other = apply(transform, 1), apply(copy, 1), apply(transform, 2)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -99,7 +99,7 @@ def test_the_ratio_scales_both_limits():
     image, segments = rescaled(*pair(), (400, 100), 0.5)
     assert image.shape == (3, 50, 75) and segments.shape == (50, 75)
     heights = set()
-    transform = SegmentationTrain((1000, 1000), *HALF, scale=(400, 100), ratio=(0.5, 2.0), photometric=False)
+    transform = SegmentationTrain((1000, 1000), *HALF, Jitter(scale=(400, 100), ratio=(0.5, 2.0), photometric=False))
     for key in range(30):
         heights.add(int((apply(transform, key)["segments"] != 255).any(dim=1).sum()))
     assert min(heights) < 80 and max(heights) > 150 and min(heights) >= 50 and max(heights) <= 200
@@ -121,7 +121,8 @@ def test_crops_that_one_class_fills_are_drawn_again():
     options = {"scale": (150, 100), "ratio": (1, 1), "photometric": False}
     shares = {
         limit: [
-            share(apply(SegmentationTrain((40, 40), *HALF, cat_max_ratio=limit, **options), key, filled())["segments"])
+            share(apply(transform, key, filled())["segments"])
+            for transform in [SegmentationTrain((40, 40), *HALF, Jitter(cat_max_ratio=limit, **options))]
             for key in range(40)
         ]
         for limit in (0.75, 1.0)
@@ -131,7 +132,7 @@ def test_crops_that_one_class_fills_are_drawn_again():
 
 
 def test_the_share_is_of_the_scored_pixels():
-    transform = SegmentationTrain((4, 4), *HALF)
+    transform = SegmentationTrain((4, 4), *HALF, Jitter())
     crop = torch.full((4, 4), 255)
     assert not transform._mixed(crop)  # nothing is scored
     crop[0] = torch.tensor([0, 0, 0, 0])
@@ -143,7 +144,7 @@ def test_the_share_is_of_the_scored_pixels():
 
 
 def test_ten_draws_and_then_any(monkeypatch):
-    transform = SegmentationTrain((40, 40), *HALF, scale=(150, 100), ratio=(1, 1))
+    transform = SegmentationTrain((40, 40), *HALF, Jitter(scale=(150, 100), ratio=(1, 1)))
     drawn = []
     any_corner = transform._any_corner
     monkeypatch.setattr(transform, "_any_corner", lambda segments: drawn.append(1) or any_corner(segments))
@@ -196,9 +197,3 @@ def test_distortion_stays_in_range_and_happens_half_of_the_time():
         assert result.min() >= 0 and result.max() <= 1
         same += torch.equal(result, rgb)
     assert 3 < same < 30  # 1 in 16
-
-
-def test_normalized():
-    image = Image.new("RGB", (5, 4), (255, 0, 51))
-    assert normalized(image, *HALF)[:, 0, 0].tolist() == pytest.approx([1, -1, -0.6])
-    assert normalized(image, *HALF).shape == (3, 4, 5)

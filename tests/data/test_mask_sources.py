@@ -9,12 +9,13 @@ from PIL import Image
 
 from vlbeit.config import DataConfig
 from vlbeit.data.collate import collate
-from vlbeit.data.joint_transforms import SegmentationTrain, normalized
+from vlbeit.data.joint_transforms import Jitter, SegmentationTrain
 from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.records import KINDS, ListRecords, open_image
 from vlbeit.data.segments import open_pair, read_segments
 from vlbeit.data.sources import masks as masks_source
 from vlbeit.data.sources import open_records, open_source
+from vlbeit.data.transforms import normalize, pixels
 from vlbeit.data_prep.scenes import prepare
 from vlbeit.data_prep.shards import Finding, Folder, Item, Layout
 from vlbeit.errors import DataError
@@ -209,7 +210,7 @@ def test_scenes(tmp_path):
 
 class Train:
     def __init__(self, zero=False):
-        self.zero, self.augment = zero, SegmentationTrain((16, 16), *HALF, scale=(64, 16))
+        self.zero, self.augment = zero, SegmentationTrain((16, 16), *HALF, Jitter((64, 16)))
 
     def __call__(self, record):
         return {"sample_id": record["id"], **self.augment(*open_pair(record, 3, self.zero))}
@@ -218,7 +219,7 @@ class Train:
 class Evaluate:
     def __call__(self, record):
         image, segments = open_pair(record, 3, False)
-        return {"sample_id": record["id"], "image": normalized(image, *HALF), "segments": [segments]}
+        return {"sample_id": record["id"], "image": normalize(pixels(image), *HALF), "segments": [segments]}
 
 
 def lists(samples):

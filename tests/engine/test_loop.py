@@ -134,6 +134,13 @@ def test_averaged_weights_are_evaluated_and_exported(toy, tmp_path):
     assert same(exported, engine.ema.module.state_dict())  # so small a rate improves at every step
 
 
+def test_the_average_has_the_buffers_that_processes_agreed_on(toy):
+    """`after_step` makes buffers equal on all processes: copied before it, each process would score another model."""
+    engine = toy.make_engine(ema_decay=0.5, steps=3)
+    engine.fit()
+    assert int(engine.ema.module.calls) == int(engine.objective.calls) == 3
+
+
 @pytest.mark.parametrize(("metric", "expected"), [("score", 2), ("-score", 4), ("", 6)])
 def test_best_weights_are_exported(toy, tmp_path, metric, expected):
     scores = iter([5.0, 9.0, 9.0, 1.0, 3.0, float("nan")])

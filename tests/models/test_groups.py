@@ -78,6 +78,13 @@ def test_every_trainable_parameter_once() -> None:
     assert {group["weight_decay"] for group in groups} == {0.0, 0.1}
 
 
+def test_several_heads_at_one_rate() -> None:
+    groups = param_groups(Tower(), OptimConfig(head_lr_scale=20.0), vlmo_decays, scaled_head=("answer", "mlm"))
+    fast = {name.split(".")[1] for group in groups if group["lr_scale"] == 20 for name in group["names"]}
+    slow = {name.split(".")[1] for group in groups if group["lr_scale"] == 1 for name in group["names"]}
+    assert fast == {"answer", "mlm"} and "contrast" in slow and not fast & slow
+
+
 class Classifier(torch.nn.Module):
     def __init__(self, depth: int, positions: str = "per_layer") -> None:
         super().__init__()

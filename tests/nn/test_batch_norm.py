@@ -31,11 +31,13 @@ def test_a_decoder_keeps_its_weights_and_their_names() -> None:
     assert torch.equal(expected, found)
 
 
-def test_alone_it_is_plain_batch_norm() -> None:
+def test_alone_it_norms_by_the_running_statistics() -> None:
     plain, shared = nn.BatchNorm2d(3), SyncedBatchNorm(3)
+    plain(torch.randn(4, 3, 5, 5))
+    shared.load_state_dict(plain.state_dict())
     x = torch.randn(4, 3, 5, 5)
-    assert torch.equal(plain.train()(x), shared.train()(x))
-    assert torch.equal(plain.running_var, shared.running_var)
+    assert torch.equal(plain.eval()(x), shared.train()(x))
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in shared.state_dict().items())
 
 
 def test_alone_statistics_stay_as_they_are() -> None:

@@ -7,6 +7,7 @@ import logging
 import pickle
 from contextlib import chdir
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -203,7 +204,7 @@ def test_overfits_one_batch(records, trained):
     assert [row["class"] for row in rows] == CLASSES and min(row["segm_map"] for row in rows) > 40
 
 
-def test_predictor(records, trained):
+def test_predictor(records, trained, monkeypatch):
     recipe, meta, objective, _ = trained
     predict = recipe.predictor(objective, meta)
     large = Image.open(records[0]["image"]).resize((96, 96))  # found in pixels of the picture that was given
@@ -211,7 +212,13 @@ def test_predictor(records, trained):
     assert all(isinstance(row, Found) and row.score > 0.5 for row in found) and {f.label for f in found} == set(CLASSES)
     red = next(row for row in found if row.label == "red")
     assert np.abs(np.array(red.box) - np.array([8, 12, 44, 48])).max() < 8
-    drawn = predict.draw(large)
+    passes = Mock(wraps=objective.predict)
+    monkeypatch.setattr(objective, "predict", passes)
+    rows, drawn = predict.draw(large, top=2)
+    assert passes.call_count == 1
+    assert rows == found
+    with pytest.raises(UsageError, match="leave the question out"):
+        predict.draw(large, "what is it?")
     assert drawn.size == (96, 96) and np.asarray(drawn).tolist() != np.asarray(large.convert("RGB")).tolist()
     with pytest.raises(UsageError, match="leave the question out"):
         predict(large, "what is it?")

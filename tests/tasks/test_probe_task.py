@@ -139,6 +139,12 @@ def test_overfits_and_leaves_the_tower_alone(tmp_path, records):
         predict(records[2]["image"], "a cat, a dog")
 
 
+def test_classifiers_learn_at_the_rate_of_new_heads(tmp_path):
+    recipe, _, objective = built(tmp_path)
+    groups = recipe.param_groups(objective, OptimConfig(head_lr_scale=10))
+    assert groups and all(group["lr_scale"] == 10 for group in groups)
+
+
 def test_layers_do_not_touch_each_other(tmp_path, records):
     """Trained beside others or alone, a layer's classifier is the same."""
     both, alone = (prepared(tmp_path / name, records, layers=layers) for name, layers in (("a", [1, 2]), ("b", [2])))

@@ -192,6 +192,9 @@ def test_pictures_of_other_modes(place: Path, mode: str) -> None:
     [
         (("task.head=fpn",), "task.head=fpn is not one of upernet, setr_pup"),
         (("task.scales=[1.0,2.0]", "task.inference=whole"), "needs task.inference=slide"),
+        (("data.image_size=8",), "data.image_size=8 is 1x1 patches"),
+        (("task.taps=[0,1,2,3]",), "there is no block 3 of 3"),
+        (("task.stride=[32,33]",), "task.stride=[32, 33] is larger than data.image_size=32"),
         (("micro_batch_size=1",), "micro_batch_size= to 2 or more"),
         (("optim.schedule=polynomial",), "optim.schedule=polynomial is not one of cosine, linear, constant, poly"),
         (("optim.power=0",), "optim.power=0.0 must be positive"),

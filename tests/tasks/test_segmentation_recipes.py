@@ -75,10 +75,24 @@ def test_what_all_of_them_share(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", REACHED)
-def test_expected_miou_is_that_of_the_published_weights(recipe: str) -> None:
-    published = KNOWN[REACHED[recipe]]
-    assert f"mIoU {published.metrics['miou']}" in text_of(recipe)
-    assert f"{published.metrics.get('miou_multi_scale', '')}" in text_of(recipe)
+def test_expected_numbers_are_those_of_the_published_weights(recipe: str) -> None:
+    metrics = KNOWN[REACHED[recipe]].metrics
+    words = {"miou": "mIoU", "macc": "mAcc", "aacc": "aAcc", "miou_multi_scale": "with six scales and flip"}
+    assert metrics.keys() <= words.keys() and "miou" in metrics
+    expected = [f"{words[name]} {value}" for name, value in metrics.items()]
+    assert [each for each in expected if each not in text_of(recipe)] == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("beitv2_base_ade20k_512", "after fine-tuning on ImageNet-21k {miou:.1f}"),
+        ("beitv2_large_ade20k_512", "after fine-tuning on ImageNet-21k {miou:.1f} (mAcc {macc}, aAcc {aacc})"),
+    ],
+)
+def test_so_are_those_of_the_other_start(recipe: str, said: str) -> None:
+    metrics = KNOWN[REACHED[recipe].replace("_ftade20k", "_ft21ktoade20k")].metrics
+    assert said.format(**metrics) in text_of(recipe)
 
 
 def test_defaults_of_the_task_are_the_recipe_of_masked_image_modeling_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from vlbeit.config import DataConfig, RunConfig, Settings
 from vlbeit.data.drawing import palette
 from vlbeit.data.loader import EvalLoader
 from vlbeit.data.records import ListRecords
-from vlbeit.engine.device import make_accelerator
+from vlbeit.engine.device import fits, make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.presets import PRESETS
 from vlbeit.models.spec import encoder_spec
 from vlbeit.models.transfer import transfer
+from vlbeit.nn.batch_norm import synced
 from vlbeit.tasks.segmentation import RECIPE as Segmentation
 from vlbeit.tasks.segmentation.task import SegmentationSettings
 
@@ -108,7 +110,7 @@ def test_samples(records):
     held_out = batch_of(recipe, meta, records, train=False)
     assert [tuple(segments.shape) for segments in held_out["original_segments"]] == held_out["original_size"]
     assert held_out["original_size"] == [(64, 64), (64, 96), (48, 40), (64, 64)]
-    assert [tuple(views[0].image.shape) for views in held_out["views"]][1:3] == [(3, 64, 96), (3, 77, 64)]
+    assert [tuple(views[0].pixels.shape) for views in held_out["views"]][1:3] == [(3, 64, 96), (3, 77, 64)]
     assert held_out["original_segments"][0][0, 0] == 0 and held_out["original_segments"][0][-1, -1] == 255
     for split in (True, False):
         pickle.dumps(recipe.data(records, meta, train=split).transform)
@@ -136,6 +138,16 @@ def test_layer_decay_and_weight_decay():
     assert where["encoder.blocks.2.attn.proj.weight"] == (0.5, 0.05) and where["encoder.cls_token"] == (0.0625, 0)
     assert where["heads.segmentation.fuse.norm.weight"] == (1, 0) == where["heads.segmentation.classifier.bias"]
     assert where["heads.necks.up2.weight"] == (1, 0.05)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_whole_decoder_learns_at_the_rate_of_new_heads(head):
+    recipe, _, objective = built(head)
+    recipe.config.optim.head_lr_scale = 10
+    groups = recipe.param_groups(objective, recipe.config.optim)
+    scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert {scale for name, scale in scales.items() if name.startswith("heads.")} == {10}
+    assert {scale for name, scale in scales.items() if not name.startswith("heads.")} == {1}
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -229,7 +241,7 @@ def test_unreadable_picture_is_grey_and_counted(records, trained, tmp_path):
     assert numbers["unreadable"] == 1 and numbers["images"] == 2
 
 
-def test_predictor(records, trained):
+def test_predictor(records, trained, monkeypatch):
     recipe, meta, objective, _ = trained
     predict = recipe.predictor(objective, meta)
     found = predict(records[3]["image"])
@@ -238,7 +250,14 @@ def test_predictor(records, trained):
     )
     assert predict(records[3]["image"], top=1) == found[:1]
     assert predict.segments(records[1]["image"]).shape == (64, 96)
-    drawn = predict.draw(records[1]["image"])
+    expected = predict(records[1]["image"], top=2)
+    passes = Mock(wraps=objective.predict)
+    monkeypatch.setattr(objective, "predict", passes)
+    rows, drawn = predict.draw(records[1]["image"], top=2)
+    assert passes.call_count == 1
+    assert rows == expected
+    with pytest.raises(UsageError, match="leave the question out"):
+        predict.draw(records[1]["image"], "what is it?")
     assert drawn.width == 96 * 4 and drawn.height > 64 * 4  # enlarged to a readable size, the legend below
     with pytest.raises(UsageError, match="leave the question out"):
         predict(records[3]["image"], "what is it?")
@@ -250,7 +269,7 @@ def test_drawing_shows_the_class_of_every_pixel(records, trained):
     """Away from edges a pixel is half its own colour and half that of its class."""
     recipe, meta, objective, _ = trained
     predict = recipe.predictor(objective, meta)
-    drawn, segments = predict.draw(records[3]["image"]), predict.segments(records[3]["image"])
+    (_, drawn), segments = predict.draw(records[3]["image"]), predict.segments(records[3]["image"])
     for row, column in ((8, 16), (56, 8), (56, 56)):
         own = np.array(Image.open(records[3]["image"]).convert("RGB"))[row, column].astype(float)
         colour = np.array(palette(3)[segments[row, column]], float)
@@ -270,7 +289,7 @@ def test_pictures_of_other_modes(records, trained, tmp_path, mode):
     record = {**records[0], "image": str(path)}
     for train in (True, False):
         batch = batch_of(recipe, meta, ListRecords([record, record]), train, rows=(0, 1))
-        image = batch["image"][0] if train else batch["views"][0][0].image
+        image = batch["image"][0] if train else batch["views"][0][0].image(torch.zeros(()))
         assert image.shape == (3, 64, 64) and image.isfinite().all() and image.abs().max() <= 1
     assert evaluated(recipe, meta, objective, ListRecords([record]))["images"] == 1
 
@@ -319,6 +338,31 @@ def test_published_strides(size, stride):
     recipe, _, _ = built()
     recipe.config.data = DataConfig(image_size=size)
     assert recipe._windows().stride == stride and recipe._resize() == (4 * size, size)
+
+
+def test_every_pixel_lies_in_a_window():
+    built(stride=[64, 64])
+    with pytest.raises(UsageError, match=r"task.stride=\[64, 65\] is larger than data.image_size=64"):
+        built(stride=[64, 65])
+
+
+def test_a_pyramid_needs_two_patches_a_side(records):
+    with pytest.raises(UsageError, match=r"data.image_size=16 is 1x1 patches.*task.head=setr_pup"):
+        built(image_size=16)
+    recipe, meta, objective = built("setr_pup", image_size=16, **PLAIN)
+    assert loss_of(objective.train(), batch_of(recipe, meta, records)).isfinite()
+    recipe, meta, objective = built(image_size=32, **PLAIN)
+    assert loss_of(objective.train(), batch_of(recipe, meta, records)).isfinite()
+
+
+def test_one_picture_a_process_is_tried_out(records):
+    """Of several CUDA processes each may forward one picture; whether it fits a process tries by itself."""
+    recipe, meta, objective = built()
+    accelerator = make_accelerator("cpu")
+    synced(objective.heads)
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    assert fits(objective.train(), batch_of(recipe, meta, records, rows=[0]), accelerator)
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
 
 
 def test_one_picture_has_no_batch_statistics(records):

@@ -8,6 +8,7 @@ Legend: H, W of the picture as it is; h, w of the crop; channels first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -18,46 +19,41 @@ from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
 
 from vlbeit.data.drawing import IGNORED
-from vlbeit.data.transforms import Size, normalize, pixels
+from vlbeit.data.transforms import Size, normalize
 
 _TRIES = 10  # for a crop that no class fills
 _BRIGHTNESS, _FACTOR, _HUE = 32 / 255, (0.5, 1.5), 18 / 180  # largest shift, range of factors, largest turn
 
 
+class Jitter(NamedTuple):
+    """What is drawn for a picture in training; the defaults are mmsegmentation's for ADE20K."""
+
+    scale: tuple[int, int] = (2048, 512)  # long and short side that the picture is resized to fit, its aspect kept
+    ratio: tuple[float, float] = (0.5, 2.0)  # range of a factor on `scale`
+    cat_max_ratio: float = 0.75  # share of a crop's scored pixels at which one class is too much; 1: none is
+    hflip: float = 0.5  # probability of a flip
+    photometric: bool = True  # brightness, contrast, saturation and hue
+
+
 class SegmentationTrain:
     """Rescale, crop, flip, photometric distortion, normalise, pad: the augmentation of mmsegmentation for ADE20K.
 
-    The picture is resized to fit `scale`, (long side, short side) times a factor drawn from `ratio`, its aspect kept.
-    A crop of `size` is drawn, again up to ten times while one class has `cat_max_ratio` or more of its scored pixels.
-    Where the picture is smaller than `size` it is padded at the right and below: 0 after normalisation, and 255 in the
-    segments.
+    A crop of `size` is drawn, again up to ten times while one class has too much of it. Where the picture is smaller
+    than `size` it is padded at the right and below: 0 after normalisation, and 255 in the segments.
     """
 
-    def __init__(
-        self,
-        size: Size,
-        mean: Sequence[float],
-        std: Sequence[float],
-        scale: tuple[int, int] = (2048, 512),
-        ratio: tuple[float, float] = (0.5, 2.0),
-        cat_max_ratio: float = 0.75,
-        hflip: float = 0.5,
-        photometric: bool = True,
-    ) -> None:
-        """`cat_max_ratio` 1: any crop will do; `hflip`: probability of a flip."""
-        self.size, self.mean, self.std = size, mean, std
-        self.scale, self.ratio, self.cat_max_ratio = scale, ratio, cat_max_ratio
-        self.hflip, self.photometric = hflip, photometric
+    def __init__(self, size: Size, mean: Sequence[float], std: Sequence[float], jitter: Jitter) -> None:
+        self.size, self.mean, self.std, self.jitter = size, mean, std, jitter
 
     def __call__(self, image: Image.Image, segments_HW: Tensor) -> dict[str, Tensor]:
         """`image`: float [3, h, w], normalised; `segments`: int64 [h, w], of `size` both."""
-        picture, segments = rescaled(image, segments_HW, self.scale, _between(*self.ratio))
+        picture, segments = rescaled(image, segments_HW, self.jitter.scale, _between(*self.jitter.ratio))
         top, left = self._corner(segments)
         picture, segments = (F.crop(part, top, left, *_within(part, self.size)) for part in (picture, segments))
-        if torch.rand(()) < self.hflip:
+        if torch.rand(()) < self.jitter.hflip:
             picture, segments = F.horizontal_flip(picture), F.horizontal_flip(segments)
         rgb = picture.as_subclass(Tensor).float() / 255
-        rgb = normalize(distorted(rgb) if self.photometric else rgb, self.mean, self.std)
+        rgb = normalize(distorted(rgb) if self.jitter.photometric else rgb, self.mean, self.std)
         missing = [0, 0, self.size[1] - rgb.shape[2], self.size[0] - rgb.shape[1]]  # left, top, right, bottom
         return {
             "image": F.pad(rgb, missing, fill=0),
@@ -66,7 +62,7 @@ class SegmentationTrain:
 
     def _corner(self, segments_HW: Tensor) -> tuple[int, int]:
         """Top and left of a crop that no class fills, or of any where ten others were filled."""
-        if self.cat_max_ratio < 1:
+        if self.jitter.cat_max_ratio < 1:
             for _ in range(_TRIES):
                 top, left = self._any_corner(segments_HW)
                 if self._mixed(F.crop(segments_HW, top, left, *_within(segments_HW, self.size))):
@@ -80,7 +76,7 @@ class SegmentationTrain:
     def _mixed(self, crop_hw: Tensor) -> bool:
         """Two classes or more, and none of them with `cat_max_ratio` of the scored pixels."""
         counts = torch.bincount(crop_hw.flatten(), minlength=IGNORED + 1)[:IGNORED]
-        return bool((counts > 0).sum() > 1 and counts.max() < self.cat_max_ratio * counts.sum())
+        return bool((counts > 0).sum() > 1 and counts.max() < self.jitter.cat_max_ratio * counts.sum())
 
 
 def rescaled(
@@ -98,11 +94,6 @@ def fitted(size: Size, scale: tuple[int, int]) -> Size:
     factor = min(max(scale) / max(size), min(scale) / min(size))
     height, width = (max(1, int(side * factor + 0.5)) for side in size)
     return height, width
-
-
-def normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """float [3, H, W]: the RGB picture in its own size, (pixels - mean) / std by channel."""
-    return normalize(pixels(image), mean, std)
 
 
 def distorted(rgb_CHW: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ _VL_OPERATIONS = (  # of RandAugment in VLMo: nothing that changes what a colour
 
 def normalize(pixels_CHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(pixels - mean) / std by channel, for pixels in [0, 1]."""
-    return (pixels_CHW - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    mean_C, std_C = (torch.tensor(values, device=pixels_CHW.device) for values in (mean, std))
+    return (pixels_CHW - mean_C[:, None, None]) / std_C[:, None, None]
 
 
 def pixels(image: Image.Image) -> Tensor:

@@ -118,10 +118,10 @@ class Engine:
         losses, norm = self._finite_losses(parts, grad_norm, micro_batches)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.ema:
-            self.ema.update(self.objective)
         seed_generators(plan.seed, step, "after")
         self.objective.after_step()
+        if self.ema:  # last: it copies buffers, which processes have in common only now
+            self.ema.update(self.objective)
         self.state.advance(micro_batches, dist.world_size())
         self.meter.add_step(losses, norm)
 

@@ -5,7 +5,7 @@ Parameter names are those of an objective: `encoder.*`, `heads.*`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,22 +45,23 @@ def layer_id(name: str, depth: int, shared_positions: bool) -> int:
 
 
 def param_groups(
-    objective: nn.Module, optim: OptimConfig, decays: Rule, *, scaled_head: str | None = None
+    objective: nn.Module, optim: OptimConfig, decays: Rule, *, scaled_head: str | Collection[str] | None = None
 ) -> list[dict[str, Any]]:
     """Optimizer groups of all trainable parameters: `name`, `params`, `weight_decay`, `lr_scale`.
 
-    `scaled_head` names the head whose learning rate is `optim.head_lr_scale` times the rest's.
+    `scaled_head` names the head, or several, whose learning rate is `optim.head_lr_scale` times the rest's.
     `optim.layer_decay` multiplies once per layer from the top.
     """
     spec = getattr(getattr(objective, "encoder", None), "spec", None)
     depth, shared = (spec.depth, spec.positions == "shared") if spec is not None else (0, False)
+    heads = {scaled_head} if isinstance(scaled_head, str) else set(scaled_head or ())
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in objective.named_parameters():
         if not parameter.requires_grad:
             continue
         weight_decay = optim.weight_decay if decays(name, parameter) else 0.0
         lr_scale = optim.layer_decay ** (depth + 1 - layer_id(name, depth, shared))
-        if scaled_head is not None and name.startswith(f"heads.{scaled_head}."):
+        if name.startswith("heads.") and name.split(".")[1] in heads:
             lr_scale *= optim.head_lr_scale
         group = groups.setdefault(
             (weight_decay, lr_scale), {"params": [], "names": [], "weight_decay": weight_decay, "lr_scale": lr_scale}

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlbeit import dist
 
 
 class SyncedBatchNorm(nn.SyncBatchNorm):
-    """Batch norm [B, C, h, w] over the batches of all processes (CUDA); of a process alone within `dist.alone`."""
+    """Batch norm [B, C, h, w] over the batches of all processes (CUDA).
+
+    Within `dist.alone` by the running statistics, in training too: a size of batch is tried out there, and one value a
+    channel, which is enough where processes share, has no statistics of its own.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if dist.world_size() > 1 else nn.BatchNorm2d.forward(self, x)  # type: ignore[arg-type]
+        if dist.world_size() > 1:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def synced(module: nn.Module) -> nn.Module:

@@ -47,8 +47,8 @@ class MIMSettings(Settings):
     )
     masking: str = key("blockwise", "blockwise | random: single patches, the paper's ablation")
     mask_ratio: float = key(75 / 196, "share of patches that is masked")
-    min_block: float = key(16 / 196, "smallest masked block as a share of all patches")
-    exact_count: bool = key(False, "mask exactly mask_ratio; false: up to it, as BEiT v1 did")
+    min_block: float = key(16 / 196, "blockwise: smallest masked block as a share of all patches")
+    exact_count: bool = key(False, "mask exactly mask_ratio, as random always does; false: up to it, as BEiT v1 did")
     min_scale: float = key(0.08, "smallest random crop as a share of the picture")
     color_jitter: float = key(0.4, "strength of brightness, contrast and saturation jitter")
     hflip: float = key(0.5, "probability of a horizontal flip")
@@ -60,6 +60,10 @@ class MIMSettings(Settings):
         one_of("stage.masking", self.masking, ("blockwise", "random"))
         require(0 < self.mask_ratio < 1, f"stage.mask_ratio={self.mask_ratio} must lie between 0 and 1")
         require(0 < self.min_block < 1, f"stage.min_block={self.min_block} must lie between 0 and 1")
+        require(
+            self.masking == "blockwise" or self.min_block == MIMSettings.min_block,
+            f"stage.masking={self.masking} masks single patches, no stage.min_block={self.min_block}: leave that out",
+        )
         require(0 < self.min_scale <= 1, f"stage.min_scale={self.min_scale} must lie in (0, 1]")
         require(self.color_jitter >= 0, f"stage.color_jitter={self.color_jitter} must not be negative")
         require(0 <= self.hflip <= 1, f"stage.hflip={self.hflip} must lie in [0, 1]")

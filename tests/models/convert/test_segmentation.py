@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BeitConfig, BeitForSemanticSegmentation
@@ -22,6 +23,7 @@ from vlbeit.models.convert.layout import Converted, Hints
 from vlbeit.models.convert.transformers import to_transformers
 from vlbeit.models.convert.unilm import to_unilm
 from vlbeit.models.pyramid import taps
+from vlbeit.tasks.segmentation.inference import Views
 
 State = dict[str, Tensor]
 SMALL: dict[str, Any] = {
@@ -136,6 +138,17 @@ def test_in_and_out_again_is_the_same_to_the_bit(tmp_path: Path, shaken: Any) ->
     assert again.config.out_indices == [2, 3, 5, 6] and list(again.config.id2label.values()) == names
     assert again.state_dict().keys() == theirs.state_dict().keys()
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_preparation_goes_out(tmp_path: Path, shaken: Any) -> None:
+    """The whole of a picture that is not square, bilinear, as `task.inference=whole` shows it to the tower."""
+    converted = convert(made(shaken).state_dict(), Hints(taps=(0, 1, 3, 4)))
+    to_transformers(converted.description, converted.state, tmp_path, normalize="imagenet")
+    noise = torch.randint(0, 255, (40, 70, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(noise.numpy())
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt")["pixel_values"][0]
+    (own,) = Views((96, 96), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(picture)
+    assert theirs.shape == own.pixels.shape and (theirs - own.image(theirs)).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize("positions", ["per_layer", "shared", "absolute"])

@@ -154,7 +154,7 @@ def to_transformers(
     for name, value in with_idle_blocks(image_state(part, state), part).items():
         out.update(_hub_tensors(name, value, part))
     write_tensors(folder / "model.safetensors", out)
-    files.write_json(folder / "preprocessor_config.json", _preprocessor(spec.image_size[0], normalize), indent=2)
+    files.write_json(folder / "preprocessor_config.json", _preprocessor(part, normalize), indent=2)
     files.write_text(folder / "config.json", _config(part, out, classes))
     return out
 
@@ -277,16 +277,26 @@ def _segmentation(part: ImagePart) -> dict[str, Any]:
     }
 
 
-def _preprocessor(size: int, normalize: str) -> dict[str, Any]:
-    """preprocessor_config.json: the shorter side resized, the centre cropped, as in BEiT's evaluation."""
+def _preprocessor(part: ImagePart, normalize: str) -> dict[str, Any]:
+    """preprocessor_config.json, as in BEiT's evaluation: the shorter side resized, the centre cropped.
+
+    For segmentation, whose classes are those of all pixels, the whole picture squeezed to the size of the tower.
+    """
+    assert part.spec.image_size is not None
     mean, std = RunConfig(data=DataConfig(normalize=normalize)).normalization
+    size = part.spec.image_size[0]
     square = {"height": size, "width": size}
+    shown: dict[str, Any] = {
+        "size": {"shortest_edge": math.floor(size / (0.875 if size < 384 else 1.0))},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+    }
+    if "segmentation" in part.heads:
+        shown = {"size": square, "resample": 2, "do_center_crop": False}  # bilinear
     return {
         "image_processor_type": "BeitImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": math.floor(size / (0.875 if size < 384 else 1.0))},
-        "resample": 3,
-        "do_center_crop": True,
+        **shown,
         "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
