@@ -67,7 +67,7 @@ class DetectionPredictor:
             masks_nHW = from_runs(runs, picture.height, picture.width)
         return self._rows(found, top), draw_boxes(picture, found["boxes"][sure_n].cpu(), labels, captions, masks_nHW)
 
-    def _rows(self, found: dict[str, Tensor], top: int) -> list[Detection]:
+    def _rows(self, found: dict[str, Any], top: int) -> list[Detection]:
         rows = zip(*(found[name].tolist() for name in ("labels", "scores", "boxes")), strict=True)
         detections = [
             Detection(self.classes[label], score, tuple(round(value, 1) for value in box)) for label, score, box in rows
