@@ -221,7 +221,7 @@ def test_encoded_pictures_are_known_by_more_than_their_ids(tmp_path, records, mo
         rows = [{**records[i], "image": Path(records[i - number]["image"]).read_bytes()} for i in range(6)]
         items = [Item((i,), row, {"image": f"{i}.png"}) for i, row in enumerate(rows)]
         list(folder.write("train", items, lambda item: Finding(), 2))
-        folder.finish(CLASSES, {})
+        folder.finish(CLASSES)
         roots.append(prepared_records(tmp_path / f"root{number}", "labelled", "train", tmp_path))
         roots.append(ListRecords(rows))
     seen = counted(monkeypatch)
