@@ -57,12 +57,7 @@ def prepare(
     path = Path(parts[0]).expanduser()
     with entries(path) as found:
         listing = _listing(found)
-        if listing.twice:
-            names = some(listing.twice)
-            raise DataError(f"{path}: files that differ in their suffix alone: {names}; keep one of each")
-        if listing.names is None:
-            raise DataError(f"{path} has no {_NAMES}, which names the classes; it is part of ADEChallengeData2016.zip")
-        classes = class_names(listing.names.read(), f"{path}: {listing.names.name}")
+        classes = _classes(listing, path)
     there = [split for split, folder in _FOLDERS.items() if listing.files.get(("images", folder))]
     if "train" not in there:
         raise DataError(f"{path} has no pictures in images/training; give --from ADEChallengeData2016 or its zip")
@@ -101,6 +96,16 @@ def _listing(found: Iterator[Entry]) -> _Listing:
             twice += ["/".join(place.groups())] if place[3] in there else []
             there[place[3]] = entry
     return _Listing(files, refused, twice, names)
+
+
+def _classes(listing: _Listing, path: Path) -> list[str]:
+    """The names of the classes; DataError for a folder or zip that lacks them, or has one name in two formats."""
+    if listing.twice:
+        names = some(listing.twice)
+        raise DataError(f"{path}: files that differ in their suffix alone: {names}; keep one of each")
+    if listing.names is None:
+        raise DataError(f"{path} has no {_NAMES}, which names the classes; it is part of ADEChallengeData2016.zip")
+    return class_names(listing.names.read(), f"{path}: {listing.names.name}")
 
 
 def _items(path: Path, split: str, after: Position) -> Iterator[Item]:

@@ -122,9 +122,13 @@ def test_load_and_encode(in_chain: Path) -> None:
     [(1024, "auto", 64), (1024, 64, 64), (1024, 32, 64), (16, 16, 16), (64, 2, 4), (64, 1, 2), (1, 1, 1)],
 )
 def test_evaluation_needs_no_more_memory_than_training(batch: int, micro: int | str, expected: int) -> None:
-    config = RunConfig(stage=Settings(name="mim"), global_batch_size=batch, micro_batch_size=micro)
-    loader = launch.eval_loader(config, DataSpec(ListRecords([]), dict, list))
-    assert loader.batch_size == expected
+    def size(**task: Settings) -> int:
+        stage = Settings(name="vl")
+        config = RunConfig(stage=stage, **task, global_batch_size=batch, micro_batch_size=micro)
+        return launch.eval_loader(config, DataSpec(ListRecords([]), dict, list)).batch_size
+
+    assert size(task=Settings(name="vqa")) == expected
+    assert size() == min(64, batch)  # contrast is measured within a batch: the same on every machine
 
 
 def test_a_run_is_evaluated_in_batches_of_its_size(

@@ -199,9 +199,8 @@ def test_mistakes_are_named(word: str, said: str) -> None:
 def test_random_masking_has_no_blocks() -> None:
     said = error_of(*OWN, "stage.masking=random", "stage.min_block=0.3")
     assert "stage.masking=random masks single patches, no stage.min_block=0.3" in said
-    for exact in ("true", "false"):  # it is exact, whatever is said
-        stage = config_of(*OWN, "stage.masking=random", f"stage.exact_count={exact}").stage
-        assert stage.masking == "random"
+    for exact in ("true", "false"):  # accepted both: it is exact, whatever is said
+        config_of(*OWN, "stage.masking=random", f"stage.exact_count={exact}")
 
 
 def test_names_are_checked() -> None:

@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         result = app(arguments or ["--help"], prog_name="vlbeit", standalone_mode=False)
         dist.leave()
         return result if isinstance(result, int) else 0
-    except Interrupted as error:
+    except Interrupted as error:  # all processes stop after the same step
+        dist.leave()
         print(error, file=sys.stderr)
         return error.exit_code
     except UserError as error:

@@ -194,15 +194,17 @@ def evaluate_model(
 
 
 def eval_loader(config: RunConfig, spec: DataSpec) -> EvalLoader:
-    """Batches of at most 64 samples, and at most twice `micro_batch_size` where that is settled.
+    """Batches of at most 64 samples; those of a task of at most twice `micro_batch_size` where that is settled.
 
     Without gradients a sample needs less than half the memory that it needs in training: what trained can be evaluated.
-    Their size changes no number but those of contrast and matching.
+    A stage keeps its batches, since contrast and matching are measured within one.
     """
-    micro = config.micro_batch_size
+    most = min(64, config.global_batch_size)
+    if config.task is not None and config.micro_batch_size != "auto":
+        most = min(most, 2 * config.micro_batch_size)
     return EvalLoader(
         spec,
-        batch_size=min(64, config.global_batch_size, 64 if micro == "auto" else 2 * micro),
+        batch_size=most,
         workers=config.data.workers,
         max_bad_fraction=config.data.max_bad_fraction,
     )

@@ -107,7 +107,7 @@ class Segmentation(Task):
         self.settings: SegmentationSettings = config.task
         size, stride = config.data.size, self.settings.stride or [1, 1]
         require(
-            all(step <= side for step, side in zip(stride, size, strict=True)),
+            self.settings.inference == "whole" or all(step <= side for step, side in zip(stride, size, strict=True)),
             f"task.stride={stride} is larger than data.image_size={config.data.image_size}: pixels between two windows "
             "would be seen by none; take a smaller one, or null",
         )

@@ -134,6 +134,10 @@ def test_bad_images_are_named(tmp_path):
     write(tmp_path, images=(1, 1))
     with pytest.raises(DataError, match=r"image ids used twice: 1 \(1\)"):
         records(tmp_path)
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace("000000000002.jpg", "000000000001.jpg"))
+    with pytest.raises(DataError, match=r"file names of images used twice: 1 \(000000000001.jpg\)"):
+        records(tmp_path)
     write(tmp_path, "val2017")
     (tmp_path / "val2017" / "000000000002.jpg").unlink()
     with pytest.raises(DataError, match=r"images that are not in .*val2017: 1 \(000000000002.jpg\); complete the"):

@@ -42,6 +42,17 @@ def test_encoded_bytes_are_decoded():
     assert open_image(file.getvalue()).getpixel((1, 1)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_once(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.effect_noise((6, 4), 90).convert("RGB").save(file, "PNG", exif=exif)
+    once = open_image(file.getvalue())
+    assert once.size == ((4, 6) if orientation > 4 else (6, 4))
+    assert open_image(once).tobytes() == once.tobytes() and open_image(once).size == once.size
+
+
 def test_take():
     records = ListRecords([{"id": str(i), "text": "x" * i} for i in range(5)])
     assert take(records, None) is records and take(records, 9) is records

@@ -344,6 +344,7 @@ def test_every_pixel_lies_in_a_window():
     built(stride=[64, 64])
     with pytest.raises(UsageError, match=r"task.stride=\[64, 65\] is larger than data.image_size=64"):
         built(stride=[64, 65])
+    built(stride=[64, 65], inference="whole")
 
 
 def test_a_pyramid_needs_two_patches_a_side(records):

@@ -86,6 +86,7 @@ class Instances:
         """Image id -> picture, in the order of the file."""
         rows = [row for _, row in self._rows("images", _picture)]
         self._once([number for number, _ in rows], "image ids")
+        self._once([picture.name for _, picture in rows], "file names of images")
         flat = [number for number, picture in rows if picture.width <= 0 or picture.height <= 0]
         self._refuse(flat, "images without width or height", "correct the file")
         return dict(rows)

@@ -21,7 +21,7 @@ from vlbeit.data.records import KINDS, PREPARED, FieldColumn, TableRecords
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
-ORIGIN = "origin"
+ORIGIN = "vlbeit:origin"
 """A column of prepared records whose pictures are encoded bytes: of each the shard, its size and time, and the place in
 it. Who keeps something that was computed from a picture knows by it whether that is still the picture."""
 

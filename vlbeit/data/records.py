@@ -124,7 +124,11 @@ def _upright(image: Image.Image) -> Image.Image:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # EXIF data that is damaged, in whatever way, is no reason to refuse the picture
         return image
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = {}  # says no longer how to turn it: what opens the result again must leave it as it is
+    return turned
 
 
 class ListRecords:
