@@ -160,6 +160,7 @@ def test_inspect_alone_lists_what_can_be_inspected(capsys: pytest.CaptureFixture
     [
         ("overlay.txt", 2, "--out overlay.txt: its name tells no format of pictures: end it in .png"),
         ("overlay", 2, "end it in .png, .jpg or .webp"),
+        ("picture.png", 2, "--out picture.png: it is picture.png, which is read and would be replaced"),
         ("picture.png/overlay.png", 2, "picture.png is a file; name another file"),
         ("overlay.png", 2, "task=classification has nothing to draw, its result is a table"),
     ],
@@ -174,6 +175,8 @@ def test_predict_draws_only_what_can_be_drawn(
     error = capsys.readouterr().err
     assert said in error.replace(f"{tmp_path}/", "") and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == [picture]
+    with Image.open(picture) as image:
+        assert image.getpixel((3, 3)) == (200, 30, 30)
 
 
 def test_a_cell_of_a_table_is_legible() -> None:

@@ -128,7 +128,7 @@ def predict(
     picture = open_picture(image)
     if out is not None:
         drawing.check_picture_file(out)
-        check_out(out)
+        check_out(out, image)
     run = Trained(path)
     task = _task(run, path)
     predictor: Any = task.predictor(run.objective.to(choose_device("auto")), run.meta)
@@ -156,7 +156,7 @@ def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
     """Answer every question of a file and write the leaderboard's answer file, checked."""
     from vlbeit.data.sources.vqa_v2 import vqa_table
 
-    check_out(out)
+    check_out(out, questions)
     run = Trained(path)
     task = _task(run, path)
     if not hasattr(task, "submission"):
@@ -208,11 +208,17 @@ def _load_all(objective: Objective, checkpoint: Checkpoint, words: Sequence[str]
     objective.load_state_dict(given)
 
 
-def check_out(out: Path) -> None:
-    """Whether `--out` can be written, else UsageError or DataError: better known before the work than after it."""
+def check_out(out: Path, *inputs: Path) -> None:
+    """Whether `--out` can be written, else UsageError or DataError: better known before the work than after it.
+
+    `inputs`: files that are read and must stay as they are.
+    """
     folder = next(place for place in out.absolute().parents if place.exists())
     if out.is_dir() or not folder.is_dir():
         wrong = f"{out} is a folder" if out.is_dir() else f"{folder} is a file"
         raise UsageError(f"--out {out}: {wrong}; name another file")
+    for given in inputs:
+        if out.exists() and given.exists() and out.samefile(given):
+            raise UsageError(f"--out {out}: it is {given}, which is read and would be replaced; name another file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(f"--out {out}: {folder} is not writable; name another file")
