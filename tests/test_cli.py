@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlbeit import table
+from vlbeit import inference, table
 from vlbeit.cli import main
 from vlbeit.errors import DataError, UsageError
 
@@ -177,6 +177,22 @@ def test_predict_draws_only_what_can_be_drawn(
     assert list(tmp_path.iterdir()) == [picture]
     with Image.open(picture) as image:
         assert image.getpixel((3, 3)) == (200, 30, 30)
+
+
+def test_evaluate_shows_every_table_with_a_row_per_class(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    details = {"classes": [{"class": "sky", "iou": 61.25}, {"class": "tree", "iou": None}], "images": [{"id": "1"}]}
+    tables = inference._class_tables(details)
+    assert tables == [details["classes"]] == inference._class_tables(details["classes"])
+    assert inference._class_tables([]) == inference._class_tables({"note": "x", "empty": []}) == []
+    found = inference.Evaluation({"miou": 61.25}, tables, [Path("evaluation.json"), Path("d.json")], False, "go on")
+    monkeypatch.setattr(inference, "evaluate", lambda run, words: found)
+    assert main(["evaluate", "runs/mim"]) == 0
+    assert capsys.readouterr().out == (
+        "metric  value\nmiou    61.25\n\nclass  iou\nsky    61.25\ntree   -\n"
+        "wrote evaluation.json, d.json\nnext: go on\n"
+    )
 
 
 def test_a_cell_of_a_table_is_legible() -> None:

@@ -493,7 +493,15 @@ def test_command_line(chain, scenes, tmp_path, capsys, stage):
     words = [f"stage={stage}", "task=detection", f"data.root={scenes}", f"run={run}", *WORDS, *small, *steps]
     with chdir(chain):
         assert main(["train", *words, "task.least_score=0", f"task.masks={str(stage == 'vl').lower()}"]) == 0
+        capsys.readouterr()
         assert main(["evaluate", str(run)]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.partition("\n\n")[2].splitlines()]
+        assert rows[0] == ["class", "map"] + ["segm_map"] * (stage == "vl")
+        assert rows[3][0] == "triangle" and rows[5][:3] == [
+            "wrote",
+            f"{run}/evaluation.json,",
+            f"{run}/detection_details.json",
+        ]
         assert {"map", "images"} <= json.loads((run / "evaluation.json").read_text()).keys()
         details = json.loads((run / "detection_details.json").read_text())
         assert [row["class"] for row in details] == ["circle", "square", "triangle", "cross"]

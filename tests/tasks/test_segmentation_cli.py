@@ -111,6 +111,19 @@ def test_evaluation_with_other_inference(run: Path, words: list[str]) -> None:
     assert changed["words"] == words and changed["images"] == 4 and 0 <= changed["miou"] <= 100
 
 
+def test_evaluation_by_class(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with chdir(run):
+        assert main(["evaluate", "runs/mim-segmentation"]) == 0
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.partition("\n\n")[2].splitlines()]
+    assert rows[0] == ["class", "iou", "acc", "pixels"] and [row[0] for row in rows[1:4]] == ["red", "green", "blue"]
+    (_, iou, *_) = rows[1]
+    classes = json.loads((run / "runs/mim-segmentation/segmentation_details.json").read_text())["classes"]
+    assert float(iou) == pytest.approx(classes[0]["iou"], rel=1e-4)
+    folder = "runs/mim-segmentation"
+    assert f"wrote {folder}/evaluation.json, {folder}/segmentation_details.json\n" in said
+
+
 def test_prediction(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with chdir(run):
         assert main(["predict", "runs/mim-segmentation", "own/images/val/0.png", "--json"]) == 0
