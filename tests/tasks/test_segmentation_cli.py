@@ -102,6 +102,7 @@ def test_evaluation_with_the_settings_of_training_gives_its_number(run: Path) ->
         ["task.inference=slide", "task.scales=[0.5,0.75,1.0,1.5]", "task.flip=true"],
         ["task.inference=whole"],
         ["task.stride=[8,8]", "task.windows=3"],
+        ["task.stride=8"],
     ],
 )
 def test_evaluation_with_other_inference(run: Path, words: list[str]) -> None:

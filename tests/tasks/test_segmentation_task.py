@@ -355,6 +355,7 @@ def test_every_pixel_lies_in_a_window():
     with pytest.raises(UsageError, match=r"task.stride=\[64, 65\] is larger than data.image_size=64"):
         built(stride=[64, 65])
     built(stride=[64, 65], inference="whole")
+    assert built(stride=40)[0]._windows().stride == (40, 40)
 
 
 def test_a_pyramid_needs_two_patches_a_side(records):
@@ -403,8 +404,11 @@ def test_data_with_other_classes_is_refused(records, classes):
         ({"inference": "whole", "scales": [0.5, 1.0]}, "needs task.inference=slide"),
         ({"scales": []}, "must be positive factors"),
         ({"scales": [1.0, -1.0]}, "must be positive factors"),
-        ({"stride": [341]}, r"task.stride=\[341\] must be two positive numbers"),
-        ({"stride": [0, 4]}, "must be two positive numbers"),
+        ({"stride": [341]}, r"task.stride=\[341\] must be a positive number of pixels, two of them such as"),
+        ({"stride": [0, 4]}, "must be a positive number"),
+        ({"stride": 0}, "task.stride=0 must be a positive number"),
+        ({"stride": "half"}, "task.stride=half must be a positive number"),
+        ({"stride": [1.5, 2]}, "must be a positive number"),
         ({"resize": [512, 2048]}, r"such as \[2048,512\], or null"),
         ({"ratio_min": 2.5}, "must be positive and not above task.ratio_max=2.0"),
         ({"channels": 0}, "task.channels=0 must be positive, or null"),
