@@ -62,3 +62,10 @@ def test_captions_lie_inside_the_picture_wherever_their_box_is(size):
     (top, left), (low, far) = plate.min(0), plate.max(0)
     assert low - top >= 15 and far - left > 70  # a whole plate, and the letters on it
     assert (np.asarray(drawn)[top : low + 1, left : far + 1] < 60).all(-1).sum() > 50
+
+
+def test_of_captions_at_one_place_the_first_is_read():
+    boxes = torch.tensor([[10.0, 10.0, 90.0, 90.0]]).repeat(2, 1)
+    drawn = np.asarray(draw_boxes(Image.new("RGB", (100, 100)), boxes, [0, 1], ["circle 0.93", "square 0.20"]))
+    first, second = ((drawn == palette(2)[label]).all(-1).sum() for label in (0, 1))
+    assert first > 400 and second < 400  # of the second the lines of its box

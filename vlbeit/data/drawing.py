@@ -89,15 +89,14 @@ def draw_boxes(
 def _with_captions(
     image: Image.Image, boxes_n4: Tensor, colors: Sequence[Color], captions: Sequence[str]
 ) -> Image.Image:
-    """Captions at the top left of their boxes, moved as far as they must be to lie inside the picture."""
+    """Captions at the top left of their boxes, moved to lie inside the picture; the first one lies on top."""
     font = ImageFont.load_default(_CAPTION)
     widths, height = [ceil(font.getlength(caption)) + 4 for caption in captions], _CAPTION + 4
     image = widened(image, max(widths), height)
     pen = ImageDraw.Draw(image)
-    for (left, top, *_), width, color, caption in zip(boxes_n4.tolist(), widths, colors, captions, strict=True):
-        x, y = (
-            int(min(max(place, 0), room)) for place, room in ((left, image.width - width), (top, image.height - height))
-        )
+    plates = list(zip(boxes_n4[:, :2].tolist(), widths, colors, captions, strict=True))
+    for (left, top), width, color, caption in reversed(plates):
+        x, y = int(min(max(left, 0), image.width - width)), int(min(max(top, 0), image.height - height))
         # a plate of the box's colour: black letters could not be read on everything
         pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
         pen.text((x + 2, y), caption, fill="black", font=font)
