@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,24 @@ def test_the_command_prints_what_it_drew(in_chain: Path, picture: Path, tmp_path
     values = json.loads(capsys.readouterr().out)
     assert values["layer"] == 2 and np.allclose(np.sum(values["maps"], (2, 3)), 1)
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_without_a_name_the_figure_goes_into_the_run(in_chain: Path, picture: Path, capsys: Any) -> None:
+    assert main(["inspect", "attention", "runs/mim", str(picture)]) == 0
+    said = capsys.readouterr().out
+    assert "wrote runs/mim/attention.png" in said and not Path("attention.png").exists()
+    Path("runs/mim/attention.png").unlink()
+    hint = shlex.split(said.splitlines()[-1])  # as a shell reads it
+    assert hint[hint.index("--points") + 1] == "0.3,0.5;0.7,0.2"
+
+
+def test_the_picture_is_not_replaced_by_its_maps(in_chain: Path, tmp_path: Path, picture: Path, capsys: Any) -> None:
+    own = tmp_path / "own.png"
+    own.write_bytes(picture.read_bytes())
+    (tmp_path / "link.png").symlink_to(own)
+    assert main(["inspect", "attention", "runs/mim", str(own), "--out", str(tmp_path / "link.png")]) == 2
+    assert "which is read and would be replaced; name another file" in capsys.readouterr().err
+    assert own.read_bytes() == picture.read_bytes() and (tmp_path / "link.png").is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,7 @@ def test_a_run_is_evaluated_in_batches_of_its_size(
 def test_evaluate(in_chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "runs/vl-vqa"]) == 0
     printed = capsys.readouterr().out
+    assert "replaced" not in printed and "wrote runs/vl-vqa/evaluation.json, runs/vl-vqa/vqa_details.json\n" in printed
     numbers = json.loads(Path("runs/vl-vqa/evaluation.json").read_text())
     assert {"overall", "yes/no", "number", "other", "questions", "blind"} <= numbers.keys()
     assert numbers["questions"] == 24 and 0 < numbers["blind"] <= 100
@@ -166,8 +167,12 @@ def test_evaluate_of_other_data_makes_none(in_chain: Path, tmp_path: Path, capsy
     assert main(["evaluate", "runs/vl-vqa", f"data.root={tmp_path / 'typo'}"]) == 1
     assert f"data.root={tmp_path / 'typo'}" in capsys.readouterr().err and not (tmp_path / "typo").exists()
     assert main(["evaluate", "runs/vl-vqa", "data.val_split=train"]) == 0
-    assert "wrote runs/vl-vqa/evaluation-scenes-train.json" in capsys.readouterr().out
+    wrote = "wrote runs/vl-vqa/evaluation-scenes-train.json, runs/vl-vqa/vqa_details-scenes-train.json\n"
+    assert wrote in capsys.readouterr().out
     assert main(["evaluate", "runs/vl-vqa", "task.normalize_targets=true"]) == 0
+    assert "replaced" not in capsys.readouterr().out
+    assert main(["evaluate", "runs/vl-vqa", "task.normalize_targets=true"]) == 0
+    assert "wrote runs/vl-vqa/evaluation-changed.json (replaced), " in capsys.readouterr().out
     changed = json.loads(Path("runs/vl-vqa/evaluation-changed.json").read_text())
     assert changed["words"] == ["task.normalize_targets=true"]
     assert Path("runs/vl-vqa/evaluation.json").read_bytes() == before

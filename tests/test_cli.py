@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlbeit import table
+from vlbeit import inference, table
 from vlbeit.cli import main
 from vlbeit.errors import DataError, UsageError
 
@@ -160,6 +160,7 @@ def test_inspect_alone_lists_what_can_be_inspected(capsys: pytest.CaptureFixture
     [
         ("overlay.txt", 2, "--out overlay.txt: its name tells no format of pictures: end it in .png"),
         ("overlay", 2, "end it in .png, .jpg or .webp"),
+        ("picture.png", 2, "--out picture.png: it is picture.png, which is read and would be replaced"),
         ("picture.png/overlay.png", 2, "picture.png is a file; name another file"),
         ("overlay.png", 2, "task=classification has nothing to draw, its result is a table"),
     ],
@@ -174,6 +175,24 @@ def test_predict_draws_only_what_can_be_drawn(
     error = capsys.readouterr().err
     assert said in error.replace(f"{tmp_path}/", "") and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == [picture]
+    with Image.open(picture) as image:
+        assert image.getpixel((3, 3)) == (200, 30, 30)
+
+
+def test_evaluate_shows_every_table_with_a_row_per_class(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    details = {"classes": [{"class": "sky", "iou": 61.25}, {"class": "tree", "iou": None}], "images": [{"id": "1"}]}
+    tables = inference._class_tables(details)
+    assert tables == [details["classes"]] == inference._class_tables(details["classes"])
+    assert inference._class_tables([]) == inference._class_tables({"note": "x", "empty": []}) == []
+    found = inference.Evaluation({"miou": 61.25}, tables, [Path("evaluation.json"), Path("d.json")], False, "go on")
+    monkeypatch.setattr(inference, "evaluate", lambda run, words: found)
+    assert main(["evaluate", "runs/mim"]) == 0
+    assert capsys.readouterr().out == (
+        "metric  value\nmiou    61.25\n\nclass  iou\nsky    61.25\ntree   -\n"
+        "wrote evaluation.json, d.json\nnext: go on\n"
+    )
 
 
 def test_a_cell_of_a_table_is_legible() -> None:

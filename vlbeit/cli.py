@@ -99,18 +99,24 @@ def train(
 
 @app.command(context_settings=_FREE)
 def evaluate(run: Run, words: Words = None) -> None:
-    """Evaluate a run: prints its numbers and writes evaluation.json."""
+    """Evaluate a run: prints its numbers, by class too where it has such, and writes evaluation.json."""
     from vlbeit import inference
     from vlbeit.models.known import KNOWN
 
-    numbers, file, following = inference.evaluate(run, words or [])
+    found = inference.evaluate(run, words or [])
     if dist.is_main():
         subset = any(word.startswith("task.subset=") for word in words or [])  # what is published is of all classes
         published = KNOWN[run].metrics if run in KNOWN and not subset else {}
-        rows = [(name, f"{value:.6g}", published.get(name, "")) for name, value in numbers.items()]
+        rows = [(name, f"{value:.6g}", published.get(name, "")) for name, value in found.numbers.items()]
         columns = 3 if published else 2
         table.show(("metric", "value", "published")[:columns], [row[:columns] for row in rows])
-        print(f"wrote {file}\nnext: {following}")
+        for by_class in found.classes:
+            print()
+            names = list(by_class[0])
+            table.show(names, [[table.cell(row.get(name)) or "-" for name in names] for row in by_class])
+        written = list(map(str, found.written))
+        written[0] += " (replaced)" if found.replaced else ""
+        print(f"wrote {', '.join(written)}\nnext: {found.following}")
 
 
 @app.command()

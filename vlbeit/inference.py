@@ -65,7 +65,9 @@ class Evaluation(NamedTuple):
     """What `evaluate` found, and where it wrote it."""
 
     numbers: dict[str, float]
-    file: Path
+    classes: list[list[dict[str, Any]]]  # tables with a row per class
+    written: list[Path]  # by the main process; the numbers first
+    replaced: bool  # an evaluation that may have been of other words
     following: str  # the command to try next
 
 
@@ -92,18 +94,25 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
     folder = _folder(run, path)
     suffix = _suffix(stored, config)
     target = folder / f"evaluation{suffix}.json"
+    replaced = suffix != "" and target.exists()
+    written: list[Path] = []
+    classes: list[list[dict[str, Any]]] = []
     if accelerator.is_main_process:
         changed = {"words": words} if suffix else {}
-        files.write_json(target, {**finite(numbers), "split": config.data.val_split, **changed}, indent=2)
+        written.append(
+            files.write_json(target, {**finite(numbers), "split": config.data.val_split, **changed}, indent=2)
+        )
         for name, evaluator in evaluators.items():
             if hasattr(evaluator, "details"):
-                files.write_json(folder / f"{name}_details{suffix}.json", evaluator.details())
+                details = evaluator.details()
+                written.append(files.write_json(folder / f"{name}_details{suffix}.json", details))
+                classes += _class_tables(details)
     if run.is_run:
         following = suggest.after_evaluation(config)
     else:
         sizes = [f"data={config.data.name}", *adopt.words_for(run.spec)]
         following = suggest.after_adoption(path, words, sizes)
-    return Evaluation(numbers, target, following)
+    return Evaluation(numbers, classes, written, replaced, following)
 
 
 def pipeline(path: str | Path, device: str = "auto") -> Predictor:
@@ -128,7 +137,7 @@ def predict(
     picture = open_picture(image)
     if out is not None:
         drawing.check_picture_file(out)
-        check_out(out)
+        check_out(out, image)
     run = Trained(path)
     task = _task(run, path)
     predictor: Any = task.predictor(run.objective.to(choose_device("auto")), run.meta)
@@ -156,7 +165,7 @@ def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
     """Answer every question of a file and write the leaderboard's answer file, checked."""
     from vlbeit.data.sources.vqa_v2 import vqa_table
 
-    check_out(out)
+    check_out(out, questions)
     run = Trained(path)
     task = _task(run, path)
     if not hasattr(task, "submission"):
@@ -181,6 +190,13 @@ def _folder(run: Trained, path: str) -> Path:
     if not run.is_run:
         return adopt.folder_for(path, run.config)
     return run.checkpoint.path.parent if run.checkpoint.path.name == "checkpoint" else run.checkpoint.path
+
+
+def _class_tables(details: Any) -> list[list[dict[str, Any]]]:
+    """Of an evaluator's details, one table or several by name, those whose rows are classes."""
+    tables = details.values() if isinstance(details, dict) else [details]
+    lists = [table for table in tables if isinstance(table, list) and table]
+    return [table for table in lists if all(isinstance(row, dict) and "class" in row for row in table)]
 
 
 def _suffix(stored: RunConfig, config: RunConfig) -> str:
@@ -208,11 +224,17 @@ def _load_all(objective: Objective, checkpoint: Checkpoint, words: Sequence[str]
     objective.load_state_dict(given)
 
 
-def check_out(out: Path) -> None:
-    """Whether `--out` can be written, else UsageError or DataError: better known before the work than after it."""
+def check_out(out: Path, *inputs: Path) -> None:
+    """Whether `--out` can be written, else UsageError or DataError: better known before the work than after it.
+
+    `inputs`: files that are read and must stay as they are.
+    """
     folder = next(place for place in out.absolute().parents if place.exists())
     if out.is_dir() or not folder.is_dir():
         wrong = f"{out} is a folder" if out.is_dir() else f"{folder} is a file"
         raise UsageError(f"--out {out}: {wrong}; name another file")
+    for given in inputs:
+        if out.exists() and given.exists() and out.samefile(given):
+            raise UsageError(f"--out {out}: it is {given}, which is read and would be replaced; name another file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(f"--out {out}: {folder} is not writable; name another file")

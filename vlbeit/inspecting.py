@@ -29,7 +29,7 @@ def attention(
     run: Annotated[str, typer.Argument(metavar="RUN", help="run, checkpoint or published name", show_default=False)],
     picture: Annotated[Path | None, typer.Argument(metavar="PICTURE", help="image file", show_default=False)] = None,
     points: Annotated[
-        str | None, typer.Option(help="3: so many, spread out; 0.3,0.5;0.7,0.2: as shares x,y; without: 3")
+        str | None, typer.Option(help="3: so many, spread out; '0.3,0.5;0.7,0.2': as shares x,y; without: 3")
     ] = None,
     layer: Annotated[int, typer.Option(help="block from 0, or from the end: -1 is the last")] = -1,
     heads: Annotated[str | None, typer.Option(help="all, or such as 0,3; without: all")] = None,
@@ -44,7 +44,9 @@ def attention(
     against: Annotated[
         list[str] | None, typer.Option(help="run to compare with, also several times: a supervised one, say")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="file to write: attention.png, or attention.json in the run")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write; without: attention.png or attention.json in the run")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Draw where a tower looks from points of a picture, or measure with --data how well that covers objects."""
@@ -58,7 +60,7 @@ def attention(
         _refuse(
             "--data NAME", root=root, split=split, limit=limit, reduce_zero_label=reduce_zero_label, against=against
         )
-        file, points, heads = out or Path("attention.png"), points or "3", heads or "all"
+        file, points, heads = out or measure.folder_of(run) / "attention.png", points or "3", heads or "all"
         drawn = figure.inspect_picture(run, picture, file, points=points, layer=layer, heads=heads, image_size=size)
         _print_maps(drawn, as_json)
     if data is not None:
@@ -89,7 +91,7 @@ def _print_maps(drawn: Inspected, as_json: bool) -> None:
     table.show(("point", "x, y", "patch (row, column)"), rows)
     heads = ", ".join(map(str, drawn.heads))
     print(f"block {drawn.layer}, heads {heads}, {drawn.grid[0]}x{drawn.grid[1]} patches\nwrote {drawn.file}")
-    print("next: --layer, --points 0.3,0.5;0.7,0.2 and --image-size change what is looked at")
+    print("next: --layer, --points '0.3,0.5;0.7,0.2' and --image-size change what is looked at")
 
 
 def _print_overlaps(found: Measured, as_json: bool) -> None:

@@ -94,6 +94,7 @@ class DataSpec(NamedTuple):
     records: Records
     transform: Callable[[Record], Sample]  # runs in workers, seeded by (seed, epoch, index)
     collate: Callable[[list[Sample]], Batch]
+    shown: DataSpec | None = None  # as many samples for people to look at, where these are no pictures or texts
 
 
 class Evaluator(Protocol):

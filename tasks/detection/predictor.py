@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vlbeit.data.drawing import draw_boxes
+from vlbeit.data.drawing import draw_boxes, enlarged
 from vlbeit.data.outlines import from_runs
 from vlbeit.data.records import open_image
 from vlbeit.errors import UsageError
@@ -31,7 +31,7 @@ class DetectionPredictor:
         objective: of the run.
         image: `vlbeit.data.box_transforms.BoxEval`.
         classes: names of the labels.
-        least_score: of what `draw` shows.
+        least_score: of what `draw` shows, if anything reaches it.
     """
 
     def __init__(
@@ -53,19 +53,24 @@ class DetectionPredictor:
     def draw(self, image: Any, text: str | None = None, *, top: int = 5) -> tuple[list[Detection], Image.Image]:
         """The rows, and the picture with the boxes (and masks) of at least `least_score`, their names and scores.
 
-        Raises as a call does.
+        Where none reaches it those of the rows are drawn. Small pictures are enlarged. Raises as a call does.
         """
         _check_no_text(text)
         picture = open_image(image)
         found = self._found(picture)
-        sure_n = found["scores"] >= self.least_score
-        labels, scores = found["labels"][sure_n].tolist(), found["scores"][sure_n].tolist()
+        drawn_n = (found["scores"] >= self.least_score).nonzero()[:, 0]
+        if not len(drawn_n):
+            drawn_n = found["scores"].argsort(descending=True, stable=True)[: max(top, 1)]
+        labels, scores = found["labels"][drawn_n].tolist(), found["scores"][drawn_n].tolist()
         captions = [f"{self.classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+        large, times = enlarged(picture)
         masks_nHW = None
         if "masks" in found:
-            runs = [found["masks"][index] for index in sure_n.nonzero()[:, 0].tolist()]
+            runs = [found["masks"][index] for index in drawn_n.tolist()]
             masks_nHW = from_runs(runs, picture.height, picture.width)
-        return self._rows(found, top), draw_boxes(picture, found["boxes"][sure_n].cpu(), labels, captions, masks_nHW)
+            masks_nHW = masks_nHW.repeat_interleave(times, 1).repeat_interleave(times, 2)
+        boxes_n4 = found["boxes"][drawn_n].cpu() * times
+        return self._rows(found, top), draw_boxes(large, boxes_n4, labels, captions, masks_nHW)
 
     def _rows(self, found: dict[str, Any], top: int) -> list[Detection]:
         rows = zip(*(found[name].tolist() for name in ("labels", "scores", "boxes")), strict=True)

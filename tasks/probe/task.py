@@ -32,7 +32,7 @@ from .extraction import Extraction, deviations
 from .neighbours import nearest, vote
 from .objective import ProbeObjective, probe_heads
 from .predictor import ProbePredictor
-from .records import FeatureRecords, feature_sample
+from .records import FeatureRecords, PictureSample, feature_sample
 from .zero_shot import ContrastPair, OpenClipPair, Pair, class_names, class_vectors
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,8 @@ class Probe(Task):
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         """Samples with `features` and `label`. Raises DataError where the data has other classes than the run."""
         check_classes(self.config.data, open_source(self.config.data).classes(), meta["classes"])
-        return DataSpec(FeatureRecords(records, self._folders, "train" if train else "val"), feature_sample, collate)
+        features = FeatureRecords(records, self._folders, "train" if train else "val")
+        return DataSpec(features, feature_sample, collate, DataSpec(records, PictureSample(self._image()), collate))
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         """One evaluator for all numbers."""

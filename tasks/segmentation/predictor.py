@@ -6,13 +6,14 @@ Legend: H, W height and width of the picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vlbeit.data.drawing import draw_segments, palette
+from vlbeit.data.drawing import draw_segments, enlarged, palette, widened
 from vlbeit.data.records import open_image
 from vlbeit.errors import UsageError
 
@@ -20,7 +21,7 @@ from .inference import Views
 from .objective import SegmentationObjective
 
 _LEGEND = 12  # classes that a legend names: those that cover most
-_LEAST = 256  # pixels of the shorter side: smaller pictures are enlarged, or nobody could read the legend
+_TEXT = 32  # pixels from the left edge to a name in the legend
 
 
 class Covered(NamedTuple):
@@ -55,8 +56,7 @@ class SegmentationPredictor:
         picture = open_image(image)
         segments_HW = self.segments(picture)
         shares = self._shares(segments_HW)
-        times = -(-_LEAST // min(picture.size))
-        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.BICUBIC)
+        picture, times = enlarged(picture)
         large_HW = segments_HW.repeat_interleave(times, 0).repeat_interleave(times, 1)
         return shares[: max(top, 1)], _with_legend(draw_segments(picture, large_HW), shares, self.classes)
 
@@ -81,14 +81,15 @@ def _check_no_text(text: str | None) -> None:
 
 
 def _with_legend(picture: Image.Image, shares: Sequence[Covered], classes: Sequence[str]) -> Image.Image:
-    """The picture above a list of its classes in their colours, `_LEGEND` of them at most."""
+    """The picture above a list of its classes in their colours, `_LEGEND` of them at most, wide enough for it."""
     font = ImageFont.load_default(16)
     colors, line = dict(zip(classes, palette(len(classes)), strict=True)), 24
-    out = Image.new("RGB", (picture.width, picture.height + line * len(shares[:_LEGEND]) + 8), "white")
-    out.paste(picture)
+    lines = [(colors[label], f"{label} {100 * share:.1f} %") for label, share in shares[:_LEGEND]]
+    width = max(ceil(font.getlength(text)) for _, text in lines)
+    out = widened(picture, _TEXT + width + 6, picture.height + line * len(lines) + 8)
     pen = ImageDraw.Draw(out)
-    for row, (label, share) in enumerate(shares[:_LEGEND]):
+    for row, (color, text) in enumerate(lines):
         top = picture.height + 6 + row * line
-        pen.rectangle((6, top, 24, top + 18), fill=colors[label], outline="black")
-        pen.text((32, top), f"{label} {100 * share:.1f} %", fill="black", font=font)
+        pen.rectangle((6, top, 24, top + 18), fill=color, outline="black")
+        pen.text((_TEXT, top), text, fill="black", font=font)
     return out

@@ -54,8 +54,8 @@ class SegmentationSettings(Settings):
     hflip: float = key(0.5, "probability of a horizontal flip")
     photometric: bool = key(True, "random brightness, contrast, saturation and hue")
     inference: str = key("slide", "slide: windows of data.image_size over the picture | whole: squeezed into one")
-    stride: list[int] | None = key(
-        None, "rows and columns from one window to the next; null: two thirds of it (341 of 512, 426 of 640)"
+    stride: Any = key(
+        None, "pixels from one window to the next, or [rows, columns]; null: two thirds of it (341 of 512, 426 of 640)"
     )
     windows: int = key(8, "windows that one forward sees at evaluation; changes no number")
     scales: list[float] = key([1.0], "factors on `resize` whose predictions are averaged; slide only")
@@ -77,10 +77,12 @@ class SegmentationSettings(Settings):
             self.resize is None or (len(self.resize) == 2 and self.resize[0] >= self.resize[1] > 0),
             f"task.resize={self.resize} must be the longest and the shortest side, such as [2048,512], or null",
         )
+        sides = list(self.stride) if isinstance(self.stride, list | tuple) else [self.stride] * 2
         require(
-            self.stride is None or (len(self.stride) == 2 and min(self.stride) > 0),
-            f"task.stride={self.stride} must be two positive numbers of pixels, such as [341,341], or null",
+            self.stride is None or (len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)),
+            f"task.stride={self.stride} must be a positive number of pixels, two of them such as [341,341], or null",
         )
+        self.stride = None if self.stride is None else sides
         require(
             self.taps is None or (len(self.taps) == 4 and min(self.taps) >= 0 and self.head == "upernet"),
             f"task.taps={self.taps} must be four blocks, such as [3,5,7,11], with task.head=upernet, or null",

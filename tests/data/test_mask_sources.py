@@ -78,7 +78,11 @@ def test_classes_are_counted_once_where_no_file_names_them(root, monkeypatch, ca
     (root / "masks/train/b.png").write_bytes(b"broken")  # the loader names it
     source = open_source(config("masks", root))
     assert source.classes() == [f"class {label}" for label in range(5)]
-    assert "labels 0..4 are the classes, label 0 with task.reduce_zero_label=false only" in caplog.text
+    assert "Its labels 0 to 4 are taken for classes named class 0 to class 4, which fits task" in caplog.text
+    assert f"write the names of labels 1, 2, ... into {root / 'classes.txt'}, one a line" in caplog.text
+    for zero, name in ((False, "class 1"), (True, "class 0")):  # what it says of label 1, which this mask is full of
+        segments = read_segments(root / "masks/val/b.png", num_classes=5, reduce_zero_label=zero)
+        assert {source.classes()[label] for label in segments.unique()} == {name}
     monkeypatch.setattr(masks_source, "_largest_label", None)  # would fail if it were asked
     assert len(source.classes()) == 5
     monkeypatch.undo()

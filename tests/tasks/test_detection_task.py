@@ -7,7 +7,7 @@ import logging
 import pickle
 from contextlib import chdir
 from dataclasses import replace
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 import vlbeit
 from vlbeit.cli import main
 from vlbeit.config import DataConfig, RunConfig, Settings
+from vlbeit.data.drawing import draw_boxes
 from vlbeit.data.outlines import from_runs, to_runs
 from vlbeit.data.records import ListRecords
 from vlbeit.errors import DataError, UsageError
@@ -219,11 +220,40 @@ def test_predictor(records, trained, monkeypatch):
     assert rows == found
     with pytest.raises(UsageError, match="leave the question out"):
         predict.draw(large, "what is it?")
-    assert drawn.size == (96, 96) and np.asarray(drawn).tolist() != np.asarray(large.convert("RGB")).tolist()
+    assert drawn.size == (3 * 96, 3 * 96)  # enlarged, so that the names can be read
+    plain = np.asarray(large.convert("RGB").resize(drawn.size, Image.Resampling.BICUBIC)).astype(int)
+    changed = (np.asarray(drawn) != plain).any(-1)
+    rows, columns = (round(3 * (red.box[side] + red.box[side + 2]) / 2) for side in (1, 0))
+    edges = [round(3 * edge) for edge in red.box]
+    assert changed[rows, edges[0]] and changed[edges[1], columns]  # the box where it is, at this size
     with pytest.raises(UsageError, match="leave the question out"):
         predict(large, "what is it?")
     with pytest.raises(DataError, match=r"none\.png"):
         predict("none.png")
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_where_no_score_suffices_the_printed_rows_are_drawn(records, masks):
+    recipe, meta, objective = built(masks=masks, draw_score=0.9)
+    found = {
+        "boxes": torch.tensor([[4.0, 4, 12, 12], [24, 8, 40, 30], [1, 30, 9, 44]]),
+        "scores": torch.tensor([0.2, 0.6, 0.4]),
+        "labels": torch.tensor([0, 1, 1]),
+    }
+    if masks:
+        found["masks"] = to_runs(torch.ones(3, 48, 48, dtype=torch.bool))
+    predict = recipe.predictor(objective, meta)
+    predict._found = lambda picture: found
+    with patch("vlbeit.tasks.detection.predictor.draw_boxes", wraps=draw_boxes) as drawing:
+        rows, drawn = predict.draw(records[0]["image"], top=2)
+        assert [round(row.score, 1) for row in rows] == [0.6, 0.4] and drawn.size == (288, 288)
+        _, boxes, labels, captions, masks_nHW = drawing.call_args.args
+        assert boxes.tolist() == [[144, 48, 240, 180], [6, 180, 54, 264]] and labels == [1, 1]
+        assert captions == [f"{CLASSES[1]} 0.60", f"{CLASSES[1]} 0.40"]
+        assert (masks_nHW.shape == (2, 288, 288)) if masks else masks_nHW is None
+        predict.least_score = 0.5
+        predict.draw(records[0]["image"], top=2)
+        assert drawing.call_args.args[3] == [f"{CLASSES[1]} 0.60"]
 
 
 class Known(torch.nn.Module):
@@ -435,8 +465,8 @@ def test_other_classes_and_odd_patches_are_refused(records, monkeypatch):
     recipe, _, _ = built()
     with pytest.raises(DataError, match=r"has 2 classes, the run was trained on 3, and they differ \(such as 'blue'\)"):
         recipe.data(records, {"classes": [*CLASSES, "blue"]}, train=False)
-    for patch, size in ((14, 56), (4, 16), (64, 256)):
-        recipe.config.model = replace(recipe.config.model, patch_size=patch)
+    for side, size in ((14, 56), (4, 16), (64, 256)):
+        recipe.config.model = replace(recipe.config.model, patch_size=side)
         recipe.config.data = DataConfig(image_size=size)
         with pytest.raises(UsageError, match="needs square patches of 8, 16 or 32 pixels; this tower has 4x4"):
             recipe.objective({"classes": CLASSES})
@@ -463,7 +493,15 @@ def test_command_line(chain, scenes, tmp_path, capsys, stage):
     words = [f"stage={stage}", "task=detection", f"data.root={scenes}", f"run={run}", *WORDS, *small, *steps]
     with chdir(chain):
         assert main(["train", *words, "task.least_score=0", f"task.masks={str(stage == 'vl').lower()}"]) == 0
+        capsys.readouterr()
         assert main(["evaluate", str(run)]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.partition("\n\n")[2].splitlines()]
+        assert rows[0] == ["class", "map"] + ["segm_map"] * (stage == "vl")
+        assert rows[3][0] == "triangle" and rows[5][:3] == [
+            "wrote",
+            f"{run}/evaluation.json,",
+            f"{run}/detection_details.json",
+        ]
         assert {"map", "images"} <= json.loads((run / "evaluation.json").read_text()).keys()
         details = json.loads((run / "detection_details.json").read_text())
         assert [row["class"] for row in details] == ["circle", "square", "triangle", "cross"]
@@ -473,6 +511,6 @@ def test_command_line(chain, scenes, tmp_path, capsys, stage):
         assert set(rows[0]) == {"label", "score", "box"} and len(rows[0]["box"]) == 4
         out = tmp_path / "drawn.png"
         assert main(["predict", str(run), str(picture), "--out", str(out)]) == 0
-        assert Image.open(out).size == Image.open(picture).size
+        assert Image.open(out).size == tuple(6 * side for side in Image.open(picture).size)
         assert (run / "batch0.png").exists()
         assert "detector" in vlbeit.load(run).heads

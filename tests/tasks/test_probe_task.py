@@ -599,6 +599,10 @@ def test_from_the_command_line(real, in_chain, tmp_path, capsys):
     with chdir(tmp_path):
         assert main(["train", *init, *real, "steps=6", "run=whole"]) == 0
         assert "features of train: " in (said := capsys.readouterr().out) and " MB in " in said
+        with Image.open("whole/batch0.png") as image:
+            assert (
+                min(image.size) > 190 and len(image.convert("RGB").getcolors(10**6)) > 300
+            )  # pictures, not names alone
         assert main(["train", *init, *real, "steps=3", "run=part"]) == 0
         assert " pictures from " in (said := capsys.readouterr().out) and " MB in " not in said
         assert main(["train", *init, *real, "steps=6", "optim.schedule=constant", "run=c6"]) == 0
@@ -622,6 +626,20 @@ def test_from_the_command_line(real, in_chain, tmp_path, capsys):
         picture = next(Path(real[-1].partition("=")[2], "imagefolder/val").rglob("*.jpg"))
         assert main(["predict", "whole", str(picture)]) == 0
         assert "filled_circle" in capsys.readouterr().out
+
+
+def test_the_first_batch_is_shown_by_its_pictures(tmp_path, records):
+    recipe, meta, objective = prepared(tmp_path, records)
+    spec = recipe.data(records, meta, train=True)
+    words = {"workers": 0, "max_bad_fraction": 0, "seed": 3, "global_batch_size": 4, "micro_batch_size": 2}
+    loader = TrainLoader(spec, **words)
+    seen, shown = next(loader.steps(0, 1)), loader.first(16)
+    assert "features" in seen[0] and "features" not in shown and shown["image"].shape[:2] == (4, 3)
+    assert shown["sample_id"] == [name for batch in seen for name in batch["sample_id"]]
+    assert shown["label"].tolist() == [label for batch in seen for label in batch["label"].tolist()]
+    with torch.no_grad():
+        found = objective.eval().features(shown["image"])
+    torch.testing.assert_close(found, torch.cat([batch["features"] for batch in seen]), rtol=1e-2, atol=1e-2)
 
 
 def test_a_vl_run_is_asked_by_names(real, in_chain, tmp_path, capsys):

@@ -102,6 +102,7 @@ def test_evaluation_with_the_settings_of_training_gives_its_number(run: Path) ->
         ["task.inference=slide", "task.scales=[0.5,0.75,1.0,1.5]", "task.flip=true"],
         ["task.inference=whole"],
         ["task.stride=[8,8]", "task.windows=3"],
+        ["task.stride=8"],
     ],
 )
 def test_evaluation_with_other_inference(run: Path, words: list[str]) -> None:
@@ -109,6 +110,19 @@ def test_evaluation_with_other_inference(run: Path, words: list[str]) -> None:
         assert main(["evaluate", "runs/mim-segmentation", *words]) == 0
     changed = json.loads((run / "runs" / "mim-segmentation" / "evaluation-changed.json").read_text())
     assert changed["words"] == words and changed["images"] == 4 and 0 <= changed["miou"] <= 100
+
+
+def test_evaluation_by_class(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with chdir(run):
+        assert main(["evaluate", "runs/mim-segmentation"]) == 0
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.partition("\n\n")[2].splitlines()]
+    assert rows[0] == ["class", "iou", "acc", "pixels"] and [row[0] for row in rows[1:4]] == ["red", "green", "blue"]
+    (_, iou, *_) = rows[1]
+    classes = json.loads((run / "runs/mim-segmentation/segmentation_details.json").read_text())["classes"]
+    assert float(iou) == pytest.approx(classes[0]["iou"], rel=1e-4)
+    folder = "runs/mim-segmentation"
+    assert f"wrote {folder}/evaluation.json, {folder}/segmentation_details.json\n" in said
 
 
 def test_prediction(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

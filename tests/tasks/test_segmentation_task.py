@@ -258,7 +258,7 @@ def test_predictor(records, trained, monkeypatch):
     assert rows == expected
     with pytest.raises(UsageError, match="leave the question out"):
         predict.draw(records[1]["image"], "what is it?")
-    assert drawn.width == 96 * 4 and drawn.height > 64 * 4  # enlarged to a readable size, the legend below
+    assert drawn.width == 96 * 3 and drawn.height > 64 * 3  # enlarged to a readable size, the legend below
     with pytest.raises(UsageError, match="leave the question out"):
         predict(records[3]["image"], "what is it?")
     with pytest.raises(DataError, match=r"none\.png"):
@@ -273,8 +273,18 @@ def test_drawing_shows_the_class_of_every_pixel(records, trained):
     for row, column in ((8, 16), (56, 8), (56, 56)):
         own = np.array(Image.open(records[3]["image"]).convert("RGB"))[row, column].astype(float)
         colour = np.array(palette(3)[segments[row, column]], float)
-        shown = np.array(drawn.getpixel((column * 4 + 2, row * 4 + 2)), float)
+        shown = np.array(drawn.getpixel((column * 5 + 2, row * 5 + 2)), float)
         assert np.abs(shown - (own + colour) / 2).max() < 3
+
+
+def test_the_legend_has_room_beside_any_picture(records, trained):
+    recipe, meta, objective, _ = trained
+    predict = recipe.predictor(objective, meta)
+    for size in ((4, 400), (400, 4)):
+        _, drawn = predict.draw(Image.open(records[1]["image"]).resize(size), top=1)
+        assert 100 < drawn.width <= 400 and 400 * (size[1] == 400) + 4 < drawn.height < 500
+        lowest = np.asarray(drawn.convert("L"))[-30:]
+        assert (lowest[:, 40:] < 100).sum() > 50 and (lowest[:, -3:] == 255).all()  # words, not cut at the right
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "I;16", "P"])
@@ -345,6 +355,7 @@ def test_every_pixel_lies_in_a_window():
     with pytest.raises(UsageError, match=r"task.stride=\[64, 65\] is larger than data.image_size=64"):
         built(stride=[64, 65])
     built(stride=[64, 65], inference="whole")
+    assert built(stride=40)[0]._windows().stride == (40, 40)
 
 
 def test_a_pyramid_needs_two_patches_a_side(records):
@@ -393,8 +404,11 @@ def test_data_with_other_classes_is_refused(records, classes):
         ({"inference": "whole", "scales": [0.5, 1.0]}, "needs task.inference=slide"),
         ({"scales": []}, "must be positive factors"),
         ({"scales": [1.0, -1.0]}, "must be positive factors"),
-        ({"stride": [341]}, r"task.stride=\[341\] must be two positive numbers"),
-        ({"stride": [0, 4]}, "must be two positive numbers"),
+        ({"stride": [341]}, r"task.stride=\[341\] must be a positive number of pixels, two of them such as"),
+        ({"stride": [0, 4]}, "must be a positive number"),
+        ({"stride": 0}, "task.stride=0 must be a positive number"),
+        ({"stride": "half"}, "task.stride=half must be a positive number"),
+        ({"stride": [1.5, 2]}, "must be a positive number"),
         ({"resize": [512, 2048]}, r"such as \[2048,512\], or null"),
         ({"ratio_min": 2.5}, "must be positive and not above task.ratio_max=2.0"),
         ({"channels": 0}, "task.channels=0 must be positive, or null"),

@@ -74,7 +74,7 @@ def inspect_picture(
     """
     picture, places = open_picture(image), read_points(points)
     drawing.check_picture_file(out)
-    check_out(out)
+    check_out(out, image)
     tower = open_tower(path, image_size)
     layer, chosen, grid = read_layer(layer, tower, path), read_heads(heads, tower, path), grid_of(tower)
     size = tower.encoder.spec.image_size

@@ -62,7 +62,7 @@ def _read_point(part: str, text: str) -> Point:
         x, y = (float(number) for number in part.split(","))
     except ValueError as error:
         raise UsageError(
-            f"--points {text}: {part!r} is not x,y; write a number, or points such as 0.3,0.5;0.7,0.2"
+            f"--points {text}: {part!r} is not x,y; write a number, or points such as '0.3,0.5;0.7,0.2'"
         ) from (error)
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise UsageError(

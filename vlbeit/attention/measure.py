@@ -153,7 +153,7 @@ def data_config(path: str, name: str, *, root: str | None, split: str, limit: in
 
 
 def folder_of(path: str) -> Path:
-    """Where numbers of a run go: into its folder; those of other weights into the folder that we are in."""
+    """Where numbers and figures of a run go: into its folder; those of other weights into the folder that we are in."""
     place = Path(path)
     if (place / "checkpoint" / "config.json").is_file():
         return place

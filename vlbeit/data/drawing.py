@@ -1,16 +1,17 @@
 """Results drawn onto pictures: a colour per class, masks over the picture, boxes with their names; and their files.
 
-Legend: n boxes.
+Legend: H, W height and width of the picture; n boxes.
 """
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
@@ -21,6 +22,8 @@ from vlbeit.errors import UsageError
 Color = tuple[int, int, int]
 
 IGNORED = 255  # in a map of classes: a pixel that is not scored
+_MOST = 320  # pixels of the longer side of a picture that was enlarged
+_CAPTION = 13  # height of the letters of a caption in pixels
 _TURN = 0.618034  # of the colour circle from one class to the next: neighbours in the list look different
 
 
@@ -29,6 +32,19 @@ def palette(count: int) -> list[Color]:
     shades = [(index * _TURN % 1.0, 0.95 - 0.3 * (index // 8 % 2)) for index in range(count)]
     rgb = [colorsys.hsv_to_rgb(hue, 0.75, value) for hue, value in shades]
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb]
+
+
+def enlarged(image: Image.Image) -> tuple[Image.Image, int]:
+    """A small picture so many times larger that words on it can be read, and how many times; a large one as it is."""
+    times = max(1, _MOST // max(image.size))
+    return image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC), times
+
+
+def widened(image: Image.Image, width: int, height: int = 0) -> Image.Image:
+    """The picture at the top left of a white one of at least this width and height."""
+    canvas = Image.new("RGB", (max(image.width, width), max(image.height, height)), "white")
+    canvas.paste(image)
+    return canvas
 
 
 def draw_segments(image: Image.Image, segments_HW: Tensor, *, alpha: float = 0.5) -> Image.Image:
@@ -56,28 +72,35 @@ def draw_boxes(
     captions: Sequence[str] | None = None,
     masks_nHW: Tensor | None = None,
 ) -> Image.Image:
-    """The RGB picture with boxes (left, top, right, bottom), coloured by label, their captions and masks."""
+    """The RGB picture with boxes (left, top, right, bottom), coloured by label, their captions and masks.
+
+    A picture that is too small for a caption gets a white margin, so that all of it can be read.
+    """
     if not len(boxes_n4):
         return image
     colors = [palette(label + 1)[label] for label in labels]
     canvas = pil_to_tensor(image)
     if masks_nHW is not None:
         canvas = draw_segmentation_masks(canvas, masks_nHW.bool(), alpha=0.5, colors=list(colors))
-    names = None if captions is None else list(captions)
-    plates = (
-        None if names is None else list(colors)
-    )  # under the names, which could not be read on a thing of that colour
-    return to_pil_image(
-        draw_bounding_boxes(
-            canvas,
-            boxes_n4,
-            labels=names,
-            colors=list(colors),
-            label_colors=None if names is None else ["black"] * len(names),
-            label_background_colors=plates,
-            fill_labels=plates is not None,
-        )
-    )
+    drawn = to_pil_image(draw_bounding_boxes(canvas, boxes_n4, colors=list(colors)))
+    return drawn if captions is None else _with_captions(drawn, boxes_n4, colors, captions)
+
+
+def _with_captions(
+    image: Image.Image, boxes_n4: Tensor, colors: Sequence[Color], captions: Sequence[str]
+) -> Image.Image:
+    """Captions at the top left of their boxes, moved to lie inside the picture; the first one lies on top."""
+    font = ImageFont.load_default(_CAPTION)
+    widths, height = [ceil(font.getlength(caption)) + 4 for caption in captions], _CAPTION + 4
+    image = widened(image, max(widths), height)
+    pen = ImageDraw.Draw(image)
+    plates = list(zip(boxes_n4[:, :2].tolist(), widths, colors, captions, strict=True))
+    for (left, top), width, color, caption in reversed(plates):
+        x, y = int(min(max(left, 0), image.width - width)), int(min(max(top, 0), image.height - height))
+        # a plate of the box's colour: black letters could not be read on everything
+        pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+        pen.text((x + 2, y), caption, fill="black", font=font)
+    return image
 
 
 def check_picture_file(path: Path) -> None:

@@ -78,11 +78,14 @@ class TrainLoader:
     def first(self, count: int) -> Batch:
         """The first `count` samples of step 0 (at most a whole step) as one batch, to be looked at: read here and now.
 
+        What can be looked at is up to `DataSpec.shown`.
+
         The steps that follow are the same with or without it. Raises as a step does, but counts no unreadable sample.
         """
-        samples = _Samples(self.spec, self.seed, replace=True)
+        spec = self.spec.shown or self.spec
+        samples = _Samples(spec, self.seed, replace=True)
         places = [self._place(position) for position in range(min(count, self.global_batch_size))]
-        found = _Collate(self.spec)([samples[place] for place in places])
+        found = _Collate(spec)([samples[place] for place in places])
         if isinstance(found, UserError):
             raise found
         batch, _ = found

@@ -111,8 +111,12 @@ def _pairs(images: Path, masks: Path) -> Iterator[Record]:
 
 @cache
 def _say_counted(root: Path, largest: int) -> None:
-    text = "%s has no classes.txt: labels 0..%d are the classes, label 0 with task.reduce_zero_label=false only"
-    log.warning(text, root, largest)
+    log.warning(
+        "%s has no classes.txt. Its labels 0 to %d are taken for classes named class 0 to class %d, which fits "
+        "task.reduce_zero_label=false. With true, the default, label 0 is not scored and label 1 takes the first name, "
+        "class 0: write the names of labels 1, 2, ... into %s, one a line. 255 is never scored",
+        *(root, largest, largest, root / _NAME_FILES[0]),
+    )
 
 
 def _folders(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
