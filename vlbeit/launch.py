@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -37,10 +37,11 @@ from vlbeit.types import Batch, DataSpec, Meta, Records
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, command: str = "") -> None:
+def train(config: RunConfig, command: str = "", typed: Sequence[str] = ()) -> None:
     """Train a run from where it stands; what must come before it is trained first.
 
-    Start-up order: this run's own state > `resume=` > `init=` > scratch. `command` is what to type to go on.
+    Start-up order: this run's own state > `resume=` > `init=` > scratch. `command` is what to type to go on; `typed`
+    are the words that made the config, some of which hold for the runs before it too (see `chain.missing_runs`).
 
     Raises:
         UserError: anything that the user can mend, before any work where it can be known by then.
@@ -51,7 +52,7 @@ def train(config: RunConfig, command: str = "") -> None:
     accelerator = _accelerator(config)  # makes the process group
     config = adopt.with_its_tokenizer(config)
     preflight.check(config)
-    before = chain.missing_runs(config)
+    before = chain.missing_runs(config, typed)
     for each in before:
         preflight.check(each)
     for each in [*before, config]:
