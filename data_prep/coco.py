@@ -81,7 +81,7 @@ def prepare(
         archives=[path for path in stores if path.is_file()],
     )  # fmt: skip
     run(out, plan, Options(threads, shard_mb, verify), report)
-    return next_command("stage=mim task=detection data=coco", out)
+    return next_command("stage=mim task=detection data=coco", out, "detection")
 
 
 def _stores(parts: Sequence[str]) -> list[Path]:

@@ -101,9 +101,10 @@ def prepare(
         archives=[path for path in (*every, *filter(None, [sources.devkit])) if path.is_file()],
     )
     run(out, plan, Options(threads, shard_mb, verify), report)
-    known = len(classes) == 1000 and "val" in sources.archives
-    words = "stage=mim task=classification" + (" recipe=beit_base_in1k" if known else "") + " data=imagefolder"
-    return next_command(words if "val" in sources.archives else "stage=mim data=imagefolder data.val_split=train", out)
+    if "val" not in sources.archives:
+        return next_command("stage=mim data=imagefolder data.val_split=train", out)
+    recipe = " recipe=beit_base_in1k" if len(classes) == 1000 else ""
+    return next_command(f"stage=mim task=classification{recipe} data=imagefolder", out, "classification")
 
 
 def _survey(paths: Sequence[Path]) -> _Survey:

@@ -123,9 +123,14 @@ def summary(out: Path, facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"wrote {out / PREPARED}" + (f"; every one of these is named in {out / BAD}" if facts["bad"] else "")
 
 
-def next_command(words: str, out: Path) -> str:
-    """A training command for the prepared folder."""
-    return f"vlbeit train {words} data.root={shlex.quote(str(out))}"
+def next_command(words: str, out: Path, task: str | None = None) -> str:
+    """A training command for the prepared folder; that of a task starts from BEiT's published tower, in a new run.
+
+    Without `init` and `run` it would start from a run on the built-in data, or go on with one, where there are such.
+    """
+    command = f"vlbeit train {words} data.root={shlex.quote(str(out))}"
+    run = f"runs/{out.absolute().name}-{task}"
+    return command if task is None else f"{command} init={PUBLISHED} run={shlex.quote(run)}"
 
 
 def _write(folder: Folder, split: Split, examine: Callable[[Item], Finding], threads: int, say: Report) -> None:

@@ -245,9 +245,8 @@ def test_runs_before_are_made_as_they_would_be_alone(
     assert {"tokenizer", "mim"} <= {each.title for each in before}
     if "recipe=none" not in words:
         alone = [compose.compose([f"stage={each.title}"]).config for each in before]
-        assert [
-            key for pair in zip(before, alone, strict=True) for key in compose.differing_keys(*pair, ignore=())
-        ] == []
+        pairs = zip(before, alone, strict=True)
+        assert [key for pair in pairs for key in compose.differing_keys(*pair, ignore=())] == []
     assert {each.data.image_size for each in before} == {48}
 
 
