@@ -22,6 +22,8 @@ from .hashes import verify
 from .progress import Progress, Report, size
 from .shards import BAD, Finding, Folder, Item, Layout, Position
 
+PUBLISHED = "beit_base_patch16_224_pt22k"  # the tower that a task starts from; runs/mim may be on the built-in data
+
 Format = Literal["auto", "index", "folder", "parquet"]
 
 
@@ -123,14 +125,10 @@ def summary(out: Path, facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"wrote {out / PREPARED}" + (f"; every one of these is named in {out / BAD}" if facts["bad"] else "")
 
 
-def next_command(words: str, out: Path, task: str | None = None) -> str:
-    """A training command for the prepared folder; that of a task starts from BEiT's published tower, in a new run.
-
-    Without `init` and `run` it would start from a run on the built-in data, or go on with one, where there are such.
-    """
-    command = f"vlbeit train {words} data.root={shlex.quote(str(out))}"
-    run = f"runs/{out.absolute().name}-{task}"
-    return command if task is None else f"{command} init={PUBLISHED} run={shlex.quote(run)}"
+def next_command(words: str, out: Path, name: str) -> str:
+    """A training command for the prepared folder, in a run of its own: runs/MIM-TASK may be on other data."""
+    run = f"runs/{out.absolute().name}-{name}"
+    return f"vlbeit train {words} data.root={shlex.quote(str(out))} run={shlex.quote(run)}"
 
 
 def _write(folder: Folder, split: Split, examine: Callable[[Item], Finding], threads: int, say: Report) -> None:
