@@ -210,6 +210,6 @@ def _check_val(survey: _Survey, classes: Sequence[str], labels: Mapping[int, str
     if unknown := sorted(groups.keys() - known):
         many = "classes" if len(unknown) > 1 else "class"
         raise DataError(
-            f"val has {len(unknown)} {many} that train has not, such as {unknown[0]} of {groups[unknown[0]]}; take both "
-            "from the same release, or give val with the classes of train alone"
+            f"val has {len(unknown)} {many} that train has not, such as {unknown[0]} of {groups[unknown[0]]}; take "
+            "both from the same release, or give val with the classes of train alone"
         )

@@ -84,6 +84,8 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
     if origin is not None and origin.path == folder.path and origin.is_finished(steps):
         say(f"{folder.path} is finished: {origin.last_step()} steps. More steps= go on, overwrite=true starts anew")
         return
+    if origin is not None and (planned := chain.planned_steps(origin)) not in (None, steps):
+        say(f"note: {origin.path} was made for {planned} steps: the learning rate now follows the schedule of {steps}")
     objective = _with_weights(recipe, meta, checkpoint, origin, source)
     recipe.prepare(objective, {"train": records, "val": held_out}, accelerator)
     plan = FitPlan.from_config(

@@ -88,6 +88,8 @@ def decoded(value: str | Path | bytes, use: Callable[[Image.Image], Result]) -> 
             return use(image)
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name} is a folder") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image in a known format") from error
     except _UNREADABLE as error:
