@@ -12,7 +12,7 @@ from vlbeit.errors import DataError, UsageError, some
 
 from .archives import Entry, entries
 from .pictures import Check, examine_pair, is_picture
-from .preparation import Format, Options, Plan, Split, chosen, fingerprint, given, next_command, run
+from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, next_command, run
 from .progress import Report
 from .shards import Fault, Item, Layout, Position
 
@@ -79,7 +79,7 @@ def prepare(
     run(out, plan, Options(threads, shard_mb, verify), report)
     known = len(classes) == 150 and "val" in there
     recipe = " recipe=beit_base_ade20k_512" if known else ""
-    return next_command(f"stage=mim task=segmentation{recipe} data=ade20k", out)
+    return next_command(f"stage=mim task=segmentation{recipe} init={PUBLISHED} data=ade20k", out, "segmentation")
 
 
 def _listing(found: Iterator[Entry]) -> _Listing:

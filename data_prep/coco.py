@@ -15,7 +15,7 @@ from vlbeit.errors import DataError, UsageError
 
 from .archives import Entry, entries
 from .pictures import Check, examine_picture, is_picture
-from .preparation import Format, Options, Plan, Split, chosen, fingerprint, given, next_command, run
+from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, next_command, run
 from .progress import Report
 from .shards import Fault, Finding, Item, Layout, Position
 
@@ -81,7 +81,7 @@ def prepare(
         archives=[path for path in stores if path.is_file()],
     )  # fmt: skip
     run(out, plan, Options(threads, shard_mb, verify), report)
-    return next_command("stage=mim task=detection data=coco", out)
+    return next_command(f"stage=mim task=detection init={PUBLISHED} data=coco", out, "detection")
 
 
 def _stores(parts: Sequence[str]) -> list[Path]:

@@ -19,7 +19,7 @@ from .archives import Entry, entries, nested
 from .imagenet_labels import file_labels, from_devkit, val_number, wnid_in
 from .imagenet_sources import Sources, find_sources
 from .pictures import Check, examine_picture, is_picture
-from .preparation import Format, Options, Plan, Split, chosen, fingerprint, given, next_command, run
+from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, next_command, run
 from .progress import Report
 from .shards import Fault, Item, Layout, Position
 
@@ -78,7 +78,7 @@ def prepare(
     if not classes:
         raise DataError(f"{sources.archives['train'][0]} has no classes: neither tars, folders nor names with a wnid")
     if "val" in surveys:
-        _check_val(surveys["val"], classes, labels)
+        _check_val(surveys["val"], classes, labels, val_labels)
     numbers = {name: label for label, name in enumerate(classes)}
 
     def items(split: str) -> Callable[[Position], Iterator[Item]]:
@@ -101,9 +101,11 @@ def prepare(
         archives=[path for path in (*every, *filter(None, [sources.devkit])) if path.is_file()],
     )
     run(out, plan, Options(threads, shard_mb, verify), report)
-    known = len(classes) == 1000 and "val" in sources.archives
-    words = "stage=mim task=classification" + (" recipe=beit_base_in1k" if known else "") + " data=imagefolder"
-    return next_command(words if "val" in sources.archives else "stage=mim data=imagefolder data.val_split=train", out)
+    if "val" not in sources.archives:
+        return next_command("stage=tokenizer data=imagefolder data.val_split=train", out, "tokenizer")
+    recipe = " recipe=beit_base_in1k" if len(classes) == 1000 else ""
+    words = f"stage=mim task=classification{recipe} init={PUBLISHED} data=imagefolder"
+    return next_command(words, out, "classification")
 
 
 def _survey(paths: Sequence[Path]) -> _Survey:
@@ -191,8 +193,13 @@ def _labels(sources: Sources, file: Path | None) -> Mapping[int, str]:
     return from_devkit(sources.devkit) if sources.devkit else {}
 
 
-def _check_val(survey: _Survey, classes: Sequence[str], labels: Mapping[int, str]) -> None:
-    """Every validation picture has a class, and it is one of the training split's."""
+def _check_val(survey: _Survey, classes: Sequence[str], labels: Mapping[int, str], file: Path | None) -> None:
+    """Every validation picture has a class, and it is one of the training split's; `file` is that of --val-labels."""
+    if file and survey.nameless and len(labels) != len(survey.nameless):
+        raise DataError(
+            f"--val-labels {file} has labels for {len(labels)} pictures, val has {len(survey.nameless)}: they must be "
+            "of the same release; correct the file"
+        )
     known = set(classes)
     groups = dict(survey.groups)
     for name in survey.nameless:
@@ -201,7 +208,8 @@ def _check_val(survey: _Survey, classes: Sequence[str], labels: Mapping[int, str
             raise DataError(f"{name} of val has no label; {_LABELS}")
         groups.setdefault(group, name)
     if unknown := sorted(groups.keys() - known):
+        many = "classes" if len(unknown) > 1 else "class"
         raise DataError(
-            f"val has {len(unknown)} classes that train has not, such as {unknown[0]} of {groups[unknown[0]]}; take "
+            f"val has {len(unknown)} {many} that train has not, such as {unknown[0]} of {groups[unknown[0]]}; take "
             "both from the same release, or give val with the classes of train alone"
         )

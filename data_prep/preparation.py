@@ -22,6 +22,8 @@ from .hashes import verify
 from .progress import Progress, Report, size
 from .shards import BAD, Finding, Folder, Item, Layout, Position
 
+PUBLISHED = "beit_base_patch16_224_pt22k"  # the tower that a task starts from; runs/mim may be on the built-in data
+
 Format = Literal["auto", "index", "folder", "parquet"]
 
 
@@ -123,9 +125,10 @@ def summary(out: Path, facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"wrote {out / PREPARED}" + (f"; every one of these is named in {out / BAD}" if facts["bad"] else "")
 
 
-def next_command(words: str, out: Path) -> str:
-    """A training command for the prepared folder."""
-    return f"vlbeit train {words} data.root={shlex.quote(str(out))}"
+def next_command(words: str, out: Path, name: str) -> str:
+    """A training command for the prepared folder, in a run of its own: runs/MIM-TASK may be on other data."""
+    run = f"runs/{out.absolute().name}-{name}"
+    return f"vlbeit train {words} data.root={shlex.quote(str(out))} run={shlex.quote(run)}"
 
 
 def _write(folder: Folder, split: Split, examine: Callable[[Item], Finding], threads: int, say: Report) -> None:

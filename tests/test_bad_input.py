@@ -429,9 +429,9 @@ def test_predict(refused: Callable[..., str], place: Path) -> None:
     assert "none.jpg does not exist; give the path of a picture" in refused(
         1, "predict", "runs/vqa", "none.jpg", "what?"
     )
+    assert "data is a folder; give the path of a picture" in refused(1, "predict", "runs/vqa", "data", "what?")
     assert "note.jpg is not an image in a known format" in refused(1, "predict", "runs/vqa", "note.jpg", "what?")
     assert "half.jpg cannot be read" in refused(1, "predict", "runs/vqa", "half.jpg", "what?")
-    assert "data cannot be read" in refused(1, "predict", "runs/vqa", "data", "what?")
     assert "needs a question" in refused(2, "predict", "runs/vqa", str(picture))
     assert "train a task on it" in refused(2, "predict", "runs/pixels", str(picture))
     assert "'--top'" in refused(2, "predict", "runs/vqa", str(picture), "what?", "--top", "0")

@@ -237,6 +237,32 @@ def test_a_command_alone_makes_what_is_missing(
     assert done == ["data", *expected]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["task=segmentation"], ["stage=vl", "task=detection"], ["stage=vl", "task=vqa"], ["task=vqa", "recipe=none"]],
+)
+def test_runs_before_are_made_as_they_would_be_alone(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the recipe of the asked run brings, such as pictures of 96 pixels, is not for them."""
+    monkeypatch.chdir(tmp_path)
+    before = chaining.missing_runs(compose.compose(words).config, words)
+    assert {"tokenizer", "mim"} <= {each.title for each in before}
+    if "recipe=none" not in words:
+        alone = [compose.compose([f"stage={each.title}"]).config for each in before]
+        pairs = zip(before, alone, strict=True)
+        assert [key for pair in pairs for key in compose.differing_keys(*pair, ignore=())] == []
+    assert {each.data.image_size for each in before} == {48}
+
+
+def test_typed_words_hold_for_the_runs_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["task=segmentation", "data.image_size=64", "data.workers=0", "seed=3", "device=cpu", "steps=7"]
+    before = chaining.missing_runs(compose.compose(words).config, words)
+    assert {(each.data.image_size, each.data.workers, each.seed, each.device) for each in before} == {(64, 0, 3, "cpu")}
+    assert 7 not in {each.steps for each in before}
+
+
 def test_auto_micro_batch_is_settled_once(in_chain: Path, again: dict, tmp_path: Path) -> None:
     """Contrast sees a micro-batch: `auto` keeps the size that the run was started with."""
     words = [word for word in again["tokenizer"] if not word.startswith("micro_batch_size")]

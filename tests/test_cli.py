@@ -256,13 +256,15 @@ def test_models_for_programs(
     assert found["beit_base_patch16_224_pt22k_ft22kto1k"]["metrics"] == {"top1": 85.2, "top5": 97.6}
 
 
-def test_checks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:secret@proxy:1")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("VLBEIT_CACHE", str(tmp_path / "own"))
     assert main(["checks", "--json"]) == 0
     out = capsys.readouterr().out
     found = {check["name"]: check for check in json.loads(out)}
     assert {"python", "torch", "timm", "threads", "disk", "cache", "proxies", "bf16", "fp16"} <= found.keys()
+    assert found["cache"]["found"] == f"{tmp_path / 'own'} is writable"
     assert found["proxies"]["found"].startswith("set: ") and "secret" not in out
     assert all(check["remedy"] for check in found.values() if check["status"] != "ok")
 

@@ -326,7 +326,9 @@ def test_more_steps_go_on_from_a_finished_run(
     assert main([*words, "steps=3", "data.workers=1"]) == 0
     assert "longer is finished: 3 steps. More steps= go on, overwrite=true starts anew" in capsys.readouterr().out
     assert main([*words, "data.workers=1"]) == 0
-    assert "going on from step 3 of longer" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "note: longer was made for 3 steps: the learning rate now follows the schedule of 7" in said
+    assert "going on from step 3 of longer" in said
     assert_same(trained("longer"), long)
 
 
@@ -337,7 +339,8 @@ def test_resume_fills_a_new_folder(folder: Path, short: str, long: dict, capsys:
         assert main(words) == 130
     assert "going on from step 3 of short" in capsys.readouterr().out
     assert main(words) == 0
-    assert "going on from step 5 of new" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "going on from step 5 of new" in said and "was made for" not in said
     assert_same(trained("new"), long)
     assert fingerprint(Path(short)) == before
     assert main(words) == 0 and "new is finished" in capsys.readouterr().out

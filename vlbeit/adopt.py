@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from vlbeit import chain, compose, registry
 from vlbeit.config import RunConfig, TextConfig
-from vlbeit.data.records import KINDS
 from vlbeit.data.sources import open_records
 from vlbeit.errors import UsageError
 from vlbeit.models.checkpoint import Checkpoint, read_head, spec_of
@@ -120,7 +119,7 @@ def with_its_tokenizer(config: RunConfig) -> RunConfig:
 
     Raises UsageError where the words are of nobody knows which tokenizer.
     """
-    if config.init in ("auto", "none") or not reads_text(config):
+    if config.init in ("auto", "none") or not chain.reads_text(config):
         return config
     try:
         if not chain.has_checkpoint(config.init):
@@ -130,11 +129,6 @@ def with_its_tokenizer(config: RunConfig) -> RunConfig:
     head = read_head(config.init)
     spec = spec_of(head["description"], config.init)
     return config if head["config"] or spec is None else _with_tokenizer(config, spec, config.init)
-
-
-def reads_text(config: RunConfig) -> bool:
-    """Whether the records of a run have words in them."""
-    return bool({"text", "question"}.intersection(KINDS[chain.recipe_of(config).kind]))
 
 
 def _with_tokenizer(config: RunConfig, spec: EncoderSpec, origin: str | Path) -> RunConfig:

@@ -6,11 +6,13 @@ On the built-in data whatever is missing is made; on any other data it is an err
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vlbeit import compose, registry
 from vlbeit.config import RunConfig
+from vlbeit.data.records import KINDS
 from vlbeit.engine.folder import RunFolder
 from vlbeit.errors import UsageError
 from vlbeit.models.checkpoint import locate, read_head
@@ -25,6 +27,11 @@ def recipe_of(config: RunConfig) -> Recipe:
     if config.task is not None:
         return registry.get("task", config.task.name)(config)
     return registry.get("stage", config.tower)(config)
+
+
+def reads_text(config: RunConfig) -> bool:
+    """Whether the records of a run have words in them; of one that has none, the section `text` says nothing."""
+    return bool({"text", "question"}.intersection(KINDS[recipe_of(config).kind]))
 
 
 def init_of(config: RunConfig) -> str | None:
@@ -48,9 +55,10 @@ def state_origin(config: RunConfig) -> RunFolder | None:
     return None if config.resume is None else RunFolder(config.resume)
 
 
-def missing_runs(config: RunConfig) -> list[RunConfig]:
+def missing_runs(config: RunConfig, typed: Sequence[str] = ()) -> list[RunConfig]:
     """Configs of all runs that must be trained first, in order: those that this run starts from, and theirs.
 
+    `typed` are the words of the command line: what they say of the data, the device and the seed holds for all runs.
     A run that goes on from a saved state needs none.
     Raises UsageError, naming the command, where one is missing on the user's own data, or one that is named by the
     user is not there.
@@ -71,8 +79,8 @@ def missing_runs(config: RunConfig) -> list[RunConfig]:
             continue
         if config.data.name != BUILT_IN or path != f"runs/{stage}":  # nobody asks for a run by name to have it made
             raise UsageError(_remedy(config, path, stage))
-        before = _config_before(config, path, stage)
-        missing |= {each.run: each for each in [*missing_runs(before), before]}
+        before = _config_before(config, path, stage, typed)
+        missing |= {each.run: each for each in [*missing_runs(before, typed), before]}
     return list(missing.values())
 
 
@@ -154,26 +162,37 @@ def _check_not_a_toy(config: RunConfig, path: str, stage: str) -> None:
         )
 
 
-def _config_before(config: RunConfig, path: str, stage: str) -> RunConfig:
-    """The run that makes `path`: its own recipe on the same data, model, device and seed."""
-    words = [f"stage={stage}", f"data={config.data.name}", f"model={config.model.name}"]
+def _config_before(config: RunConfig, path: str, stage: str, typed: Sequence[str]) -> RunConfig:
+    """The run that makes `path`: its own recipe on the same data and model, with the words typed for all runs.
+
+    What the recipe of `config` brings, such as larger pictures, is not for it: `path` must not hang on which run was
+    asked for first.
+    """
+    shared = [word for word in typed if _is_shared(word.partition("=")[0])]
+    words = [f"stage={stage}", f"data={config.data.name}", f"model={config.model.name}", *shared]
     before = compose.compose(words).config
-    text = replace(
-        before.text,
-        positions=config.text.positions,
-        max_length=min(before.text.max_length, config.text.positions),
-        tokenizer=config.text.tokenizer,
-    )
+    text = before.text
+    if reads_text(config) and reads_text(before):
+        text = replace(
+            text,
+            positions=config.text.positions,
+            max_length=min(text.max_length, config.text.positions),
+            tokenizer=config.text.tokenizer,
+        )
     return replace(
         before,
         run=path,
         model=replace(config.model, drop_path=before.model.drop_path),
-        data=replace(config.data, train_split=before.data.train_split, val_split=before.data.val_split),
+        data=replace(before.data, root=config.data.root),
         text=text,
-        seed=config.seed,
-        device=config.device,
-        precision=config.precision,
     )
+
+
+def _is_shared(key: str) -> bool:
+    """Whether a typed key is meant for the runs before too. Those of the model are taken from the config as a whole."""
+    if key in ("data.train_split", "data.val_split"):
+        return False
+    return key.startswith(("data.", "text.")) or key in ("seed", "device", "precision")
 
 
 def data_words(config: RunConfig, kind: str) -> str:

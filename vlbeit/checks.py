@@ -104,7 +104,9 @@ def _disk() -> Iterator[Check]:
 
 
 def _cache() -> Iterator[Check]:
-    folder = Path("~/.cache/vlbeit").expanduser()
+    from vlbeit.data.index import cache_folder
+
+    folder = cache_folder("").absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):

@@ -86,7 +86,7 @@ def train(
         table.show(("key", "default", "meaning"), compose.describe_keys(words))
         return
     runs = compose.compose_many(words) if multirun else [compose.compose(words)]
-    for config, notes, command in runs:
+    for config, notes, command, typed in runs:
         if os.environ.get("RANK", "0") == "0":
             print(*notes, sep="\n", end="\n" if notes else "", flush=True)
         if dry_run:
@@ -94,7 +94,7 @@ def train(
             continue
         from vlbeit import launch
 
-        launch.train(config, command)
+        launch.train(config, command, typed)
 
 
 @app.command(context_settings=_FREE)

@@ -48,11 +48,12 @@ _TYPE_NAMES: dict[type[Node], str] = {
 
 
 class Composed(NamedTuple):
-    """A resolved config, what was chosen for the user, to be printed, and the command that goes on with the run."""
+    """A resolved config, what was chosen for the user, to be printed, the command to go on, and the words typed."""
 
     config: RunConfig
     notes: list[str]
     command: str
+    typed: list[str]
 
 
 class KeyInfo(NamedTuple):
@@ -89,7 +90,7 @@ def compose(arguments: Iterable[str], *, suffix: str = "") -> Composed:
     config = _to_config(tree)
     if not config.run:
         config.run = f"runs/{config.title}{suffix}"
-    return Composed(config, choice.notes, _command(arguments, config))
+    return Composed(config, choice.notes, _command(arguments, config), arguments)
 
 
 def compose_many(arguments: Sequence[str]) -> list[Composed]:

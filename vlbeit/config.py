@@ -125,7 +125,7 @@ class DataConfig:
     max_bad_fraction: float = key(
         0.001, "share of unreadable samples that a process survives (named, counted, replaced)"
     )
-    cache: str = key("", "folder of indexes; empty: ~/.cache/vlbeit")
+    cache: str = key("", "folder of indexes; empty: $VLBEIT_CACHE, else ~/.cache/vlbeit")
     train_split: str = key("train", "split that is trained on")
     val_split: str = key("val", "split that is evaluated")
     limit: int | None = key(None, "use the first records only: for a quick try")

@@ -44,7 +44,7 @@ def run() -> None:
         config = compose.compose(step.words).config
         say(f"\n$ vlbeit train {' '.join(step.words)}")
         started = time.perf_counter()
-        launch.train(config, "vlbeit demo")
+        launch.train(config, "vlbeit demo", step.words)
         seconds = time.perf_counter() - started
         numbers = json.loads((Path(config.run) / "evaluation.json").read_text())
         shown = ", ".join(f"{name} {numbers[name]:.4g}" for name in step.shown if name in numbers)

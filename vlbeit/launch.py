@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -37,10 +37,11 @@ from vlbeit.types import Batch, DataSpec, Meta, Records
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, command: str = "") -> None:
+def train(config: RunConfig, command: str = "", typed: Sequence[str] = ()) -> None:
     """Train a run from where it stands; what must come before it is trained first.
 
-    Start-up order: this run's own state > `resume=` > `init=` > scratch. `command` is what to type to go on.
+    Start-up order: this run's own state > `resume=` > `init=` > scratch. `command` is what to type to go on; `typed`
+    are the words that made the config, some of which hold for the runs before it too (see `chain.missing_runs`).
 
     Raises:
         UserError: anything that the user can mend, before any work where it can be known by then.
@@ -51,7 +52,7 @@ def train(config: RunConfig, command: str = "") -> None:
     accelerator = _accelerator(config)  # makes the process group
     config = adopt.with_its_tokenizer(config)
     preflight.check(config)
-    before = chain.missing_runs(config)
+    before = chain.missing_runs(config, typed)
     for each in before:
         preflight.check(each)
     for each in [*before, config]:
@@ -83,6 +84,8 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
     if origin is not None and origin.path == folder.path and origin.is_finished(steps):
         say(f"{folder.path} is finished: {origin.last_step()} steps. More steps= go on, overwrite=true starts anew")
         return
+    if origin is not None and (planned := chain.planned_steps(origin)) not in (None, steps):
+        say(f"note: {origin.path} was made for {planned} steps: the learning rate now follows the schedule of {steps}")
     objective = _with_weights(recipe, meta, checkpoint, origin, source)
     recipe.prepare(objective, {"train": records, "val": held_out}, accelerator)
     plan = FitPlan.from_config(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from vlbeit import adopt, chain, compose, dist
+from vlbeit import chain, compose, dist
 from vlbeit.config import RunConfig
 from vlbeit.data.sources import check_kind, open_source
 from vlbeit.engine.folder import RunFolder
@@ -58,7 +58,7 @@ def check_init(config: RunConfig) -> None:
         mlp_ratio=model.mlp_ratio,
         layer_scale=model.layer_scale,
         positions="absolute" if model.positions == "absolute" else "per_layer",
-        text_positions=config.text.positions if adopt.reads_text(config) else source.text_positions,
+        text_positions=config.text.positions if chain.reads_text(config) else source.text_positions,
         mask_token=False,
         image_tower=model.image_tower.partition("@")[0],
     )

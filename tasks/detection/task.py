@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, require
 from vlbeit.data.box_transforms import BoxEval, BoxTrain, collate_boxes, corners
-from vlbeit.data.outlines import outline_masks
+from vlbeit.data.outlines import check_outlines, outline_masks
 from vlbeit.data.records import ChosenRecords, open_stored
 from vlbeit.data.sources import check_classes, open_source
 from vlbeit.errors import DataError, UsageError
@@ -27,6 +27,11 @@ from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Record, Records, 
 from .evaluator import DetectionEvaluator, require_backend
 from .objective import DetectionObjective
 from .predictor import DetectionPredictor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from vlbeit.objectives.base import Objective
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +86,12 @@ class Detection(Task):
     def check(self) -> None:
         """Raise UsageError unless faster-coco-eval is installed."""
         require_backend()
+
+    def prepare(self, objective: Objective, splits: Mapping[str, Records], accelerator: Accelerator) -> None:
+        """With masks, DataError for boxes without one: the loader, or the evaluator, would meet them much later."""
+        for split, records in splits.items():
+            if self.settings.masks:
+                check_outlines(records, split, crowds=split != "train")
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """`classes`: the names of the labels, as the data source gives them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,7 +12,7 @@ from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
 from vlbeit.data.joint_transforms import Jitter, SegmentationTrain
-from vlbeit.data.segments import open_pair
+from vlbeit.data.segments import check_pairs, open_pair
 from vlbeit.data.sources import check_classes, open_source
 from vlbeit.engine.device import choose_device
 from vlbeit.errors import UsageError
@@ -28,6 +28,11 @@ from .evaluator import SegmentationEvaluator
 from .inference import Views, Windows
 from .objective import ONE_PICTURE, SegmentationObjective
 from .predictor import SegmentationPredictor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from vlbeit.objectives.base import Objective
 
 _LONG = 4  # the longest side of a resized picture over its shortest: 2048:512 and 2560:640 on ADE20K
 _SETR_CHANNELS = 256
@@ -118,6 +123,12 @@ class Segmentation(Task):
         """Raise UsageError for a tower of ours whose blocks or patches do not suffice; of another `objective` does."""
         if self.config.model.image_tower == "own":
             self._check_tower(encoder_spec(self.config, final_norm=False))
+
+    def prepare(self, objective: Objective, splits: Mapping[str, Records], accelerator: Accelerator) -> None:
+        """Look at some masks of each split: DataError for what `TrainingSample` would meet thousands of steps later."""
+        classes = len(open_source(self.config.data).classes(self.kind))
+        for split, records in splits.items():
+            check_pairs(records, split, classes, self.settings.reduce_zero_label)
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """`classes`: the names of the classes of a pixel, as the data source gives them."""

@@ -130,6 +130,10 @@ def test_missing_masks_and_pictures_are_counted_and_named(root, draw):
         draw(root / f"images/train/{name}.jpg")
     with pytest.raises(DataError, match=r"pictures without a mask .*train/NAME\.png: 5 \(p, q, r, \.\.\.\); add the"):
         open_records(config("masks", root), "masks", "train")
+    draw(root / "masks/train/q.jpg")
+    with pytest.raises(DataError, match=r"5 \(p, q, r, \.\.\.\) \(masks are \.png, .*/train/q\.jpg is none\); add"):
+        open_records(config("masks", root), "masks", "train")
+    (root / "masks/train/q.jpg").unlink()
     assert len(open_records(config("masks", root), "images", "train")) == 8  # pictures alone are all there
     for name in "pqrst":
         save_mask(root / f"masks/train/{name}.png", [[0]])

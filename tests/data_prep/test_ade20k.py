@@ -92,9 +92,8 @@ def test_pairs_classes_and_counts(tmp_path, root, form):
     assert classes[148:] == ["screen, door", "screen"]  # unless another class has it
     counts = facts["splits"]["train"]["classes"]
     assert counts["wall"] == 1 and counts["screen"] == 5 and counts["thing9"] == 0
-    assert (
-        following == f"vlbeit train stage=mim task=segmentation recipe=beit_base_ade20k_512 data=ade20k data.root={out}"
-    )
+    words = "vlbeit train stage=mim task=segmentation recipe=beit_base_ade20k_512 init=beit_base_patch16_224_pt22k"
+    assert following == f"{words} data=ade20k data.root={out} run=runs/{out.name}-segmentation"
     assert any(line.startswith("train: 5 records") and "6 of 150 classes" in line for line in lines)
 
 

@@ -108,7 +108,8 @@ def test_boxes(tmp_path, root, form):
         ("25.jpg", "box outside the picture left out: annotation 5", False),
         ("30.jpg", "box cut at the edge of the picture: annotation 7", False),
     ]
-    assert following == f"vlbeit train stage=mim task=detection data=coco data.root={out}"
+    words = "vlbeit train stage=mim task=detection init=beit_base_patch16_224_pt22k data=coco"
+    assert following == f"{words} data.root={out} run=runs/{out.name}-detection"
     assert "  box outside the picture left out: 1" in lines
 
 
@@ -125,10 +126,11 @@ def test_two_steps_of_training(tmp_path, root, capsys):
     with chdir(tmp_path):
         assert main(["prepare", "coco", "--from", str(zipped(root)), "--out", "data/coco"]) == 0
         following = capsys.readouterr().out.splitlines()[-1]
-        assert following == "next: vlbeit train stage=mim task=detection data=coco data.root=data/coco"
-        small = ["model=tiny", "init=none", "data.image_size=32", "steps=2", "data.workers=0", "global_batch_size=2"]
-        assert main([*following.split()[2:], *small, "micro_batch_size=2"]) == 0
-        lines = (tmp_path / "runs/mim-detection/metrics.jsonl").read_text().splitlines()
+        own, init = "data=coco data.root=data/coco run=runs/coco-detection", "init=beit_base_patch16_224_pt22k"
+        assert following == f"next: vlbeit train stage=mim task=detection {init} {own}"
+        small = ["model=tiny", "data.image_size=32", "steps=2", "data.workers=0", "global_batch_size=2"]
+        assert main([*following.replace(init, "init=none").split()[2:], *small, "micro_batch_size=2"]) == 0
+        lines = (tmp_path / "runs/coco-detection/metrics.jsonl").read_text().splitlines()
         assert "evaluation" in json.loads(lines[-1])
 
 

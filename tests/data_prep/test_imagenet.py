@@ -27,6 +27,7 @@ from vlbeit.data.sources import open_records, open_source
 from vlbeit.data_prep import archives, hashes, imagenet, preparation, progress
 from vlbeit.data_prep.imagenet_labels import file_labels, wnid_in
 from vlbeit.errors import DataError, Interrupted, UsageError
+from vlbeit.models.known import KNOWN
 
 WNIDS = ("n02000001", "n01000002", "n03000003")  # not sorted, as the class tars need not be
 EACH = 6
@@ -107,7 +108,8 @@ def test_tars_as_published(tmp_path, train_tar, val_tar, val_labels, make_pictur
     train = facts["splits"]["train"]
     assert (train["records"], train["smallest"], train["classes"]) == (18, [24, 16], dict.fromkeys(sorted(WNIDS), EACH))
     assert train["bytes"] == sum(len(make_picture(10 * n + i)) for n in range(3) for i in range(EACH))
-    assert following == f"vlbeit train stage=mim task=classification data=imagefolder data.root={out}"
+    words = "vlbeit train stage=mim task=classification init=beit_base_patch16_224_pt22k data=imagefolder"
+    assert following == f"{words} data.root={out} run=runs/out-classification"
     assert any(line.startswith("train: 18 records, ") and "3 of 3 classes, 6 to 6 each" in line for line in lines)
     left = {path.name for path in out.iterdir()} - {"train", "val"}
     assert left == {"prepared.json", "bad.jsonl", "classes.json", "train-00000.parquet", "val-00000.parquet"}
@@ -141,6 +143,15 @@ def test_labels_from_the_names_as_in_the_archives_of_the_hub(tmp_path, make_tar,
 def test_without_labels_the_three_ways_are_named(tmp_path, train_tar, val_tar):
     with pytest.raises(DataError, match=r"val_00000002.JPEG of val has no label; .*devkit.*--val-labels FILE.*Hub's"):
         prepare(tmp_path / "out", train_tar, val_tar)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_another_number_of_labels_than_pictures(tmp_path, train_tar, val_tar, count):
+    file = tmp_path / "labels.txt"
+    file.write_text("n03000003\n" * count)
+    with pytest.raises(DataError, match=rf"--val-labels .*labels.txt has labels for {count} pictures, val has 3"):
+        prepare(tmp_path / "out", train_tar, val_tar, val_labels=file)
     assert not (tmp_path / "out").exists()
 
 
@@ -360,6 +371,7 @@ def test_sources_that_cannot_be_told_apart(tmp_path, train_tar, val_tar, make_pi
         prepare(tmp_path / "out", whole)
     facts, _, following = prepare(tmp_path / "out", f"train={whole}")
     assert list(facts["splits"]) == ["train"] and "data.val_split=train" in following
+    assert following.startswith("vlbeit train stage=tokenizer ") and following.endswith(" run=runs/out-tokenizer")
     with pytest.raises(UsageError, match=r"has no training data"):
         prepare(tmp_path / "out2", val_tar)
     with pytest.raises(DataError, match=r"gone_train.tar does not exist"):
@@ -374,7 +386,7 @@ def test_sources_that_cannot_be_told_apart(tmp_path, train_tar, val_tar, make_pi
 
 def test_classes_of_val_that_train_lacks(tmp_path, train_tar, make_tar, make_picture):
     val = make_tar("val_images.tar", [("ILSVRC2012_val_00000001_n09999999.JPEG", make_picture())])
-    with pytest.raises(DataError, match=r"val has 1 classes that train has not, such as n09999999 of ILSVRC2012_val"):
+    with pytest.raises(DataError, match=r"val has 1 class that train has not, such as n09999999 of ILSVRC2012_val"):
         prepare(tmp_path / "out", train_tar, val)
 
 
@@ -402,12 +414,14 @@ def test_the_command_and_two_steps_of_training(tmp_path, train_tar, val_tar, val
         ]
         assert main(["prepare", "imagenet", *words]) == 0
         following = capsys.readouterr().out.splitlines()[-1]
-        assert following == "next: vlbeit train stage=mim task=classification data=imagefolder data.root=data"
-        small = ["model=tiny", "data.image_size=32", "steps=2", "init=none", "data.workers=0", "global_batch_size=4"]
-        assert main([*following.split()[2:], *small]) == 0
-        lines = (tmp_path / "runs/mim-classification/metrics.jsonl").read_text().splitlines()
+        own, init = "data=imagefolder data.root=data run=runs/data-classification", "init=beit_base_patch16_224_pt22k"
+        assert following == f"next: vlbeit train stage=mim task=classification {init} {own}"
+        assert init.partition("=")[2] in KNOWN
+        small = ["model=tiny", "data.image_size=32", "steps=2", "data.workers=0", "global_batch_size=4"]
+        assert main([*following.replace(init, "init=none").split()[2:], *small]) == 0
+        lines = (tmp_path / "runs/data-classification/metrics.jsonl").read_text().splitlines()
         assert "evaluation" in json.loads(lines[-1])
-        classes = json.loads((tmp_path / "runs/mim-classification/checkpoint/classes.json").read_text())
+        classes = json.loads((tmp_path / "runs/data-classification/checkpoint/classes.json").read_text())
         assert classes == sorted(WNIDS)
     assert main(["prepare", "imagenet", "--out", str(tmp_path / "x")]) == 2
     assert "--from" in capsys.readouterr().err

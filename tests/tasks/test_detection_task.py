@@ -410,6 +410,27 @@ def test_masks_are_pasted_one_by_one(records, trained, monkeypatch):
     assert set(at_once) == {1}
 
 
+@pytest.mark.parametrize(
+    ("outline", "said"),
+    [
+        ("", r"split 'train': boxes without a segmentation, by their pictures: 1 \(0.png\); .*task.masks=false"),
+        ("[[1,2,3]]", r"0.png: box 1 has a segmentation that is not as in COCO"),
+    ],
+)
+def test_outlines_are_looked_at_before_training(records, outline, said):
+    rows = [records[row] for row in range(len(records))]
+    rows[0]["outlines"] = [rows[0]["outlines"][0], outline]
+    splits = {"train": ListRecords(rows), "val": records}
+    with pytest.raises(DataError, match=said):
+        built(masks=True)[0].prepare(Mock(), splits, Mock())
+    built(masks=False)[0].prepare(Mock(), splits, Mock())
+    rows = [records[row] for row in range(len(records))]
+    rows[2]["outlines"] = [""]  # of a crowd, which is measured by and not learned from
+    built(masks=True)[0].prepare(Mock(), {"train": ListRecords(rows)}, Mock())
+    with pytest.raises(DataError, match=r"split 'val': boxes without a segmentation, by their pictures: 1 \(2.png\)"):
+        built(masks=True)[0].prepare(Mock(), {"val": ListRecords(rows)}, Mock())
+
+
 def test_a_split_without_boxes_is_refused(records):
     recipe, meta, _ = built()
     with pytest.raises(DataError, match="none of the 2 pictures of the split 'val' of data/own has a box"):

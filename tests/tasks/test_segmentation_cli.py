@@ -182,11 +182,48 @@ def test_some_empty_masks_are_no_mistake(place: Path) -> None:
     )
 
 
-def test_nothing_but_empty_masks(place: Path, refused: Callable[..., str]) -> None:
-    """Training itself goes through with a loss of 0; there is nothing that it could be measured by."""
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("label", "word"), [(255, "task.reduce_zero_label=false"), (0, "task.reduce_zero_label=true")])
+def test_nothing_but_empty_masks(place: Path, refused: Callable[..., str], split: str, label: int, word: str) -> None:
+    """Training would go through with a loss of 0; there is nothing to learn, or to measure by."""
+    masks = sorted((place / "own/masks" / split).rglob("*.png"))
     for path in (place / "own/masks").rglob("*.png"):
+        if word.endswith("false"):
+            Image.fromarray(np.asarray(Image.open(path)) % 3).save(path)
+        if path in masks:
+            Image.new("L", Image.open(path).size, label).save(path)
+    error = refused(1, word)
+    assert f"no pixel of {len(masks)} masks of the split '{split}' is scored" in error
+    assert ("nor is 0 with task.reduce_zero_label=true" in error) == word.endswith("true")
+    assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("fault", "said"), [("size", "pixels, but"), ("colour", "no map of classes"), ("range", "label 77 out of range")]
+)
+def test_masks_are_looked_at_before_training(
+    place: Path, refused: Callable[..., str], split: str, fault: str, said: str
+) -> None:
+    path = place / "own/masks" / split / "3.png"
+    labels = np.asarray(Image.open(path)).copy()
+    if fault == "size":
+        labels = labels[1:]
+    elif fault == "range":
+        labels[-1, -1] = 77
+    Image.fromarray(labels).convert("RGB" if fault == "colour" else "L").save(path)
+    error = refused(1)
+    assert said in error and str(path) in error
+    assert not (place / "runs").exists()
+
+
+def test_evaluation_looks_first_too(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_folder(tmp_path / "other")
+    for path in (tmp_path / "other/masks/val").iterdir():
         Image.new("L", Image.open(path).size, 255).save(path)
-    assert "no pixel of 4 masks is scored" in refused(1)
+    with chdir(run):
+        assert main(["evaluate", "runs/mim-segmentation", f"data.root={tmp_path / 'other'}"]) == 1
+    assert "no pixel of 4 masks of the split 'val' is scored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16"])

@@ -145,9 +145,8 @@ class Instances:
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 number = row.get("id") if isinstance(row, dict) else None
                 name = f"{key}[{position}]" + (f", id {number}," if number is not None else "")
-                raise DataError(
-                    f"{self.path}: {name} is not as in COCO ({type(error).__name__}: {error}); correct the file"
-                ) from error
+                what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+                raise DataError(f"{self.path}: {name} is not as in COCO ({what}); correct the file") from error
 
     def _once(self, values: list[Any], what: str) -> None:
         twice = [value for value, count in Counter(values).items() if count > 1]
@@ -166,6 +165,8 @@ def _picture(row: Any) -> tuple[int, Picture]:
 
 
 def _annotation(row: Any) -> _Annotation:
+    if len(row["bbox"]) != 4:
+        raise ValueError(f"its bbox is {row['bbox']}, and should be [x, y, width, height]")
     x, y, width, height = map(float, row["bbox"])
     area = None if row.get("area") is None else float(row["area"])
     crowd = _whole(row.get("iscrowd") or 0)

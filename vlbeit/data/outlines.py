@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlbeit.errors import DataError
+from vlbeit.data.records import ImageError, decoded, looked_at
+from vlbeit.errors import DataError, some
+from vlbeit.types import Records
 
 Runs = dict[str, Any]
 """A mask as runs of equal pixels: `size` [height, width] and `counts`, the compressed text of COCO's result files."""
@@ -30,6 +32,32 @@ def outline_masks(outlines: Sequence[str], height: int, width: int, name: str) -
             raise DataError(f"{name}: box {position} has no segmentation; give it one, or set task.masks=false")
         masks.append(_mask(json.loads(text), height, width, f"{name}: box {position}")[None])
     return torch.from_numpy(np.concatenate(masks))
+
+
+def check_outlines(records: Records, split: str, *, crowds: bool) -> None:
+    """Before any work: every box of a split has a segmentation (crowds too only if asked), and some are looked at.
+
+    Raises `DataError` with the pictures of those that have none, and as `outline_masks` does. Pictures that cannot be
+    read are left to the loader, which counts them.
+    """
+    columns = [records.column(name) for name in ("id", "crowd", "outlines")]
+    lacking = [
+        name
+        for name, crowd, outlines in zip(*columns, strict=True)
+        for is_crowd, outline in zip(crowd, outlines, strict=True)
+        if not outline and (crowds or not is_crowd)
+    ]
+    if lacking:
+        raise DataError(
+            f"the split {split!r}: boxes without a segmentation, by their pictures: {some(lacking)}; give them one, or "
+            "set task.masks=false"
+        )
+    for record in map(records.__getitem__, looked_at(len(records))):
+        try:
+            width, height = decoded(record["image"], lambda image: image.size)
+        except ImageError:
+            continue
+        outline_masks([outline for outline in record["outlines"] if outline], height, width, record["id"])
 
 
 def to_runs(masks_nHW: Tensor) -> list[Runs]:

@@ -54,6 +54,9 @@ _UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.D
 # what Pillow's decoders raise over damaged files
 
 
+_LOOKED_AT = 64
+
+
 class ImageError(DataError):
     """An image that is missing, truncated or in no known format."""
 
@@ -85,6 +88,8 @@ def decoded(value: str | Path | bytes, use: Callable[[Image.Image], Result]) -> 
             return use(image)
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name} is a folder") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image in a known format") from error
     except _UNREADABLE as error:
@@ -216,6 +221,11 @@ class ChosenRecords:
 def take(records: Records, count: int | None) -> Records:
     """The first `count` records; all of them for None."""
     return records if count is None or count >= len(records) else FirstRecords(records, count)
+
+
+def looked_at(count: int) -> range:
+    """Which of `count` rows or files are opened before any work, to know early what is wrong: 64, spread over all."""
+    return range(0, count, max(1, -(-count // _LOOKED_AT)))
 
 
 def spread(records: Records, parts: int = 64) -> Records:

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from vlbeit.data.drawing import IGNORED
-from vlbeit.data.records import decoded, described, open_stored
+from vlbeit.data.records import ImageError, decoded, described, looked_at, open_stored
 from vlbeit.errors import DataError
-from vlbeit.types import Record
+from vlbeit.types import Record, Records
 
 _INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # one number a pixel
 _SHOWN = 5  # wild labels that a message names
@@ -82,6 +82,27 @@ def open_pair(record: Record, num_classes: int, reduce_zero_label: bool) -> tupl
             "was drawn on it turned, write it anew upright), or remove the pair"
         )
     return image, segments_HW
+
+
+def check_pairs(records: Records, split: str, num_classes: int, reduce_zero_label: bool) -> None:
+    """Look at some pairs of a split before any work; those that cannot be read are left to the loader, which counts.
+
+    Raises `DataError` as `open_pair` does, and where not one of the pixels looked at is scored.
+    """
+    read, scored = 0, False
+    for row in looked_at(len(records)):
+        try:
+            _, segments_HW = open_pair(records[row], num_classes, reduce_zero_label)
+        except ImageError:
+            continue
+        read += 1
+        scored |= bool((segments_HW != IGNORED).any())
+    if read and not scored:
+        zero = ", nor is 0 with task.reduce_zero_label=true (set it to false if it is one)" if reduce_zero_label else ""
+        raise DataError(
+            f"no pixel of {read} masks of the split {split!r} is scored, of {len(records)} that it has: 255 is no "
+            f"class{zero}; correct the masks"
+        )
 
 
 def _wild(name: str, labels: np.ndarray, num_classes: int, reduce_zero_label: bool) -> str:

@@ -10,13 +10,12 @@ from PIL import Image
 
 from vlbeit.data.instances import CUT, Instances, Picture
 from vlbeit.data.json_file import JsonFile
+from vlbeit.data.records import looked_at
 from vlbeit.data.sources.base import missing_files
 from vlbeit.errors import DataError, some
 from vlbeit.types import Record
 
 log = logging.getLogger(__name__)
-
-_OPENED = 16  # pictures whose size is compared with the file's
 
 
 class CocoFile:
@@ -67,7 +66,7 @@ class CocoFile:
 
     def _check_sizes(self, pictures: list[Picture]) -> None:
         """Some of the pictures have the width and height that the file says: its boxes were drawn on these files."""
-        for picture in pictures[:: max(1, len(pictures) // _OPENED)]:
+        for picture in (pictures[row] for row in looked_at(len(pictures))):
             path = self._images / picture.name
             try:
                 with Image.open(path) as image:

@@ -99,7 +99,8 @@ def _pairs(images: Path, masks: Path) -> Iterator[Record]:
     pictures, found = _by_name(images), _by_name(masks, _MASKS)
     if lost := sorted(pictures.keys() - found.keys()):
         raise DataError(
-            f"{images}: pictures without a mask {masks}/NAME.png: {some(lost)}; add the masks or remove the pictures"
+            f"{images}: pictures without a mask {masks}/NAME.png: {some(lost)}"
+            f"{_other_suffix(masks, set(lost))}; add the masks or remove the pictures"
         )
     if lost := sorted(found.keys() - pictures.keys()):
         raise DataError(
@@ -107,6 +108,15 @@ def _pairs(images: Path, masks: Path) -> Iterator[Record]:
         )
     for name, path in pictures.items():
         yield {"id": name, "image": str(path), "mask": str(found[name])}
+
+
+def _other_suffix(masks: Path, lost: set[str]) -> str:
+    """The first file that has the name of a mask that is looked for, but not its suffix, as a part of a message."""
+    for top, names in walk_images(masks):
+        for path in (Path(top, name) for name in names):
+            if path.relative_to(masks).with_suffix("").as_posix() in lost:
+                return f" (masks are {_MASKS[0]}, {path} is none)"
+    return ""
 
 
 @cache
