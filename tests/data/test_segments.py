@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vlbeit.data.records import ImageError
-from vlbeit.data.segments import open_pair, read_segments
+from vlbeit.data.records import ImageError, ListRecords
+from vlbeit.data.segments import check_pairs, open_pair, read_segments
 from vlbeit.data.stand_in import stand_in
 from vlbeit.errors import DataError
 
@@ -142,6 +142,15 @@ def test_a_picture_beside_a_mask_stays_as_it_is_stored(tmp_path, orientation):
     image, segments = open_pair(record, 4, True)
     assert image.getpixel((0, 0)) == (255, 0, 0) and image.size == (3, 2) == tuple(segments.shape[::-1])
     assert (stand_in({**record, "mask": "none.png"})["mask"][16:24]) == bytes([0, 0, 0, 3, 0, 0, 0, 2])
+
+
+def test_a_split_without_a_scored_pixel_is_refused_or_where_not_all_was_seen_a_warning(tmp_path, caplog):
+    record = record_of(tmp_path)
+    save(Path(record["mask"]), [[255] * 3] * 2)
+    with pytest.raises(DataError, match="no pixel of 64 masks of the split 'val' is scored, of 64 that it has"):
+        check_pairs(ListRecords([record] * 64), "val", 4, True)
+    check_pairs(ListRecords([record] * 65), "val", 4, True)
+    assert "no pixel of 33 masks of the split 'val' is scored, of 65 that it has" in caplog.text
 
 
 def test_a_mask_of_bytes_is_named_by_its_record(tmp_path):

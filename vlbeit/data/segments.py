@@ -9,6 +9,7 @@ In what comes out, classes are 0..K-1 and 255 is not scored. What a file holds i
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from vlbeit.data.drawing import IGNORED
 from vlbeit.data.records import ImageError, decoded, described, looked_at, open_stored
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
+
+log = logging.getLogger(__name__)
 
 _INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # one number a pixel
 _SHOWN = 5  # wild labels that a message names
@@ -87,22 +90,32 @@ def open_pair(record: Record, num_classes: int, reduce_zero_label: bool) -> tupl
 def check_pairs(records: Records, split: str, num_classes: int, reduce_zero_label: bool) -> None:
     """Look at some pairs of a split before any work; those that cannot be read are left to the loader, which counts.
 
-    Raises `DataError` as `open_pair` does, and where not one of the pixels looked at is scored.
+    Raises `DataError` as `open_pair` does, and where not one pixel of the split is scored; where some masks alone were
+    looked at, that is a warning.
     """
+    rows = looked_at(len(records))
     read, scored = 0, False
-    for row in looked_at(len(records)):
+    for row in rows:
         try:
             _, segments_HW = open_pair(records[row], num_classes, reduce_zero_label)
         except ImageError:
             continue
         read += 1
         scored |= bool((segments_HW != IGNORED).any())
-    if read and not scored:
-        zero = ", nor is 0 with task.reduce_zero_label=true (set it to false if it is one)" if reduce_zero_label else ""
-        raise DataError(
-            f"no pixel of {read} masks of the split {split!r} is scored, of {len(records)} that it has: 255 is no "
-            f"class{zero}; correct the masks"
-        )
+    if not read or scored:
+        return
+    found = _nothing_scored(read, len(records), split, reduce_zero_label)
+    if len(rows) == len(records):
+        raise DataError(found)
+    log.warning("%s", found)
+
+
+def _nothing_scored(read: int, count: int, split: str, reduce_zero_label: bool) -> str:
+    zero = ", nor is 0 with task.reduce_zero_label=true (set it to false if it is one)" if reduce_zero_label else ""
+    return (
+        f"no pixel of {read} masks of the split {split!r} is scored, of {count} that it has: 255 is no class{zero}; "
+        "correct the masks"
+    )
 
 
 def _wild(name: str, labels: np.ndarray, num_classes: int, reduce_zero_label: bool) -> str:
