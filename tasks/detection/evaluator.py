@@ -110,7 +110,7 @@ class DetectionEvaluator:
         """torchmetrics over all pictures, in the order of their ids, so that ties fall the same everywhere."""
         from torchmetrics.detection import MeanAveragePrecision
 
-        metric = MeanAveragePrecision(
+        metric: Any = MeanAveragePrecision(  # whose states hold masks as runs, though they say Tensor
             iou_type=("bbox", "segm") if self.masks else "bbox",
             # COCO's in double precision: torchmetrics' own are rounded to single, and miss a recall of exactly 0.3
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
