@@ -129,6 +129,10 @@ class DataConfig:
     train_split: str = key("train", "split that is trained on")
     val_split: str = key("val", "split that is evaluated")
     limit: int | None = key(None, "use the first records only: for a quick try")
+    columns: list[str] = key([], "names of the columns of a table of your own: [question:its_name,answers:its_name]")
+    images: str = key("", "folder that the image paths of a table are relative to; empty: the table's own")
+    split_seed: int = key(0, "what decides which images are held out, where a data set is split by us")
+    held_out: float = key(0, "images that a split by us holds out: a number, or a share below 1; 0: the source's own")
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, f"data.workers={self.workers} must not be negative")

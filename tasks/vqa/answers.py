@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from vlbeit.data.answers import normalize_answer
 from vlbeit.errors import DataError, UsageError
 from vlbeit.types import Records
 
-from .metric import normalize_answer
-
 SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)  # target of an answer that 0, 1, 2, 3, 4 or more humans gave
-
-
-def majority_answer(answers: Sequence[str]) -> str:
-    """The most frequent raw answer, the first of equals; "" if there is none."""
-    return Counter(answers).most_common(1)[0][0] if answers else ""
-
-
-def build_vocabulary(majority: Iterable[str], min_count: int) -> list[str]:
-    """Normalised answers that stand for at least `min_count` questions, in order of first appearance."""
-    counts = Counter(normalize_answer(answer) for answer in majority)
-    return [answer for answer, count in counts.items() if count >= min_count]
 
 
 def read_answers(path: Path, key: str = "task.answers") -> list[str]:
@@ -85,15 +73,3 @@ class AnswerVocabulary:
     def answerable(self, records: Records) -> list[int]:
         """Rows of the records that can be trained on."""
         return [row for row, humans in enumerate(records.column("answers")) if self.knows(humans)]
-
-
-def majority_answers(records: Records) -> list[str]:
-    """The one answer that stands for each question: `multiple_choice_answer` where the data has it, else the majority.
-
-    `records` are not empty; they are read as columns, no image is touched.
-    """
-    humans = records.column("answers")
-    if "multiple_choice_answer" not in records[0]:
-        return [majority_answer(answers) for answers in humans]
-    given = records.column("multiple_choice_answer")
-    return [majority_answer(answers) if one is None else one for one, answers in zip(given, humans, strict=True)]

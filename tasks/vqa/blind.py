@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 
+from vlbeit.data.answers import majority_answers
 from vlbeit.types import Records
-
-from .answers import majority_answers
 
 
 class BlindGuess:

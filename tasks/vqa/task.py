@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, require
+from vlbeit.data.answers import build_vocabulary, majority_answers
 from vlbeit.data.collate import collate
 from vlbeit.data.records import ChosenRecords, open_image
 from vlbeit.data.sources import open_records
@@ -26,7 +27,7 @@ from vlbeit.models.spec import encoder_spec
 from vlbeit.task import Task
 from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor, Record, Records, Sample
 
-from .answers import AnswerVocabulary, build_vocabulary, majority_answers, read_answers
+from .answers import AnswerVocabulary, read_answers
 from .blind import BlindGuess
 from .evaluator import AnswerCollector, VQAEvaluator
 from .objective import VQAObjective, answer_heads

@@ -40,6 +40,7 @@ def test_training_records(vqa_root):
         "question_type": "what is",
         "answer_type": "other",
         "answers": ["a20"] * 10,
+        "multiple_choice_answer": "a20",
     }
     assert set(train[0]) == set(KINDS["vqa"])
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from vlbeit.data.answers import build_vocabulary, majority_answer, majority_answers
 from vlbeit.errors import DataError, UsageError
-from vlbeit.tasks.vqa.answers import AnswerVocabulary, build_vocabulary, majority_answer, majority_answers, read_answers
+from vlbeit.tasks.vqa.answers import AnswerVocabulary, read_answers
 from vlbeit.tasks.vqa.blind import BlindGuess
 
 
@@ -19,7 +20,7 @@ class Table(list):
 
 
 def question(text, humans, kind="none of the above", **more):
-    return {"question": text, "answers": humans, "question_type": kind, **more}
+    return {"question": text, "answers": humans, "question_type": kind, "multiple_choice_answer": "", **more}
 
 
 def test_vocabulary_counts_normal_forms_in_order_of_appearance():
@@ -50,7 +51,7 @@ def test_majority_answer():
     assert majority_answer([]) == ""
     rows = [question("x", ["a", "b", "b"]), question("x", ["a"])]
     assert majority_answers(Table(rows)) == ["b", "a"]
-    rows = [row | {"multiple_choice_answer": given} for row, given in zip(rows, ("a", None), strict=True)]
+    rows = [row | {"multiple_choice_answer": given} for row, given in zip(rows, ("a", ""), strict=True)]
     assert majority_answers(Table(rows)) == ["a", "a"]
 
 

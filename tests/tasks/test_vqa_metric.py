@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vlbeit.tasks.vqa.metric import CONTRACTIONS, VQAAccuracy, answer_score, clean_answer, normalize_answer
+from vlbeit.data.answers import CONTRACTIONS, clean_answer, normalize_answer
+from vlbeit.tasks.vqa.metric import VQAAccuracy, answer_score
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqa_metric"
 

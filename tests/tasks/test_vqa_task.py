@@ -46,6 +46,7 @@ def row(number, path, image_id, question, answers, kind):
         "question_type": " ".join(question.split()[:2]).lower(),
         "answer_type": kind,
         "answers": answers,
+        "multiple_choice_answer": "",
     }
 
 

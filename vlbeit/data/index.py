@@ -15,13 +15,14 @@ from vlbeit.data.records import TableRecords
 from vlbeit.errors import DataError
 from vlbeit.types import Record
 
-_FORMAT = 1  # raise it when the rows that a source writes change: older indexes are then left alone
+_FORMAT = 2  # raise it when the rows that a source writes change: older indexes are then left alone
 _CHUNK = 1000  # rows written at a time
 
 _TYPES = {
     "id": pa.string(), "image": pa.string(), "label": pa.int64(), "text": pa.string(), "question": pa.string(),
     "question_id": pa.int64(), "image_id": pa.int64(), "question_type": pa.string(), "answer_type": pa.string(),
-    "answers": pa.list_(pa.string()), "mask": pa.string(), "boxes": pa.list_(pa.list_(pa.float64())),
+    "answers": pa.list_(pa.string()), "multiple_choice_answer": pa.string(), "mask": pa.string(),
+    "boxes": pa.list_(pa.list_(pa.float64())),
     "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
     "outlines": pa.list_(pa.string()), "shard": pa.int64(), "image_at": pa.int64(), "image_bytes": pa.int64(),
     "mask_at": pa.int64(), "mask_bytes": pa.int64(),

@@ -105,7 +105,7 @@ def _question_rows(files: _Files) -> Iterator[Record]:
         )  # fmt: skip
 
 
-_HIDDEN: Record = {"question_type": "", "answer_type": "", "answers": []}
+_HIDDEN: Record = {"question_type": "", "answer_type": "", "answers": [], "multiple_choice_answer": ""}
 
 
 def _refuse(ids: list[int], what: str, remedy: str) -> None:
@@ -127,6 +127,7 @@ def _annotation(row: dict[str, Any]) -> Record:
         "question_type": str(row["question_type"]),
         "answer_type": str(row["answer_type"]),
         "answers": [str(item["answer"]) for item in row["answers"]],
+        "multiple_choice_answer": str(row.get("multiple_choice_answer") or ""),
     }
 
 
