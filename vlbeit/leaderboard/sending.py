@@ -1,0 +1,192 @@
+"""Sending an answer file to a phase, once: found, checked, allowed, brought there, and noted in its receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from vlbeit import files
+from vlbeit.errors import DataError, Interrupted, UsageError
+from vlbeit.leaderboard import clock, evalai
+from vlbeit.leaderboard.client import Client
+from vlbeit.leaderboard.evalai import SUBMITTING, UNCOUNTED, Limits, Phase
+from vlbeit.leaderboard.receipts import SENDING, Receipt, Sending
+from vlbeit.leaderboard.refusals import Refused, Unavailable, Unsure
+from vlbeit.leaderboard.upload import CHUNK, ChunkedUpload, Target, send_whole
+from vlbeit.ledger import Submission
+from vlbeit.models.download import megabytes, progress
+
+TRIES = 3  # of a whole file whose connection broke, when the server turns out not to have it
+SETTLE = 10.0  # seconds until a submission that did arrive is in the server's list
+
+
+class Order(NamedTuple):
+    """What is to be sent where."""
+
+    submission: Submission
+    phase: str
+    challenge: int
+    fields: Mapping[str, str]  # method_name, ...
+    large: bool | None  # in chunks; None: where the file is larger than one
+    again: bool  # although it was sent before
+
+
+def send(client: Client, order: Order) -> tuple[Receipt, Sending]:
+    """Bring the file to the server unless it is there; returns its receipt, with the submission's number.
+
+    Raises:
+        UsageError: no such phase, or the file was sent to it before and `again` is not set.
+        DataError: the phase is closed, the limit is reached, the file has changed, or the server refuses it.
+        Interrupted: Ctrl-C; the same command goes on.
+    """
+    phase = evalai.find_phase(evalai.list_phases(client, order.challenge), order.phase)
+    receipt = Receipt(order.submission)
+    target = _target(order, phase)
+    earlier = receipt.last(client.host, order.challenge, phase.id)
+    sending, arrived = _take_up(client, receipt, earlier, target, order.again) if earlier else (None, False)
+    if sending is not None and arrived:
+        return receipt, sending
+    if sending is None:
+        _allowed(client, order.challenge, phase)
+        newest = max((int(row.get("id") or 0) for row in evalai.my_submissions(client, order.challenge, phase.id)),
+                     default=0)  # fmt: skip
+        sending = receipt.begin(
+            host=client.host, challenge=order.challenge, phase=phase.name, phase_id=phase.id,
+            method=target.fields.get("method_name", ""), newest_before=newest,
+        )  # fmt: skip
+    try:
+        _bring(client, order, receipt, sending, target)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped while sending: the same command goes on where it stopped") from None
+    _unchanged(target, order)
+    receipt.update(sending, evalai.read_submission(client, sending["number"]))
+    return receipt, sending
+
+
+def _target(order: Order, phase: Phase) -> Target:
+    file = order.submission.file
+    if not file.is_file():
+        raise DataError(f"{file}: the answer file is gone; `vlbeit submit` writes it again")
+    digest = files.sha256(file)
+    if digest != order.submission.sha256:
+        raise DataError(f"{file} has changed since it was written: `vlbeit submit` writes it again")
+    return Target(file, digest, file.stat().st_size, order.challenge, phase.id, order.fields)
+
+
+def _unchanged(target: Target, order: Order) -> None:
+    if files.sha256(target.file) != target.sha256:
+        raise DataError(
+            f"{target.file} was changed while it was sent: what the server has may be a mixture; send the file again"
+        )
+
+
+def _allowed(client: Client, challenge: int, phase: Phase) -> Limits:
+    """Whether the phase takes a submission now; says what is left."""
+    if not phase.is_active:
+        raise DataError(f"phase {phase.name} of challenge {challenge} is closed: `vlbeit submit phases` shows the open")
+    limits = evalai.list_limits(client, challenge).get(phase.id, Limits())
+    if limits.is_exhausted:
+        raise DataError(
+            f"{phase.name}: {limits.describe()}; failed and cancelled ones do not count, days are those of UTC"
+        )
+    client.report(f"{phase.name} of challenge {challenge}: {limits.describe()}")
+    return limits
+
+
+def _take_up(
+    client: Client, receipt: Receipt, sending: Sending, target: Target, again: bool
+) -> tuple[Sending | None, bool]:
+    """An earlier sending that is to go on, None to begin a new one; and whether it has arrived meanwhile.
+
+    Raises UsageError for one that was complete, unless it failed or `again` is set.
+    """
+    if sending["number"] is not None and sending["status"] not in (SENDING, SUBMITTING) and again:
+        return None, False
+    if sending["number"] is None:
+        sending["number"] = _find_lost(client, sending, target)
+        if sending["number"] is None:
+            if ChunkedUpload(client, target).number is None:
+                receipt.drop(sending)
+                return None, False
+            return sending, False
+        receipt.update(sending, evalai.read_submission(client, sending["number"]))
+        client.report(f"{target.file} had arrived: it is submission {sending['number']} ({sending['status']})")
+        return sending, sending["status"] != SUBMITTING
+    receipt.update(sending, evalai.read_submission(client, sending["number"]))
+    number, status = sending["number"], sending["status"]
+    if status == SUBMITTING:
+        return sending, False
+    if status not in UNCOUNTED:
+        raise UsageError(
+            f"{target.file} was sent to {sending['phase']} as submission {number} ({status}): `vlbeit submit status "
+            f"{number}` says what became of it, --again sends it once more"
+        )
+    client.report(f"submission {number} of the same file {status}: sending it again")
+    return None, False
+
+
+def _find_lost(client: Client, sending: Sending, target: Target) -> int | None:
+    """The number of a submission that arrived although its reply did not: newer than those before, of this method."""
+    for row in evalai.my_submissions(client, target.challenge, target.phase):
+        number = int(row.get("id") or 0)
+        if number > sending["newest_before"] and (row.get("method_name") or "") == sending["method"]:
+            return number
+    return None
+
+
+def _bring(client: Client, order: Order, receipt: Receipt, sending: Sending, target: Target) -> None:
+    upload = ChunkedUpload(client, target)
+    in_chunks = upload.number is not None or (target.size > CHUNK if order.large is None else order.large)
+    size = megabytes(target.size)
+    client.report(f"sending {target.file} ({size}) {'in chunks' if in_chunks else 'in one request'}")
+    if in_chunks:
+        _bring_chunks(client, upload, receipt, sending)
+    else:
+        _bring_whole(client, receipt, sending, target)
+    client.report(f"{target.file} is submission {sending['number']} of {sending['phase']}")
+
+
+def _bring_whole(client: Client, receipt: Receipt, sending: Sending, target: Target) -> None:
+    """In one request. Where the line broke, the server's list tells whether it has it, before it is sent again."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            sending["number"] = send_whole(client, target)
+        except Unsure as error:
+            client.report(f"{error}: looking whether the file arrived")
+            clock.pause(SETTLE)
+            sending["number"] = _find_lost(client, sending, target)
+            if sending["number"] is None and attempt == TRIES:
+                raise Unavailable(f"{error}, {TRIES} times; the same command tries again, --large in chunks") from error
+        except (Refused, UsageError):
+            receipt.drop(sending)
+            raise
+        if sending["number"] is not None:
+            receipt.save()
+            return
+
+
+def _bring_chunks(client: Client, upload: ChunkedUpload, receipt: Receipt, sending: Sending) -> None:
+    """In chunks; where the addresses of an earlier upload have run out, all of it anew."""
+    with progress("upload", client.report) as show:
+        for _ in range(2):
+            resumed = upload.is_resumed
+            try:
+                sending["number"] = upload.begin()
+                sending["status"] = SUBMITTING
+                receipt.save()
+                upload.put_chunks(show)
+                break
+            except Refused as error:
+                if sending["number"] is None:
+                    receipt.drop(sending)
+                if not (resumed and error.status in (400, 403, 404)):
+                    raise
+                client.report(f"{error}: the addresses of the earlier upload have run out; beginning anew")
+                upload.forget()
+    upload.finish()
+
+
+def default_method(submission: Submission) -> str:
+    """A name for the leaderboard where none is given: that of the run, else of the answer file."""
+    folder = submission.folder.absolute().parent.parent
+    return folder.name if (folder / "config.yaml").exists() else submission.file.stem
