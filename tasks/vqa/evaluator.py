@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vlbeit.dist import gather_objects, is_main
 from vlbeit.errors import DataError
 from vlbeit.types import Batch, Records
 
+from .answering import Answering
 from .blind import BlindGuess
 from .metric import VQAAccuracy, answer_score
 from .submit import write_answers
 
 
 class AnswerCollector:
-    """The answer with the highest logit for every question of the records; a question seen twice counts once."""
+    """The likeliest answer to every question of the records; a question seen twice counts once."""
 
-    def __init__(self, records: Records, answers: Sequence[str]) -> None:
-        self.answers = list(answers)
+    def __init__(self, records: Records, answering: Answering) -> None:
+        self.answering = answering
         self.question_ids = [int(key) for key in records.column("question_id")]
         self.question_of = dict(zip(records.column("id"), self.question_ids, strict=True))
         self.predictions: dict[int, str] = {}
 
-    @torch.no_grad()
     def update(self, objective: nn.Module, batch: Batch) -> None:
         """Answer the questions of one batch."""
-        best_B = objective.answer_logits(batch).argmax(dim=-1).tolist()
-        for sample_id, index in zip(batch["sample_id"], best_B, strict=True):
-            self.predictions[self.question_of[sample_id]] = self.answers[index]
+        for sample_id, answer in zip(batch["sample_id"], self.answering.best(objective, batch), strict=True):
+            self.predictions[self.question_of[sample_id]] = answer
 
     def compute(self) -> dict[str, float]:
         """`answers`: how many questions are answered, over all processes."""
@@ -66,9 +64,9 @@ class VQAEvaluator:
     blind baseline, on first use; `blind` is left out of the numbers where it gives None.
     """
 
-    def __init__(self, records: Records, answers: Sequence[str], blind: Callable[[], BlindGuess | None]) -> None:
+    def __init__(self, records: Records, answering: Answering, blind: Callable[[], BlindGuess | None]) -> None:
         self.records = records
-        self.collector = AnswerCollector(records, answers)
+        self.collector = AnswerCollector(records, answering)
         self.blind = blind
         self.scores: dict[int, float] = {}
         self._predicted: dict[int, str] = {}

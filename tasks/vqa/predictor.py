@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,23 +12,20 @@ from vlbeit.data.records import open_image
 from vlbeit.data.text import Tokenizer
 from vlbeit.errors import UsageError
 
+from .answering import Answering
+
 
 class VQAPredictor:
-    """Answers a question about an image.
-
-    The probability of an answer is the sigmoid of its logit: how far the humans are expected to agree on it, each
-    answer for itself. The probabilities do not sum to 1.
-    """
+    """Answers a question about an image, with the probabilities of `Answering`."""
 
     def __init__(
-        self, objective: nn.Module, image: Callable[[Any], Tensor], tokenizer: Tokenizer, answers: Sequence[str]
+        self, objective: nn.Module, image: Callable[[Any], Tensor], tokenizer: Tokenizer, answering: Answering
     ) -> None:
         self.objective = objective.eval()
         self.image = image
         self.tokenizer = tokenizer
-        self.answers = list(answers)
+        self.answering = answering
 
-    @torch.no_grad()
     def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> list[tuple[str, float]]:
         """Path, bytes or PIL image, and a question -> `top` pairs of answer and probability, best first.
 
@@ -44,9 +41,9 @@ class VQAPredictor:
             "text_ids": ids_BT,
             "text_keep": torch.ones_like(ids_BT, dtype=torch.bool),
         }
-        probability_V = self.objective.answer_logits(batch)[0].float().sigmoid()
-        best = probability_V.topk(min(max(top, 1), len(self.answers)))
+        probability_V = self.answering(self.objective, batch)[0]
+        best = probability_V.topk(min(max(top, 1), len(probability_V)))
         return [
-            (self.answers[index], value)
+            (self.answering.answers[index], value)
             for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]

@@ -27,6 +27,7 @@ from vlbeit.models.spec import encoder_spec
 from vlbeit.task import Task
 from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor, Record, Records, Sample
 
+from .answering import Answering
 from .answers import AnswerVocabulary, read_answers
 from .blind import BlindGuess
 from .evaluator import AnswerCollector, VQAEvaluator
@@ -117,7 +118,7 @@ class VQA(Task):
                 f"the questions of the split {self.config.data.val_split!r} have no human answers to score against: "
                 f"vlbeit submit answers them"
             )
-        return {"vqa": VQAEvaluator(records, meta["answers"], lambda: self._blind_guess)}
+        return {"vqa": VQAEvaluator(records, self._answering(meta), lambda: self._blind_guess)}
 
     def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
         """VLMo's rules; the answer head learns `optim.head_lr_scale` times as fast."""
@@ -125,7 +126,7 @@ class VQA(Task):
 
     def predictor(self, objective: nn.Module, meta: Meta) -> Predictor:
         """Image and question in, answers with their probabilities out."""
-        return VQAPredictor(objective, self._image_transform(False), self._tokenizer(meta), meta["answers"])
+        return VQAPredictor(objective, self._image_transform(False), self._tokenizer(meta), self._answering(meta))
 
     def exported(self, objective: VQAObjective, meta: Meta) -> Exportable:  # type: ignore[override]
         """`image`, `text_ids` and `text_keep` in, answer logits out; the metadata has `answers` and `tokenizer`."""
@@ -153,7 +154,7 @@ class VQA(Task):
 
     def submission(self, records: Records, meta: Meta) -> AnswerCollector:
         """What `vlbeit submit` feeds with batches and then asks to `write(path)`."""
-        return AnswerCollector(records, meta["answers"])
+        return AnswerCollector(records, self._answering(meta))
 
     def _answers(self, train: Records, inherited: list[str] | None) -> list[str]:
         """The vocabulary that `task.answers` asks for."""
@@ -169,6 +170,9 @@ class VQA(Task):
                 f"lower task.min_count"
             )
         return answers
+
+    def _answering(self, meta: Meta) -> Answering:
+        return Answering(meta["answers"])
 
     def _tokenizer(self, meta: Meta) -> Tokenizer:
         return Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length)
