@@ -40,5 +40,6 @@ def _known(submission: Submission) -> Path | None:
 def _own_questions(file: Path) -> Questions:
     """The questions that a file answers, in the place of those that it should answer."""
     entries, _ = read_json(file)
-    ids = [entry.get("question_id") for entry in entries or [] if isinstance(entry, dict)]
+    rows = entries if isinstance(entries, list) else []
+    ids = [row.get("question_id") for row in rows if isinstance(row, dict)]
     return Questions(file, list(dict.fromkeys(key for key in ids if type(key) is int)), "")

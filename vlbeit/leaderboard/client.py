@@ -93,7 +93,7 @@ class Client:
         headers = {"Content-Length": str(size)}
         response = self._again(lambda: self._http.put(url, content=content(), headers=headers), "the storage")
         if response.status_code >= 300:
-            text = f"the storage: HTTP {response.status_code} {said(response)}".rstrip()
+            text = f"the storage: HTTP {response.status_code} {self._said(response)}".rstrip()
             raise Refused(f"{text}: it does not take this part of the file; send the file again", response.status_code)
         if "etag" not in response.headers:
             raise Unavailable("the storage took a part of the file but gave no ETag for it; send the file again")
@@ -113,7 +113,7 @@ class Client:
 
         response = self._again(ask, "the file store")
         if response.status_code != 200:
-            text = f"the file store: HTTP {response.status_code} {said(response)}".rstrip()
+            text = f"the file store: HTTP {response.status_code} {self._said(response)}".rstrip()
             raise Refused(f"{text}: look at the submission's page in a browser", response.status_code)
         return response.content
 
@@ -130,7 +130,7 @@ class Client:
         except httpx.TransportError as error:
             raise Unsure(f"{self.host}: the connection broke off ({_text(error)})") from error
         if response.status_code >= 500:
-            raise Unsure(f"{self.host}: HTTP {response.status_code} {said(response)}".rstrip())
+            raise Unsure(f"{self.host}: HTTP {response.status_code} {self._said(response)}".rstrip())
         return response
 
     def _ask(self, method: str, path: str, **body: Any) -> httpx.Response:
@@ -150,7 +150,7 @@ class Client:
             else:
                 if response.status_code not in _LATER:
                     return response
-                reason, asked = f"HTTP {response.status_code} {said(response)}".rstrip(), retry_after(response)
+                reason, asked = f"HTTP {response.status_code} {self._said(response)}".rstrip(), retry_after(response)
             if wait is None or asked > LONGEST_WAIT:
                 later = f" in {clock.spell_duration(asked)}" if asked else " later"
                 raise Unavailable(f"{where}: {reason}; try the same command again{later}")
@@ -161,7 +161,7 @@ class Client:
     def _json(self, response: httpx.Response) -> Any:
         if response.status_code >= 300:
             moved = f" to {response.headers['location']}" if "location" in response.headers else ""
-            raise refusal(response.status_code, self._hidden(said(response) + moved), self.host)
+            raise refusal(response.status_code, self._said(response) + moved, self.host)
         if not response.content:
             return {}
         try:
@@ -170,6 +170,9 @@ class Client:
             raise DataError(
                 f"{self.host} answers with something else than JSON: is it an EvalAI server? Set --host"
             ) from error
+
+    def _said(self, response: httpx.Response) -> str:
+        return self._hidden(said(response))
 
     def _hidden(self, text: str) -> str:
         """Without the token, should a server repeat it: what it says is printed and stored."""

@@ -12,11 +12,12 @@ from vlbeit.errors import DataError, UsageError, UserError
 
 _LONGEST = 300  # characters of a server's text that are shown
 
+_MIDNIGHT = "the count starts anew at midnight UTC; `vlbeit submit phases` shows what is left"
 # What a refusal says -> what to do; the first that fits.
 _REMEDIES = (
     ("verify your email", "open the mail that came when you registered, or have your profile page send it again"),
-    ("maximum number of submission", "the count starts anew at midnight UTC; `vlbeit submit phases` shows what is left"),
-    ("exhausted", "the count starts anew at midnight UTC; `vlbeit submit phases` shows what is left"),
+    ("maximum number of submission", _MIDNIGHT),
+    ("exhausted", _MIDNIGHT),
     ("particip", "make a team and join the challenge on its page in a browser, then send the file again"),
     ("not public", "this phase is not open; `vlbeit submit phases` lists the others"),
     ("paused", "its hosts have paused it: send the file later"),

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from vlbeit import files
 from vlbeit.errors import DataError, Interrupted, UsageError
-from vlbeit.leaderboard import clock, evalai
+from vlbeit.leaderboard import clock, evalai, upload
 from vlbeit.leaderboard.client import Client
 from vlbeit.leaderboard.evalai import SUBMITTING, UNCOUNTED, Limits, Phase
 from vlbeit.leaderboard.receipts import SENDING, Receipt, Sending
 from vlbeit.leaderboard.refusals import Refused, Unavailable, Unsure
-from vlbeit.leaderboard.upload import CHUNK, ChunkedUpload, Target, send_whole
+from vlbeit.leaderboard.upload import ChunkedUpload, Target, send_whole
 from vlbeit.ledger import Submission
 from vlbeit.models.download import megabytes, progress
 
@@ -135,12 +135,12 @@ def _find_lost(client: Client, sending: Sending, target: Target) -> int | None:
 
 
 def _bring(client: Client, order: Order, receipt: Receipt, sending: Sending, target: Target) -> None:
-    upload = ChunkedUpload(client, target)
-    in_chunks = upload.number is not None or (target.size > CHUNK if order.large is None else order.large)
+    chunks = ChunkedUpload(client, target)
+    in_chunks = chunks.number is not None or (target.size > upload.CHUNK if order.large is None else order.large)
     size = megabytes(target.size)
     client.report(f"sending {target.file} ({size}) {'in chunks' if in_chunks else 'in one request'}")
     if in_chunks:
-        _bring_chunks(client, upload, receipt, sending)
+        _bring_chunks(client, chunks, receipt, sending)
     else:
         _bring_whole(client, receipt, sending, target)
     client.report(f"{target.file} is submission {sending['number']} of {sending['phase']}")
@@ -165,16 +165,16 @@ def _bring_whole(client: Client, receipt: Receipt, sending: Sending, target: Tar
             return
 
 
-def _bring_chunks(client: Client, upload: ChunkedUpload, receipt: Receipt, sending: Sending) -> None:
+def _bring_chunks(client: Client, chunks: ChunkedUpload, receipt: Receipt, sending: Sending) -> None:
     """In chunks; where the addresses of an earlier upload have run out, all of it anew."""
     with progress("upload", client.report) as show:
         for _ in range(2):
-            resumed = upload.is_resumed
+            resumed = chunks.is_resumed
             try:
-                sending["number"] = upload.begin()
+                sending["number"] = chunks.begin()
                 sending["status"] = SUBMITTING
                 receipt.save()
-                upload.put_chunks(show)
+                chunks.put_chunks(show)
                 break
             except Refused as error:
                 if sending["number"] is None:
@@ -182,8 +182,8 @@ def _bring_chunks(client: Client, upload: ChunkedUpload, receipt: Receipt, sendi
                 if not (resumed and error.status in (400, 403, 404)):
                     raise
                 client.report(f"{error}: the addresses of the earlier upload have run out; beginning anew")
-                upload.forget()
-    upload.finish()
+                chunks.forget()
+    chunks.finish()
 
 
 def default_method(submission: Submission) -> str:

@@ -103,8 +103,8 @@ def check_outcome(outcome: Outcome) -> None:
     if outcome.status == FAILED:
         reason = outcome.reason() or problem or "the server says no reason"
         raise DataError(
-            f"submission {outcome.number} failed: {reason[:300]}; `vlbeit submit check FILE --questions ...` finds what "
-            "the server refuses; a good file has failed for the server's own reasons too: then send it again"
+            f"submission {outcome.number} failed: {reason[:300]}; `vlbeit submit check` finds what a server refuses; "
+            "good files have failed for the server's own reasons too: then send it again"
         )
     if outcome.status in OVER and not outcome.scores:
         raise DataError(

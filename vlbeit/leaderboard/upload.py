@@ -43,12 +43,12 @@ def send_whole(client: Client, target: Target) -> int:
 class ChunkedUpload:
     """A file on its way in chunks. What is done is kept on disk until the server has the whole."""
 
-    def __init__(self, client: Client, target: Target, chunk: int = CHUNK) -> None:
+    def __init__(self, client: Client, target: Target) -> None:
         """Takes up an earlier upload of the same bytes to the same phase, if it was not finished."""
         self.client = client
         self.target = target
-        self.chunk = chunk
-        key = json.dumps([client.host, target.challenge, target.phase, target.sha256, chunk])
+        self.chunk = CHUNK
+        key = json.dumps([client.host, target.challenge, target.phase, target.sha256, self.chunk])
         self.note = account.config_folder() / "uploads" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         self.state: dict[str, Any] = self._read()
         self.is_resumed = bool(self.state)
