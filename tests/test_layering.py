@@ -22,14 +22,18 @@ ROWS = (
     ("stages", "tasks"),
     (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
-        "suggest", "ledger", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes",
+        "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes",
+        "submitting", "submission", "asked", "answer_parts", "ledger",
     ),
     ("cli",),
     ("__main__",),
 )  # fmt: skip
 ROW = {f"vlbeit.{unit}": number for number, row in enumerate(ROWS) for unit in row}
 # Of row 1, what preparing data shares with the sources: plain Python, which imports row 0 and each other alone.
-PURE = {f"vlbeit.data.{name}" for name in ("records", "instances", "json_file", "class_names", "answers")}
+PURE = {
+    f"vlbeit.data.{name}"
+    for name in ("records", "instances", "json_file", "class_names", "answers", "answer_file", "answer_check")
+}
 SHARED_ROWS = (0, 6)  # their modules may import each other
 BANNED_NAMES = {"utils", "util", "misc", "helpers", "common"}
 

@@ -1,9 +1,8 @@
-"""What a trained run is for: numbers over a split, answers for one image, an answer file."""
+"""What a trained run is for: numbers over a split, answers for one image."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -91,7 +90,7 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
     evaluators = run.recipe.evaluators(records, run.meta)
     loader = eval_loader(config, run.recipe.data(records, run.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
-    folder = _folder(run, path)
+    folder = folder_of(run, path)
     suffix = _suffix(stored, config)
     target = folder / f"evaluation{suffix}.json"
     replaced = suffix != "" and target.exists()
@@ -122,7 +121,7 @@ def pipeline(path: str | Path, device: str = "auto") -> Predictor:
     a device that is not there.
     """
     run = Trained(path)
-    task = _task(run, path)
+    task = task_of(run, path)
     return task.predictor(run.objective.to(choose_device(device)), run.meta)
 
 
@@ -139,7 +138,7 @@ def predict(
         drawing.check_picture_file(out)
         check_out(out, image)
     run = Trained(path)
-    task = _task(run, path)
+    task = task_of(run, path)
     predictor: Any = task.predictor(run.objective.to(choose_device("auto")), run.meta)
     if out is None:
         return predictor(picture, question, top=top)
@@ -161,31 +160,12 @@ def open_picture(image: Path) -> Image.Image:
         raise DataError(f"{error}; give the path of a picture") from error
 
 
-def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
-    """Answer every question of a file and write the leaderboard's answer file, checked."""
-    from vlbeit.data.sources.vqa_v2 import vqa_table
-
-    check_out(out, questions)
-    run = Trained(path)
-    task = _task(run, path)
-    if not hasattr(task, "submission"):
-        raise UsageError(f"{path}: task={run.config.task.name} has no leaderboard file")
-    with tempfile.TemporaryDirectory() as cache:
-        records = vqa_table(questions, None, images, Path(run.config.data.cache or cache))
-        accelerator = make_accelerator(run.config.device, run.config.precision)
-        collector = task.submission(records, run.meta)
-        loader = eval_loader(run.config, task.data(records, run.meta, train=False))
-        run_evaluators(run.objective, loader, {"answers": collector}, accelerator)
-        say(f"wrote {out}: {collector.write(out)} answers, checked against {questions}")
-    say("next: upload it to the VQA challenge on EvalAI (https://visualqa.org/challenge.html)")
-
-
 def _config(checkpoint: Checkpoint) -> RunConfig:
     """The config that the checkpoint carries."""
     return compose.from_values(checkpoint.config, str(checkpoint.path / "config.json"))
 
 
-def _folder(run: Trained, path: str) -> Path:
+def folder_of(run: Trained, path: str) -> Path:
     """Where the numbers go: into the run, or beside the weights of a checkpoint folder of ours."""
     if not run.is_run:
         return adopt.folder_for(path, run.config)
@@ -207,7 +187,8 @@ def _suffix(stored: RunConfig, config: RunConfig) -> str:
     return "-changed" if compose.differing_keys(stored, config) else ""
 
 
-def _task(run: Trained, path: Any) -> Task:
+def task_of(run: Trained, path: Any) -> Task:
+    """The task of a run. Raises UsageError for one of a stage."""
     if not isinstance(run.recipe, Task):
         raise UsageError(f"{path} is a run of stage={run.config.tower}: train a task on it, such as task=vqa")
     return run.recipe

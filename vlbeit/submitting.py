@@ -80,14 +80,19 @@ def check(
 
 
 def _print_submitted(found: Submitted) -> None:
-    if found.asked == 0:
-        print(f"already finished: {found.submission.folder}")
+    submission = found.submission
     for line in found.notes:
         print(f"note: {line}")
-    print(f"wrote {found.file}: {found.count} answers, checked against the questions")
-    asked = found.submission.facts["questions"]
+    if found.was_finished:
+        print(f"{submission.folder} was finished before, nothing is asked again: {submission.answers_file}")
+    else:
+        what = f"answers.json ({submission.facts['count']} answers, checked against the questions), submission.json"
+        print(f"wrote {submission.folder}: {what}")
+    if found.file != submission.answers_file:
+        print(f"wrote {found.file}")
+    asked = submission.facts["questions"]
     file = shlex.quote(str(found.file))
-    if asked.get("subset") == SENT:
+    if asked.get("subset") == SENT and asked["count"] == asked["of"]:
         print(f"next: vlbeit submit upload {file} --phase test-dev --method NAME")
     elif "file" in asked:
         print(f"next: vlbeit submit check {file} --questions {shlex.quote(asked['file'])}")

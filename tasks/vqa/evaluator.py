@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from vlbeit.dist import gather_objects, is_main
+from vlbeit.dist import gather_objects
 from vlbeit.errors import DataError
 from vlbeit.types import Batch, Records
 
 from .answering import Answering
 from .blind import BlindGuess
 from .metric import VQAAccuracy, answer_score
-from .submit import write_answers
 
 
 class AnswerCollector:
@@ -47,14 +45,6 @@ class AnswerCollector:
     def gather(self) -> dict[int, str]:
         """Question id -> answer over all processes."""
         return {key: answer for part in gather_objects(self.predictions) for key, answer in part.items()}
-
-    def write(self, path: str | Path) -> int:
-        """Write the answer file of all processes' answers, on the main one; return the number of questions.
-
-        Raises DataError, with nothing overwritten, unless every question of the records has its answer.
-        """
-        predictions = self.gather()
-        return write_answers(path, predictions, self.question_ids) if is_main() else len(predictions)
 
 
 class VQAEvaluator:

@@ -30,9 +30,10 @@ from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor
 from .answering import Answering
 from .answers import AnswerVocabulary, read_answers
 from .blind import BlindGuess
-from .evaluator import AnswerCollector, VQAEvaluator
+from .evaluator import VQAEvaluator
 from .objective import VQAObjective, answer_heads
 from .predictor import VQAPredictor
+from .submit import AnswerSheet
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +153,9 @@ class VQA(Task):
             limited=("text",),
         )
 
-    def submission(self, records: Records, meta: Meta) -> AnswerCollector:
-        """What `vlbeit submit` feeds with batches and then asks to `write(path)`."""
-        return AnswerCollector(records, self._answering(meta))
+    def submission(self, records: Records, meta: Meta) -> AnswerSheet:
+        """What `vlbeit submit` asks for the answers to every batch, and then to write all of them."""
+        return AnswerSheet(records, self._answering(meta))
 
     def _answers(self, train: Records, inherited: list[str] | None) -> list[str]:
         """The vocabulary that `task.answers` asks for."""

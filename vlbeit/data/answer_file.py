@@ -6,15 +6,13 @@ to a question it silently takes the last. Every phase wants all of test2015, tes
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from vlbeit.data.answers import normalize_answer
 from vlbeit.data.json_file import JsonFile
 from vlbeit.errors import DataError, some
 from vlbeit.files import write_by

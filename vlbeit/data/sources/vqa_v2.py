@@ -44,6 +44,11 @@ class VQAv2(DataSource):
                 raise DataError(f"{path} does not exist; the split {split!r} needs it: set data.root= or add the file")
         return _table(parts, kind, self.config.cache)
 
+    def question_file(self, split: str) -> Path | None:
+        """Of the splits that are one official file."""
+        subtypes = _SUBTYPES.get(split, ())
+        return self._files(subtypes[0]).questions if len(subtypes) == 1 else None
+
     def _files(self, subtype: str) -> _Files:
         questions = self.root / f"v2_OpenEnded_mscoco_{subtype}_questions.json"
         if subtype.startswith("test"):  # the answers are hidden; test-dev is a part of test2015 and uses its images
