@@ -23,7 +23,7 @@ ROWS = (
     (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
         "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes",
-        "submitting", "submission", "asked", "answer_parts", "ledger",
+        "submitting", "submission", "asked", "answer_parts", "ledger", "leaderboard",
     ),
     ("cli",),
     ("__main__",),

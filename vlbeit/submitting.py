@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from vlbeit import dist, table
 from vlbeit.data.answer_check import SENT
+from vlbeit.leaderboard import verbs
 
 if TYPE_CHECKING:
     from vlbeit.data.answer_check import Report
@@ -28,7 +29,7 @@ class _RunFirst(TyperGroup):
 
 
 app = typer.Typer(
-    help="Answer the questions of a test (`vlbeit submit RUN`), and check the answer file.",
+    help="Answer the questions of a test (`vlbeit submit RUN`), check the answer file, send it to the leaderboard.",
     rich_markup_mode=None,
     cls=_RunFirst,
 )
@@ -143,3 +144,6 @@ def _following(report: Report) -> str:
     if report.questions.subset.startswith("test"):
         return f"vlbeit submit RUN --split {SENT}"
     return f"vlbeit evaluate --predictions {file} --annotations FILE --questions {asked} --out result.json"
+
+
+verbs.add_to(app)
