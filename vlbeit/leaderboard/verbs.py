@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import shlex
@@ -149,11 +150,11 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """Predict the score without the server, from images that were held out of training; says what it leans to."""
-    from vlbeit import dist
     from vlbeit.leaderboard import estimate
 
-    found = estimate.estimate(run, words or [], split=split)
-    if not dist.is_main():
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        found = estimate.estimate(run, words or [], split=split)
+    if found is None:  # not the main process
         return
     if as_json:
         print(json.dumps(found.as_json(), indent=1))

@@ -1,0 +1,123 @@
+"""`vlbeit submit estimate`: a score with an interval over images, its bias in words, refused where it says nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlbeit.cli import main
+from vlbeit.data.records import ListRecords
+from vlbeit.errors import DataError
+from vlbeit.leaderboard.estimate import predicted_scores
+
+
+def records(images: list[int], kinds: list[str] | None = None) -> ListRecords:
+    kinds = kinds or ["other"] * len(images)
+    return ListRecords([
+        {"question_id": key, "image_id": image, "answer_type": kind}
+        for key, (image, kind) in enumerate(zip(images, kinds, strict=True))
+    ])  # fmt: skip
+
+
+def test_scores_by_type() -> None:
+    kinds = ["yes/no", "number", "other", "yes/no"]
+    found = predicted_scores(records([1, 1, 2, 3], kinds), {0: 1.0, 1: 0.3, 2: 0.0, 3: 0.9})
+    assert list(found) == ["overall", "yes/no", "number", "other"]
+    assert found["overall"].value == 55.0 and found["yes/no"].value == 95.0 and found["number"].value == 30.0
+    assert found["overall"].questions == 4 and found["number"].interval == (30.0, 30.0)
+
+
+def test_questions_without_a_score_are_left_out() -> None:
+    assert predicted_scores(records([1, 2]), {1: 1.0})["overall"].questions == 1
+    with pytest.raises(DataError, match="no question of this part was scored"):
+        predicted_scores(records([1, 2]), {})
+
+
+def answered(generator: np.random.Generator, images: int) -> tuple[list[int], dict[int, float]]:
+    """Six questions about each image: image by question, and score by question. Of an easy image most are right."""
+    easy = generator.random((images, 1)) < generator.beta(2, 1, size=(images, 1))  # of mean 2 / 3
+    right = generator.random((images, 6)) < np.where(easy, 0.95, 0.05)
+    return np.repeat(np.arange(images), 6).tolist(), dict(enumerate(map(float, right.ravel())))
+
+
+def test_the_interval_covers_what_it_should() -> None:
+    """Of 100 drawn data sets about 95 intervals hold the true score; a few less, as bootstraps of 50 images do."""
+    generator, truth, hits = np.random.default_rng(0), 100 * (2 / 3 * 0.95 + 1 / 3 * 0.05), 0
+    for _ in range(100):
+        images, scored = answered(generator, 50)
+        low, high = predicted_scores(records(images), scored)["overall"].interval
+        hits += low <= truth <= high
+    assert 87 <= hits <= 99
+
+
+def test_questions_of_an_image_are_drawn_together() -> None:
+    images, scored = answered(np.random.default_rng(0), 50)
+    low, high = predicted_scores(records(images), scored)["overall"].interval
+    one_by_one = predicted_scores(records(list(range(300))), scored)["overall"].interval
+    assert high - low > 1.6 * (one_by_one[1] - one_by_one[0])  # which would promise too much
+
+
+@pytest.fixture
+def vqa_run(chain: Path, here: Path) -> Path:
+    """A copy of the chain's VQA run, to write into."""
+    return Path(shutil.copytree(chain / "runs" / "vl-vqa", here / "runs" / "vl-vqa"))
+
+
+def test_a_run_is_estimated(vqa_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "estimate", "runs/vl-vqa", "--split", "val"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads((vqa_run / "estimate.json").read_text())
+    low, high = found["interval"]["overall"]
+    assert 0 <= low <= found["predicted"]["overall"] <= high <= 100 and found["interval_over"] == "images"
+    assert found["split"] == "val" and found["questions"] == 24 and 0 < found["images"] < 24
+    assert sum(line.startswith("bias: ") for line in out.splitlines()) == len(found["bias"]) >= 4
+    assert any("did best on these images" in line for line in found["bias"])  # it was trained with val_split=val
+    assert f"wrote {Path('runs/vl-vqa/estimate.json')}" in out and out.splitlines()[-1].startswith("next: ")
+    details = json.loads(next(vqa_run.glob("vqa_details*.json")).read_text())
+    assert found["predicted"]["overall"] == round(100 * sum(row["score"] for row in details) / len(details), 2)
+
+
+def test_json(vqa_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "estimate", "runs/vl-vqa", "--split", "val", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((vqa_run / "estimate.json").read_text())
+
+
+@pytest.mark.parametrize("split", ["train", "trainval"])
+def test_images_that_were_trained_on_are_refused(vqa_run: Path, split: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "estimate", "runs/vl-vqa", "--split", split]) == 2
+    error = capsys.readouterr().err
+    assert "was trained on" in error and f"images of {split}" in error and error.count("\n") == 1
+    assert not (vqa_run / "estimate.json").exists()
+
+
+def test_training_data_that_are_gone_are_said(
+    vqa_run: Path, scenes: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = here / "moved"
+    shutil.copytree(scenes, moved, ignore=shutil.ignore_patterns("v2_*train2014*"))
+    assert main(["submit", "estimate", "runs/vl-vqa", "--split", "val", f"data.root={moved}"]) == 0
+    assert "may have been trained on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["runs/none"], "runs/none"),
+        (["runs/vl-vqa", "--split", "nowhere"], "nowhere"),
+        (["runs/vl-vqa", "--split", "test"], "no human answers"),
+    ],
+)
+def test_what_cannot_be_estimated(
+    vqa_run: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "estimate", *words]) in (1, 2)
+    assert said in capsys.readouterr().err
+
+
+def test_another_task_has_no_answers(chain: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "estimate", str(chain / "runs" / "mim-classification")]) == 2
+    assert "an estimate needs a run of task=vqa" in capsys.readouterr().err
