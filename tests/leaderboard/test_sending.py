@@ -110,6 +110,17 @@ def test_a_storage_that_refuses_is_not_asked_for_ever(
     assert server.count("PUT") == 1
 
 
+@pytest.mark.parametrize("after", [None, 0])
+def test_a_cut_before_the_first_chunk(
+    server: Any, client: Client, answers: Path, small_chunks: None, evalai_server: ModuleType, after: int | None
+) -> None:
+    server.faults.append(evalai_server.Fault("presigned", after=after))
+    with pytest.raises(Unavailable, match="the same command begins again"):
+        sending.send(client, order(answers))
+    receipt, sent = sending.send(client, order(answers))
+    assert arrived(server) == [(sent["number"], "submitted")] and receipt.sendings == [sent]
+
+
 @pytest.mark.parametrize("call", ["finish_submission_file_upload", "send_submission_message"])
 @pytest.mark.parametrize("fault", [{"after": None}, {"after": 0}, {"status": 502}])
 def test_a_cut_at_the_end_of_a_chunked_upload(

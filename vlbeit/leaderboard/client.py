@@ -24,6 +24,7 @@ from vlbeit.models.download import httpx
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
 LONGEST_WAIT = 120.0  # seconds that a server may ask for by Retry-After; its limit is 60 requests a minute
 MOST_BYTES = 64 << 20  # of a result or error file
+_SECRET = 8  # letters; a shorter word is a rehearsal's, and may be a part of any other
 _TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 _LATER = {408, 425, 429, 500, 502, 503, 504}
 _NOT_ARRIVED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -176,7 +177,7 @@ class Client:
 
     def _hidden(self, text: str) -> str:
         """Without the token, should a server repeat it: what it says is printed and stored."""
-        return text.replace(self._token, "***") if self._token else text
+        return text.replace(self._token, "***") if self._token and len(self._token) >= _SECRET else text
 
 
 def retry_after(response: httpx.Response) -> float:

@@ -123,7 +123,7 @@ def _configs(path: str, words: Iterable[str]) -> tuple[RunConfig, RunConfig, lis
     run = inference.Trained(path, words)
     if run.recipe.kind != "vqa":
         raise UsageError(f"{path} answers no questions: an estimate needs a run of task=vqa")
-    fixed = ["task.controls=false"] if hasattr(run.recipe.settings, "controls") else []
+    fixed = ["task.controls=false"] if hasattr(run.config.task, "controls") else []
     stored = inference.Trained(path).config if run.is_run else run.config
     return run.config, stored, fixed
 

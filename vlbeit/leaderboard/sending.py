@@ -10,7 +10,7 @@ from vlbeit.errors import DataError, Interrupted, UsageError
 from vlbeit.leaderboard import clock, evalai, upload
 from vlbeit.leaderboard.client import Client
 from vlbeit.leaderboard.evalai import SUBMITTING, UNCOUNTED, Limits, Phase
-from vlbeit.leaderboard.receipts import SENDING, Receipt, Sending
+from vlbeit.leaderboard.receipts import Receipt, Sending
 from vlbeit.leaderboard.refusals import Refused, Unavailable, Unsure
 from vlbeit.leaderboard.upload import ChunkedUpload, Target, send_whole
 from vlbeit.ledger import Submission
@@ -100,18 +100,10 @@ def _take_up(
 
     Raises UsageError for one that was complete, unless it failed or `again` is set.
     """
-    if sending["number"] is not None and sending["status"] not in (SENDING, SUBMITTING) and again:
-        return None, False
     if sending["number"] is None:
-        sending["number"] = _find_lost(client, sending, target)
-        if sending["number"] is None:
-            if ChunkedUpload(client, target).number is None:
-                receipt.drop(sending)
-                return None, False
-            return sending, False
-        receipt.update(sending, evalai.read_submission(client, sending["number"]))
-        client.report(f"{target.file} had arrived: it is submission {sending['number']} ({sending['status']})")
-        return sending, sending["status"] != SUBMITTING
+        return _take_up_broken(client, receipt, sending, target)
+    if sending["status"] != SUBMITTING and again:
+        return None, False
     receipt.update(sending, evalai.read_submission(client, sending["number"]))
     number, status = sending["number"], sending["status"]
     if status == SUBMITTING:
@@ -123,6 +115,20 @@ def _take_up(
         )
     client.report(f"submission {number} of the same file {status}: sending it again")
     return None, False
+
+
+def _take_up_broken(client: Client, receipt: Receipt, sending: Sending, target: Target) -> tuple[Sending | None, bool]:
+    """A sending that was broken off before the server's number was known here."""
+    number = _find_lost(client, sending, target)
+    if number is None and ChunkedUpload(client, target).number is not None:
+        return sending, False
+    if number is None:
+        receipt.drop(sending)
+        return None, False
+    sending["number"] = number
+    receipt.update(sending, evalai.read_submission(client, number))
+    client.report(f"{target.file} had arrived: it is submission {number} ({sending['status']})")
+    return sending, sending["status"] != SUBMITTING
 
 
 def _find_lost(client: Client, sending: Sending, target: Target) -> int | None:
@@ -176,6 +182,8 @@ def _bring_chunks(client: Client, chunks: ChunkedUpload, receipt: Receipt, sendi
                 receipt.save()
                 chunks.put_chunks(show)
                 break
+            except Unsure as error:  # of `begin`: what it may have left at the server waits for a file in vain
+                raise Unavailable(f"{error}: the same command begins again") from error
             except Refused as error:
                 if sending["number"] is None:
                     receipt.drop(sending)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ class ChunkedUpload:
             start = (int(part) - 1) * self.chunk
             size = min(self.chunk, self.target.size - start)
             if part not in self.state["etags"]:
-                tag = self.client.put(url, lambda start=start, size=size: self._blocks(start, size, show), size)
+                tag = self.client.put(url, partial(self._blocks, start, size, show), size)
                 self._keep(etags={**self.state["etags"], part: tag})
             show(start + size, self.target.size)
 
