@@ -16,17 +16,14 @@ def score_records(records: Records, predictions: Mapping[int, str]) -> Scores:
     A question without a prediction scores 0; one that stands in the records twice counts once.
     """
     names = ("question_id", "answers", "answer_type", "question_type")
-    rows: dict[int, tuple[float, str, str]] = {}
+    found = Scores([], [], [], [])
+    seen: set[int] = set()
     for key, humans, answer_type, question_type in zip(*(records.column(name) for name in names), strict=True):
-        key = int(key)
-        if humans and key not in rows:
+        if humans and key not in seen:
+            seen.add(key)
             score = answer_score(predictions[key], humans) if key in predictions else 0.0
-            rows[key] = (score, answer_type, question_type)
-    return (
-        Scores(list(rows), *(list(column) for column in zip(*rows.values(), strict=True)))
-        if rows
-        else Scores(*[[]] * 4)
-    )
+            found.add(key, score, answer_type, question_type)
+    return found
 
 
 def schema(scores: Scores, blind: float | None) -> dict[str, Any]:
