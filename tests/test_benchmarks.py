@@ -112,3 +112,14 @@ def test_the_matrix_composes(claims, scenes, tmp_path, monkeypatch):
 @pytest.mark.parametrize("script", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
 def test_every_benchmark_can_be_imported(claims, script):
     assert importlib.import_module(script)
+
+
+def test_scoring_speed_compares_equal_scores(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr("sys.argv", ["vqa_scoring.py", "--questions", "300", "--naive", "300"])
+    module = importlib.import_module("vqa_scoring")
+    module.main()
+    assert "for 300 questions" in capsys.readouterr().out
+    monkeypatch.setattr(module, "naive_score", lambda prediction, humans: 0.5)
+    with pytest.raises(SystemExit, match="differ"):
+        module.main()
