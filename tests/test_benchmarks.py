@@ -80,11 +80,12 @@ def test_interval_and_paired_difference(claims):
     assert row == "|  | 20.00 +-24.84 | 18.00 +-22.36 | +2.00 +-2.48 |"
 
 
-def test_report_reads_back(claims, tmp_path):
+def test_report_writes_points_table_and_plot(claims, tmp_path):
     report = importlib.import_module("claims_report")
     points = [report.Point("labels", arm, x, 0, x, 4) for arm in ("a", "b") for x in (1.0, 100.0)]
     report.report(points, tmp_path)
-    assert report.read(tmp_path) == points
+    rows = json.loads((tmp_path / "claims.json").read_text())
+    assert [report.Point(**row) for row in rows] == points
     assert (tmp_path / "labels.png").read_bytes()[:4] == b"\x89PNG"
     assert "| 100 | 100.00 | 100.00 | +0.00 |" in (tmp_path / "claims.md").read_text()
 
