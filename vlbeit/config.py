@@ -61,6 +61,11 @@ class Settings:
 
     name: str = key("", "name under which the stage or task is registered")
 
+    @classmethod
+    def upgraded(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """The values that an older version stored, under the keys of this one."""
+        return stored
+
 
 @dataclass
 class ModelConfig:
