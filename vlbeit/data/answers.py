@@ -106,7 +106,7 @@ def known_answers(humans: Sequence[str], known: Container[str], *, normalize: bo
     The published rule takes them as written, so that "t-shirt" is no match although "t shirt" is known.
     """
     texts = map(normalize_answer, humans) if normalize else humans
-    return Counter(text for text in texts if text in known)
+    return Counter([text for text in texts if text in known])
 
 
 class Coverage(NamedTuple):
@@ -126,7 +126,9 @@ def coverage(records: Records, answers: Iterable[str]) -> Coverage:
     for humans, majority in zip(records.column("answers"), majority_answers(records), strict=True):
         if not humans:
             continue
-        raw, normalized = (_targets(humans, known, normalize=normalize) for normalize in (False, True))
+        raw = normalized = _targets(humans, known, normalize=False)
+        if any(normalize_answer(text) != text for text in {*humans}):
+            normalized = _targets(humans, known, normalize=True)
         total["questions"] += 1
         total["majority"] += normalize_answer(majority) in known
         total["raw"] += bool(raw)
