@@ -32,7 +32,7 @@ ROW = {f"vlbeit.{unit}": number for number, row in enumerate(ROWS) for unit in r
 PURE = {
     f"vlbeit.data.{name}"
     for name in (
-        "records", "instances", "json_file", "class_names", "answers", "vqa_files", "vqa_splits", "visual_genome",
+        "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
     )
 }  # fmt: skip
 SHARED_ROWS = (0, 6)  # their modules may import each other

@@ -13,8 +13,8 @@ from vlbeit.data.prepared import prepared_arguments, prepared_records
 from vlbeit.data.records import KINDS, ChosenRecords, JoinedRecords
 from vlbeit.data.sources.base import DataSource
 from vlbeit.data.visual_genome import genome_files, genome_rows
-from vlbeit.data.vqa_files import QuestionFiles, official_files, question_rows
-from vlbeit.data.vqa_splits import GENOME, PARTS, held_out_images, split_parts
+from vlbeit.data.vqa_v2_files import QuestionFiles, official_files, question_rows
+from vlbeit.data.vqa_v2_splits import GENOME, PARTS, held_out_images, split_parts
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
@@ -117,7 +117,9 @@ class VQAv2(DataSource):
     def _images_of(self, part: str) -> Iterable[int]:
         """Numbers of a split's images; none where the split is not at hand."""
         arguments = prepared_arguments(self.root)
-        there = not official_files(self.root, part).missing() if arguments is None else part in arguments["splits"]
+        there = (
+            not official_files(self.root, part).missing() if arguments is None else part in arguments.get("splits", ())
+        )
         return self._table(part, part).column("image_id") if there else ()
 
 
