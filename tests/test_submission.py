@@ -150,13 +150,13 @@ def test_a_finished_one_is_not_asked_again(
 def test_a_split_of_the_data_of_the_run(place: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(scenes)) == 0
     by_file = texts(only().answers_file)
-    assert main(["submit", "runs/vqa", "--split", "test"]) == 0
+    assert main(["submit", "runs/vqa", "--split", "test2015"]) == 0
     assert "next: vlbeit submit upload" in capsys.readouterr().out
     newest = ledger.find("runs/vqa")
-    assert newest.facts["questions"]["split"] == "test" and newest.facts["questions"]["count"] == COUNT
+    assert newest.facts["questions"]["split"] == "test2015" and newest.facts["questions"]["count"] == COUNT
     assert newest.facts["questions"]["file"] == str(scenes / QUESTIONS), "the run's data.limit=24 is not for it"
     assert texts(newest.answers_file) == by_file
-    assert main(["submit", "runs/vqa", "--split", "test", "data.limit=10"]) == 0
+    assert main(["submit", "runs/vqa", "--split", "test2015", "data.limit=10"]) == 0
     said = capsys.readouterr().out
     assert "data.limit leaves 10 of 36 questions" in said and f"submit check {place}" not in said
     assert "next: vlbeit submit check" in said
