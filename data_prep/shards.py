@@ -41,7 +41,9 @@ _FILES = ("image", "mask")
 _TYPES = {
     "id": pa.string(), "label": pa.int64(), "image_id": pa.int64(), "boxes": pa.list_(pa.list_(pa.float64())),
     "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
-    "outlines": pa.list_(pa.string()),
+    "outlines": pa.list_(pa.string()), "question": pa.string(), "question_id": pa.int64(),
+    "question_type": pa.string(), "answer_type": pa.string(), "answers": pa.list_(pa.string()),
+    "multiple_choice_answer": pa.string(),
 }  # fmt: skip
 Position = tuple[int, ...]
 
@@ -224,7 +226,7 @@ class _Shard:
         self._out, self._layout, self._split, self._names = out, layout, split, names
         self._path = out / f"{split}-{number:05d}.parquet"
         self._temporary = out / f".tmp-{self._path.name}"
-        self._schema = _schema(layout)
+        self._schema = schema(layout)
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[Record] = []  # the rows of the next row group
         self._waiting_bytes = 0
@@ -308,7 +310,7 @@ class _Shard:
         return item.targets[name]
 
 
-def _schema(layout: Layout) -> pa.Schema:
+def schema(layout: Layout) -> pa.Schema:
     """Columns of a shard: those of the kind, and the lengths of what lies inside. None is ever null."""
     inside = layout.format == "parquet"
     files = pa.binary() if inside else pa.string()

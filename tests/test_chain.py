@@ -169,12 +169,12 @@ def test_evaluate_of_other_data_makes_none(in_chain: Path, tmp_path: Path, capsy
     assert main(["evaluate", "runs/vl-vqa", "data.val_split=train"]) == 0
     wrote = "wrote runs/vl-vqa/evaluation-scenes-train.json, runs/vl-vqa/vqa_details-scenes-train.json\n"
     assert wrote in capsys.readouterr().out
-    assert main(["evaluate", "runs/vl-vqa", "task.normalize_targets=true"]) == 0
+    assert main(["evaluate", "runs/vl-vqa", "task.targets=normalized"]) == 0
     assert "replaced" not in capsys.readouterr().out
-    assert main(["evaluate", "runs/vl-vqa", "task.normalize_targets=true"]) == 0
+    assert main(["evaluate", "runs/vl-vqa", "task.targets=normalized"]) == 0
     assert "wrote runs/vl-vqa/evaluation-changed.json (replaced), " in capsys.readouterr().out
     changed = json.loads(Path("runs/vl-vqa/evaluation-changed.json").read_text())
-    assert changed["words"] == ["task.normalize_targets=true"]
+    assert changed["words"] == ["task.targets=normalized"]
     assert Path("runs/vl-vqa/evaluation.json").read_bytes() == before
     for suffix in ("-scenes-train", "-changed"):
         for name in ("evaluation", "vqa_details"):
@@ -199,20 +199,6 @@ def test_predict(in_chain: Path, scenes: Path, capsys: pytest.CaptureFixture[str
     assert main(["predict", "runs/vl-vqa", picture]) == 2
     assert main(["predict", "runs/mim", picture]) == 2
     assert "train a task on it" in capsys.readouterr().err
-
-
-def test_submit(in_chain: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    questions = scenes / "v2_OpenEnded_mscoco_test2015_questions.json"
-    out = tmp_path / "answers.json"
-    words = ["submit", "runs/vl-vqa", "--questions", str(questions), "--images", str(scenes / "test2015")]
-    assert main([*words, "--out", str(out)]) == 0
-    entries = json.loads(out.read_text())
-    wanted = sorted(q["question_id"] for q in json.loads(questions.read_text())["questions"])
-    assert [entry["question_id"] for entry in entries] == wanted
-    assert {type(entry["answer"]) for entry in entries} == {str}
-    assert main([*words[:-1], str(tmp_path), "--out", str(tmp_path / "none.json")]) == 1
-    assert not (tmp_path / "none.json").exists()
-    assert main(["submit", "runs/mim-classification", *words[2:]]) == 2
 
 
 @pytest.mark.parametrize(

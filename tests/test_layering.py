@@ -22,7 +22,7 @@ ROWS = (
     ("stages", "tasks"),
     (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
-        "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes",
+        "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes", "scoring",
         "submitting", "submission", "asked", "answer_parts", "ledger", "leaderboard",
     ),
     ("cli",),
@@ -32,8 +32,11 @@ ROW = {f"vlbeit.{unit}": number for number, row in enumerate(ROWS) for unit in r
 # Of row 1, what preparing data shares with the sources: plain Python, which imports row 0 and each other alone.
 PURE = {
     f"vlbeit.data.{name}"
-    for name in ("records", "instances", "json_file", "class_names", "answers", "answer_file", "answer_check")
-}
+    for name in (
+        "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
+        "answer_file", "answer_check",
+    )
+}  # fmt: skip
 SHARED_ROWS = (0, 6)  # their modules may import each other
 BANNED_NAMES = {"utils", "util", "misc", "helpers", "common"}
 

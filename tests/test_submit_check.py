@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,3 +173,10 @@ def test_printed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Traceback" not in capsys.readouterr().err
     assert main(["submit", "check", "answers.json"]) == 2
     assert "--questions" in capsys.readouterr().err
+
+
+def test_nothing_heavy_is_loaded(place: Path) -> None:
+    Path("answers.json").write_text(json.dumps(GOOD))
+    words = ["submit", "check", "answers.json", "--questions", "v2_OpenEnded_mscoco_test2015_questions.json"]
+    code = f"import sys\nfrom vlbeit.cli import main\nassert main({words!r}) == 0\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -55,8 +55,9 @@ def of_split(run: Trained, words: Sequence[str], split: str) -> Asked:
 
 def of_file(run: Trained, questions: Path, images: Path) -> Asked:
     """Every question of an official file, with the pictures of a folder."""
+    images = images.absolute()  # the index holds whole paths
     records = vqa_table(questions, None, images, run.config.data.cache)
-    facts = {"pictures": str(images.absolute()), "count": len(records), **_of_file(questions)}
+    facts = {"pictures": str(images), "count": len(records), **_of_file(questions)}
     return Asked(records, facts, run.config)
 
 

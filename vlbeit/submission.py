@@ -20,7 +20,7 @@ from vlbeit.data.records import ChosenRecords, described
 from vlbeit.dist import on_main
 from vlbeit.engine.device import batch_dtype, make_accelerator, to_device
 from vlbeit.engine.evaluate import evaluation_mode
-from vlbeit.engine.folder import locked, write_errors
+from vlbeit.engine.folder import TEMPORARY, locked, write_errors
 from vlbeit.errors import DataError, Interrupted, UsageError, some
 from vlbeit.inference import Trained, check_out, folder_of, task_of
 from vlbeit.launch import eval_loader, say
@@ -114,6 +114,8 @@ def _begin(submission: Submission, identity: dict[str, Any], asks: Asked, typed:
             questions={**asks.facts, "rows": identity["questions"]},
             config=identity["config"],
         )
+        for leftover in submission.folder.glob(f"{TEMPORARY}*"):  # of a kill
+            leftover.unlink()
     ids = list(asks.records.column("id"))
     kept = read_parts(submission.parts)
     rows = [row for row, sample_id in enumerate(ids) if sample_id not in kept.answers]
