@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,7 +114,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         },
         "accepted": not report.errors,
         "phases": list(report.phases),
-        "findings": [finding._asdict() for finding in report.findings],
+        "findings": [asdict(finding) for finding in report.findings],
         "next": _following(report),
     }
 
