@@ -114,7 +114,11 @@ def test_a_process_that_is_killed_in_a_chunk(
     assert arrived(server) == [(9000, "submitted")] and sent["number"] == 9000
 
 
-def test_two_processes_send_a_file_once(server: Any, answers: Path, lines: list[str]) -> None:
+def test_two_processes_send_a_file_once(
+    server: Any, answers: Path, evalai_server: ModuleType, lines: list[str]
+) -> None:
+    server.faults.append(evalai_server.Fault("GET .*remaining", hold=0.5, status=502))  # the first one takes its time
+
     def one() -> str:
         with Client(server.host, TOKEN, lines.append) as own:
             try:
@@ -198,10 +202,11 @@ def test_a_refused_end_stays_refused(
 def test_a_file_that_did_not_arrive_is_sent_again(
     server: Any, client: Client, answers: Path, evalai_server: ModuleType, fault: dict[str, Any]
 ) -> None:
+    server.add(server.phases[0], {"method_name": "m"}, b"older, of the same name")["status"] = "finished"
     server.faults.append(evalai_server.Fault("POST", **fault, times=2))
     _, sent = sending.send(client, order(answers))
-    assert arrived(server) == [(9000, "submitted")] and sent["number"] == 9000
-    assert server.submissions[9000]["_content"] == answers.read_bytes()
+    assert sent["number"] == 9001 and list(server.submissions) == [9000, 9001]
+    assert server.submissions[9001]["_content"] == answers.read_bytes()
 
 
 def test_a_file_that_arrived_is_not_sent_again_though_the_reply_was_lost(
