@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -306,3 +307,22 @@ def test_what_cannot_be_answered(place: Path, chain: Path, scenes: Path, capsys:
     assert "has no split 'tset'" in capsys.readouterr().err
     assert main(["submit"]) == 0 and "check" in capsys.readouterr().out
     assert not Path("runs/vqa/submissions").exists()
+
+
+def test_a_full_disk(
+    place: Path, scenes: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = submission.PartWriter.add
+
+    def add(self: Any, answers: Any, unreadable: Any) -> None:
+        if len(asked) > 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, answers, unreadable)
+
+    with monkeypatch.context() as full:
+        full.setattr(submission.PartWriter, "add", add)
+        assert main(command(scenes)) == 1
+    assert "the disk is full: free space and run the same command again" in capsys.readouterr().err
+    assert len(_kept(only())) == 8
+    asked.clear()
+    assert main(command(scenes)) == 0 and len(asked) == COUNT - 8

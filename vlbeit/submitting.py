@@ -98,7 +98,7 @@ def _print_submitted(found: Submitted) -> None:
     elif "file" in asked:
         print(f"next: vlbeit submit check {file} --questions {shlex.quote(asked['file'])}")
     else:
-        print(f"next: vlbeit submit {shlex.quote(found.run)} --split {SENT} answers what the VQA challenge asks")
+        print(f"next: vlbeit evaluate {shlex.quote(found.run)} data.val_split={asked['split']}")
 
 
 def _as_json(report: Report) -> dict[str, Any]:
