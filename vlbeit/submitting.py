@@ -143,4 +143,6 @@ def _following(report: Report) -> str:
         return f"vlbeit submit upload {file} --phase test-dev --method NAME"
     if report.questions.subset.startswith("test"):
         return f"vlbeit submit RUN --split {SENT}"
-    return f"vlbeit evaluate --predictions {file} --annotations FILE --questions {asked} --out result.json"
+    beside = report.questions.path.with_name(f"v2_mscoco_{report.questions.subset}_annotations.json")
+    annotations = shlex.quote(str(beside)) if beside.exists() else "FILE"
+    return f"vlbeit evaluate --predictions {file} --annotations {annotations} --questions {asked}"
