@@ -17,6 +17,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,6 +40,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     times: int = 1
     skip: int = 0  # requests that go well before
+    hold: float = 0.0  # seconds before
     after: int | None = 0  # bytes of the request read before the cut; None: carried out, and its reply is cut off
 
 
@@ -216,6 +218,8 @@ class _Handler(BaseHTTPRequestHandler):
             if any(token in self.path for token in server.tokens):
                 server.leaks.append(request)
             fault = self._fault(request)
+        if fault is not None:
+            time.sleep(fault.hold)
         if fault is not None and fault.after is not None:
             if fault.status == 0:
                 self._cut(fault.after)

@@ -94,6 +94,41 @@ def test_images_that_were_trained_on_are_refused(vqa_run: Path, split: str, caps
     assert not (vqa_run / "estimate.json").exists()
 
 
+def change_data(run: Path, **keys: str) -> None:
+    """As if the run had been trained with other keys of its data."""
+    file = run / "checkpoint" / "config.json"
+    stored = json.loads(file.read_text())
+    stored["config"]["data"] |= keys
+    file.write_text(json.dumps(stored))
+
+
+def test_the_held_out_part_of_val_is_the_default(vqa_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_data(vqa_run, train_split="train+trainable_val", val_split="rest_val")
+    assert main(["submit", "estimate", "runs/vl-vqa", "data.limit=null"]) == 0
+    found = json.loads((vqa_run / "estimate.json").read_text())
+    assert found["split"] == "rest_val" and found["images"] == 1  # a tenth of the six images of val
+    assert not any("trained on val as well" in line for line in found["bias"])
+    change_data(vqa_run, train_split="train", val_split="val")
+    assert main(["submit", "estimate", "runs/vl-vqa", "data.limit=null"]) == 0
+    bias = json.loads((vqa_run / "estimate.json").read_text())["bias"]
+    assert any("trained on val as well" in line for line in bias) and any("did best on these" in line for line in bias)
+    change_data(vqa_run, train_split="trainval", limit=None)
+    assert main(["submit", "estimate", "runs/vl-vqa"]) == 2
+    error = capsys.readouterr().err
+    assert "was trained on 1 of the 1 images of rest_val (data.train_split=trainval)" in error
+
+
+def test_a_vocabulary_of_these_questions_is_said(vqa_run: Path) -> None:
+    file = vqa_run / "checkpoint" / "config.json"
+    stored = json.loads(file.read_text())
+    for splits, said in ((["train"], False), (["train", "val"], True)):
+        stored["config"]["task"]["vocabulary_splits"] = splits
+        file.write_text(json.dumps(stored))
+        assert main(["submit", "estimate", "runs/vl-vqa", "--split", "val"]) == 0
+        bias = json.loads((vqa_run / "estimate.json").read_text())["bias"]
+        assert any("vocabulary was counted over these" in line for line in bias) == said
+
+
 def test_training_data_that_are_gone_are_said(
     vqa_run: Path, scenes: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

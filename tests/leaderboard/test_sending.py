@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +23,7 @@ from vlbeit.leaderboard.receipts import Receipt
 from vlbeit.leaderboard.refusals import Refused, Unavailable
 from vlbeit.leaderboard.sending import Order
 
+TOKEN = "tok3n-of-nobody"  # of conftest.py
 SMALL_CHUNK = 52  # bytes: the answer file is five of them
 
 
@@ -87,6 +92,44 @@ def test_a_killed_upload_goes_on_with_the_chunks_that_are_missing(
     _, sent = sending.send(client, order(answers))
     assert re.findall(r"PUT \S+/(\d)\?", " ".join(server.requests)) == list("12345")
     assert arrived(server) == [(9000, "submitted")] and sent["number"] == 9000 and states() == []
+
+
+def test_a_process_that_is_killed_in_a_chunk(
+    server: Any, client: Client, answers: Path, small_chunks: None, evalai_server: ModuleType
+) -> None:
+    server.faults.append(evalai_server.Fault(r"PUT /storage/\w+/3", hold=3))
+    code = (
+        "from vlbeit.leaderboard import upload; from vlbeit.cli import main; "
+        f"upload.CHUNK = {SMALL_CHUNK}; "
+        "main(['submit', 'upload', 'answers.json', '--phase', 'test-dev', '--method', 'm'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not server.count("PUT .*/3") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    _, sent = sending.send(client, order(answers))
+    assert re.findall(r"PUT \S+/(\d)\?", " ".join(server.requests)) == list("123345")
+    assert arrived(server) == [(9000, "submitted")] and sent["number"] == 9000
+
+
+def test_two_processes_send_a_file_once(
+    server: Any, answers: Path, evalai_server: ModuleType, lines: list[str]
+) -> None:
+    server.faults.append(evalai_server.Fault("GET .*remaining", hold=0.5, status=502))  # the first one takes its time
+
+    def one() -> str:
+        with Client(server.host, TOKEN, lines.append) as own:
+            try:
+                return str(sending.send(own, order(answers))[1]["number"])
+            except UsageError as error:
+                return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [each.result() for each in [pool.submit(one) for _ in range(4)]]
+    assert found.count("9000") == 1 and sum("--again" in each for each in found) == 3
+    assert len(server.submissions) == 1 and "another process is sending this file: waiting for it" in lines
 
 
 def test_addresses_that_have_run_out_are_asked_for_anew(
@@ -159,10 +202,11 @@ def test_a_refused_end_stays_refused(
 def test_a_file_that_did_not_arrive_is_sent_again(
     server: Any, client: Client, answers: Path, evalai_server: ModuleType, fault: dict[str, Any]
 ) -> None:
+    server.add(server.phases[0], {"method_name": "m"}, b"older, of the same name")["status"] = "finished"
     server.faults.append(evalai_server.Fault("POST", **fault, times=2))
     _, sent = sending.send(client, order(answers))
-    assert arrived(server) == [(9000, "submitted")] and sent["number"] == 9000
-    assert server.submissions[9000]["_content"] == answers.read_bytes()
+    assert sent["number"] == 9001 and list(server.submissions) == [9000, 9001]
+    assert server.submissions[9001]["_content"] == answers.read_bytes()
 
 
 def test_a_file_that_arrived_is_not_sent_again_though_the_reply_was_lost(

@@ -166,6 +166,10 @@ def test_a_bad_file_costs_no_submission(server: Any, run: Path, here: Path, caps
     assert main(["submit", "upload", "few.json", *SEND, "--questions", str(questions)]) == 1
     assert "questions without an answer: 5 (102, 103, 104, ...)" in capsys.readouterr().err
     assert main(["submit", "upload", "gone.json", *SEND]) == 2
+    part = here / "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+    part.write_text(json.dumps({"data_subtype": "test-dev2015", "questions": [{"question_id": 101}]}))
+    assert main(["submit", "upload", "few.json", *SEND, "--questions", str(part)]) == 1
+    assert "every phase, test-dev too, wants all questions of test2015" in capsys.readouterr().err
     (next(run.glob("submissions/*/answers.json"))).write_text("[]")
     assert main(["submit", "upload", str(run), *SEND]) == 1
     assert not server.requests and not server.submissions

@@ -22,8 +22,9 @@ def check_before(submission: Submission, questions: Path | None, report: Callabl
         report("the question file is not known: whether all questions are answered is not checked; name --questions")
     asked = _own_questions(submission.file) if path is None else read_questions(path)
     found = check_file(submission.file, asked)
-    if found.errors:
-        first, more = found.errors[0], len(found.errors) - 1
+    wrong = [each for each in found.findings if each.severity == "error" or each.code == "wrong_split"]
+    if wrong:
+        first, more = wrong[0], len(wrong) - 1
         raise DataError(
             f"{submission.file}: {first.message}: {first.shown()}{f', and {more} more errors' if more else ''}: the "
             f"server would reject it; {first.remedy} (`vlbeit submit check` names all)"

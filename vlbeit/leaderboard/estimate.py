@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlbeit import files, inference
+from vlbeit import compose, files, inference
 from vlbeit.bootstrap import Interval, statistic_interval
 from vlbeit.config import DataConfig, RunConfig
 from vlbeit.data.sources import open_records
@@ -124,8 +124,9 @@ def _configs(path: str, words: Iterable[str]) -> tuple[RunConfig, RunConfig, lis
     if run.recipe.kind != "vqa":
         raise UsageError(f"{path} answers no questions: an estimate needs a run of task=vqa")
     fixed = ["task.controls=false"] if hasattr(run.config.task, "controls") else []
-    stored = inference.Trained(path).config if run.is_run else run.config
-    return run.config, stored, fixed
+    if not run.is_run:
+        return run.config, run.config, fixed
+    return run.config, compose.from_values(run.checkpoint.config, f"{run.checkpoint.path}/config.json"), fixed
 
 
 def _open_held_out(config: RunConfig, split: str | None) -> tuple[str, Records]:

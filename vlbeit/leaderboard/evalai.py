@@ -13,7 +13,6 @@ from vlbeit.errors import DataError, UsageError
 from vlbeit.leaderboard import clock
 from vlbeit.leaderboard.client import Client
 
-CHALLENGE = 830  # VQA Challenge 2021, to which visualqa.org still points
 SUBMITTING = "submitting"  # the server waits for the file; counts in the limits all the same
 FINISHED, FAILED = "finished", "failed"
 OVER = (FINISHED, FAILED, "cancelled", "archived")  # the others may still change
@@ -121,11 +120,6 @@ def my_submissions(client: Client, challenge: int, phase: int) -> Iterator[dict[
 def phase_path(challenge: int, phase: int) -> str:
     """Where a phase's submissions are posted and listed."""
     return f"/api/jobs/challenge/{challenge}/challenge_phase/{phase}/"
-
-
-def page(host: str, challenge: int) -> str:
-    """The challenge's own page, for people."""
-    return f"{host}/web/challenges/challenge-page/{challenge}/my-submission"
 
 
 def _limits(reply: dict[str, Any]) -> Limits:

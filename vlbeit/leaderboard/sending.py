@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
+
+from filelock import FileLock, Timeout
 
 from vlbeit import files
 from vlbeit.errors import DataError, Interrupted, UsageError
-from vlbeit.leaderboard import clock, evalai, upload
+from vlbeit.leaderboard import account, clock, evalai, upload
 from vlbeit.leaderboard.client import Client
 from vlbeit.leaderboard.evalai import SUBMITTING, UNCOUNTED, Limits, Phase
 from vlbeit.leaderboard.receipts import Receipt, Sending
@@ -34,11 +37,27 @@ class Order(NamedTuple):
 def send(client: Client, order: Order) -> tuple[Receipt, Sending]:
     """Bring the file to the server unless it is there; returns its receipt, with the submission's number.
 
+    Of two processes that send the same file at once the second one waits, and then finds it sent.
+
     Raises:
         UsageError: no such phase, or the file was sent to it before and `again` is not set.
         DataError: the phase is closed, the limit is reached, the file has changed, or the server refuses it.
         Interrupted: Ctrl-C; the same command goes on.
     """
+    lock = FileLock(account.config_folder() / "uploads" / f"{str(order.submission.sha256)[:16]}.lock")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        lock.acquire(timeout=0.1)
+    except Timeout:
+        client.report("another process is sending this file: waiting for it")
+        lock.acquire()
+    try:
+        return _send(client, order)
+    finally:
+        lock.release()
+
+
+def _send(client: Client, order: Order) -> tuple[Receipt, Sending]:
     phase = evalai.find_phase(evalai.list_phases(client, order.challenge), order.phase)
     receipt = Receipt(order.submission)
     target = _target(order, phase)

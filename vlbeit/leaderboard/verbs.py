@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlbeit import table
+from vlbeit.leaderboard import CHALLENGE
 
 if TYPE_CHECKING:
     from vlbeit.leaderboard.client import Client
     from vlbeit.leaderboard.status import Seen
 
-_CHALLENGE = 830  # of evalai.CHALLENGE, which only a running verb imports
 Host = Annotated[
     str | None, typer.Option(metavar="URL", help="server; else EVALAI_API_URL, else eval.ai", show_default=False)
 ]
@@ -55,7 +55,7 @@ def upload(
     again: Annotated[bool, typer.Option("--again", help="Send a file that was sent to this phase before.")] = False,
     wait: Wait = False,
     timeout: Timeout = "12h",
-    challenge: Challenge = _CHALLENGE,
+    challenge: Challenge = CHALLENGE,
     host: Host = None,
     as_json: AsJson = False,
 ) -> None:
@@ -108,7 +108,7 @@ def status(
     status.check(seen)
 
 
-def phases(challenge: Challenge = _CHALLENGE, host: Host = None, as_json: AsJson = False) -> None:
+def phases(challenge: Challenge = CHALLENGE, host: Host = None, as_json: AsJson = False) -> None:
     """List the phases of the challenge, which are open, and how often your team may still send."""
     from vlbeit.leaderboard import account, evalai
     from vlbeit.leaderboard.client import Client
