@@ -233,6 +233,7 @@ class _Shard:
         self._position: Position = ()
         self._sizes: list[tuple[int, int]] = []
         self._classes: Counter[int] = Counter()
+        self._stored: set[str] = set()  # targets of its pictures: several questions have the same
         self._bad: list[dict[str, Any]] = []
 
     def add(self, item: Item, finding: Finding) -> int:
@@ -246,11 +247,13 @@ class _Shard:
         self._left_out += left_out
         self._noted += bool(faults) and not left_out
         self._bad += [{"id": item.record["id"], "what": what, "left_out": out} for what, out in faults]
-        size = sum(_length(item.record[name]) for name in _FILES if name in item.record)
+        new = [name for name in _FILES if name in item.record and item.targets.get(name) not in self._stored]
+        size = sum(_length(item.record[name]) for name in new)
         self.bytes += size
         if not left_out:
             files = {name: self._store(item, name) for name in _FILES if name in item.record}
             lengths = {f"{name}_bytes": len(data) for name, data in files.items() if isinstance(data, bytes)}
+            self._stored.update(item.targets[name] for name in new if name in item.targets)
             self._waiting.append(item.record | files | lengths)
             self._waiting_bytes += size
             self._classes.update([item.record["label"]] if "label" in item.record else finding.classes)
@@ -302,6 +305,8 @@ class _Shard:
         data = value.read_bytes() if isinstance(value, Path) else value
         if self._layout.format == "parquet":
             return data
+        if item.targets[name] in self._stored:
+            return item.targets[name]
         path = self._out / item.targets[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".tmp-{path.name}")

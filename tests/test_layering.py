@@ -29,7 +29,20 @@ ROWS = (
 )  # fmt: skip
 ROW = {f"vlbeit.{unit}": number for number, row in enumerate(ROWS) for unit in row}
 # Of row 1, what preparing data shares with the sources: plain Python, which imports row 0 and each other alone.
-PURE = {f"vlbeit.data.{name}" for name in ("records", "instances", "json_file", "class_names", "answers")}
+PURE = {
+    f"vlbeit.data.{name}"
+    for name in (
+        "records",
+        "instances",
+        "json_file",
+        "class_names",
+        "answers",
+        "picture_names",
+        "row_files",
+        "vqa_rows",
+        "vqa_splits",
+    )
+}
 SHARED_ROWS = (0, 6)  # their modules may import each other
 BANNED_NAMES = {"utils", "util", "misc", "helpers", "common"}
 

@@ -45,7 +45,7 @@ def asked() -> Iterator[None]:
 def load_tables(name: str) -> dict[str, Dataset]:
     """The splits of a data set, `OWNER/NAME` or `OWNER/NAME/CONFIG`, or a local folder in the layout of the hub.
 
-    What `datasets` has in its cache is not fetched again. Imports no torch. Raises `DataError` with the library's reason.
+    What `datasets` has in its cache is not fetched again. Imports no torch. Raises `DataError` with its reason.
     """
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 

@@ -10,16 +10,19 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlbeit.errors import DataError
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 _DELIMITERS = ",;\t"
-_BATCH = 64  # rows of a Parquet file that are held at a time: it may hold the pictures
+_BATCH = 64  # rows of an Arrow table that are held at a time: it may hold the pictures
 _SAMPLE = 100  # lines whose keys make the columns of a JSON file
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -60,7 +63,16 @@ def open_table(path: Path, split: str = "") -> Table:
     return Table(path.name, columns, read, path.absolute().parent, split)
 
 
-def arrow_rows(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Row]:
+def stored_table(name: str, stored: Dataset, folder: Path, split: str = "") -> Table:
+    """A table of the `datasets` library, its pictures left encoded; `folder`: what paths in it are relative to."""
+
+    def read(columns: Sequence[str]) -> Iterator[Row]:
+        return _arrow_rows(stored.select_columns(list(columns)).with_format("arrow").iter(_BATCH))
+
+    return Table(name, stored.column_names, read, folder, split)
+
+
+def _arrow_rows(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Row]:
     """The rows of pieces of an Arrow table, as Python values."""
     number = 0
     for batch in batches:
@@ -81,7 +93,7 @@ def _parquet(path: Path) -> tuple[list[str], Callable[[Sequence[str]], Iterator[
         names = pq.read_schema(path).names
     except (pa.ArrowException, ValueError) as error:
         raise DataError(f"{path} is no Parquet file that can be read ({error}); write it again") from error
-    return names, lambda columns: arrow_rows(batches(columns))
+    return names, lambda columns: _arrow_rows(batches(columns))
 
 
 # ---- CSV

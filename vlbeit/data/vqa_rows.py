@@ -24,7 +24,7 @@ from vlbeit.errors import UsageError
 from vlbeit.types import Record
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "image": ("image", "image_path", "image_file", "file_name", "filename", "img", "img_path"),
+    "image": ("image", "image_path", "image_file", "file_name", "filename", "img", "img_path", "picture"),
     "question": ("question", "question_text"),
     "answers": ("answers", "answer"),
     "question_id": ("question_id", "qid", "id"),
@@ -63,7 +63,7 @@ class VQARows:
 
     def __init__(self, tables: Sequence[Table], given: Mapping[str, str], images: str | Path, option: str) -> None:
         """`given`: column by its meaning (`parse_columns`); `images`: folder of the pictures, "" for the table's own;
-        `option`: how a user would name a column, for messages. Raises `UsageError` for columns that are not there.
+        `option`: how a user says one, `--columns {}`, for messages. Raises `UsageError` for columns that are not there.
         """
         self.tables = list(tables)
         self._columns = [find_columns(table, given, option) for table in self.tables]
@@ -86,8 +86,8 @@ def parse_columns(words: Sequence[str], option: str) -> dict[str, str]:
         meaning, colon, column = word.partition(":")
         if not colon or meaning not in NAMES:
             near = difflib.get_close_matches(meaning, NAMES, 1)
-            guess = f"did you mean {near[0]}:{column}? " if near else ""
-            raise UsageError(f"{option}{word} is not MEANING:COLUMN; {guess}meanings are {', '.join(NAMES)}")
+            guess = f"did you mean {near[0]}:{column or 'COLUMN'}? " if near else ""
+            raise UsageError(f"{option.format(word)} is not MEANING:COLUMN; {guess}meanings are {', '.join(NAMES)}")
         found[meaning] = column.strip()
     return found
 
@@ -103,7 +103,7 @@ def find_columns(table: Table, given: Mapping[str, str], option: str) -> dict[st
         if column is None:
             column = next((known[name] for name in names if name in known), "")
         elif column and column not in table.columns:
-            raise UsageError(f"{option}{meaning}:{column}: {_lacking(table, meaning, (column,), option)}")
+            raise UsageError(_lacking(table, meaning, (column,), option))
         if column:
             found[meaning] = column
     if "image" not in found and "image" not in given and "image_id" in found:
@@ -113,7 +113,7 @@ def find_columns(table: Table, given: Mapping[str, str], option: str) -> dict[st
             raise UsageError(_lacking(table, meaning, NAMES[meaning], option))
     free = [column for column in table.columns if column not in found.values()]
     if "answers" not in given and "answers" not in found and _near(free, NAMES["answers"]):
-        left_out = f"; {option}answers: (nothing behind the colon) if there are none"
+        left_out = f", or leave answers out: {option.format('answers:')}"
         raise UsageError(_lacking(table, "answers", NAMES["answers"], option) + left_out)
     return found
 
@@ -121,10 +121,10 @@ def find_columns(table: Table, given: Mapping[str, str], option: str) -> dict[st
 def _lacking(table: Table, meaning: str, names: Sequence[str], option: str) -> str:
     near = _near(table.columns, names)
     guess = f"did you mean {near!r}? " if near and near not in names else ""
-    there = ", ".join(table.columns)
+    words = option.format(f"{meaning}:{near or 'COLUMN'}")
     return (
-        f"{table.name} has no column {' or '.join(names[:2])}: {guess}it has {there}; name it with "
-        f"{option}{meaning}:{near or 'COLUMN'}"
+        f"{table.name} has no column {' or '.join(names[:2])}: {guess}it has {', '.join(table.columns)}; name it with "
+        f"{words}"
     )
 
 

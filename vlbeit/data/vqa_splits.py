@@ -74,6 +74,10 @@ class Survey:
         """Names of the splits that have a picture, train first."""
         return sorted({*self._splits.values()}, key=_order)
 
+    def pictures(self, split: str) -> list[int]:
+        """The pictures of a split, by `Question.image_key`."""
+        return [key for key, own in self._splits.items() if own == split]
+
     def place(self, questions: Iterable[Question]) -> Iterator[Placed]:
         """The rows again, in their order, each with its split; bad ones go with the first split."""
         seen: dict[str, set[int]] = defaultdict(set)

@@ -17,7 +17,7 @@ from vlbeit import hub
 from vlbeit.data.index import cached_table
 from vlbeit.data.prepared import prepared_records
 from vlbeit.data.records import KINDS, FieldColumn, TableRecords
-from vlbeit.data.row_files import Table, arrow_rows, open_table
+from vlbeit.data.row_files import Table, open_table, stored_table
 from vlbeit.data.sources.base import DataSource
 from vlbeit.data.sources.question_files import EachPictureOnce
 from vlbeit.data.tables import saved_table
@@ -35,8 +35,7 @@ _LAYOUT = (
     "vqa reads one table, or a folder with train.csv and val.csv (or .tsv .jsonl .json .parquet), with the columns "
     "image, question and answers"
 )
-_OPTION = "data.columns="  # before MEANING:COLUMN, in messages
-_ROWS = 64  # of a table that are read at a time: it may hold the pictures
+_OPTION = "data.columns=[{}]"
 
 
 class _Read(NamedTuple):
@@ -81,7 +80,7 @@ class OwnQuestions(DataSource):
         column = questions.column("image")
         if read.stored is None and _holds_pictures(read.files, column):
             read = read._replace(stored=saved_table(self.root, split, read.files, config.cache))
-            tables = [_stored_rows(str(self.root), read.stored, self.root)]
+            tables = [stored_table(read.tables[0].name, read.stored, read.tables[0].folder, read.tables[0].split)]
             questions = VQARows(tables, parse_columns(config.columns, _OPTION), config.images, _OPTION)
         fields = (*KINDS["vqa"], "image_at") if read.stored is not None else KINDS["vqa"]
         folder = Path(config.images).expanduser() if config.images else read.tables[0].folder
@@ -111,7 +110,7 @@ class OwnQuestions(DataSource):
         found = {canonical(name): table for name, table in hub.load_tables(self._hub).items()}
         own, rule = self._chosen(split, list(found), rule)
         folder = Path(self._hub).expanduser()
-        table = _stored_rows(self.config.root, found[own], folder if folder.is_dir() else Path.cwd(), own)
+        table = stored_table(self.config.root, found[own], folder if folder.is_dir() else Path.cwd(), own)
         return _Read([table], [], found[own]), rule
 
     def _chosen(self, split: str, names: Sequence[str], rule: Rule) -> tuple[str, Rule]:
@@ -190,15 +189,6 @@ class StoredPictures:
 
     def column(self, name: str) -> Sequence[Any]:
         return FieldColumn(self, name) if name == "image" else self._table.column(name)
-
-
-def _stored_rows(name: str, stored: Dataset, folder: Path, split: str = "") -> Table:
-    """A `datasets` table as one that is read row by row, pictures still encoded."""
-
-    def read(columns: Sequence[str]) -> Iterator[Any]:
-        return arrow_rows(stored.select_columns(list(columns)).with_format("arrow").iter(_ROWS))
-
-    return Table(name, stored.column_names, read, folder if folder.is_dir() else folder.parent, split)
 
 
 def _holds_pictures(files: Sequence[Path], column: str) -> bool:
