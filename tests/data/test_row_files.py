@@ -66,9 +66,8 @@ def test_lines_of_json_that_are_none_are_faults_of_their_rows(tmp_path):
 
 def test_parquet_is_read_in_pieces_and_by_columns(tmp_path):
     path = tmp_path / "my.parquet"
-    pq.write_table(
-        pa.table({"n": range(200), "image": [{"bytes": b"x", "path": None}] * 200, "more": range(200)}), path
-    )
+    image = {"bytes": b"x", "path": None}
+    pq.write_table(pa.table({"n": range(200), "image": [image] * 200, "more": range(200)}), path)
     table = open_table(path)
     assert table.columns == ["n", "image", "more"]
     found = list(table.read(["n", "image"]))

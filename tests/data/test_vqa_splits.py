@@ -64,14 +64,12 @@ def test_named_splits_stay_and_val_is_held_out_where_there_is_none():
     found = splits([*(question(n, split="train") for n in range(20)), question(20, split="test")])
     assert (len(found["train"]), len(found["val"]), found["test"]) == (18, 2, {"20"})
     assert splits([question(1, split="test")]) == {"test": {"1"}}
-    assert splits([question(n, split="train" if n else "") for n in range(9)], Rule(0))["train"] == set(
-        map(str, range(9))
-    )
+    assert len(splits([question(n, split="train" if n else "") for n in range(9)], Rule(0))["train"]) == 9
 
 
 def test_a_picture_that_two_splits_name_stays_where_it_is_measured():
     rows = [question(1, split="train"), question(1, split="val"), question(2, split="train"), question(1, split="test")]
-    assert [(p.split, p.fault) for p in place(rows)] == [
+    assert [(p.split, p.fault) for p in place(rows, Rule(0))] == [
         ("test", "picture is in test too: 1"), ("test", "picture is in test too: 1"), ("train", ""), ("test", ""),
     ]  # fmt: skip
 
@@ -92,12 +90,8 @@ def test_ids_of_their_own_and_by_number():
 
 
 def test_ids_used_twice_and_answers_that_are_missing():
-    rows = [
-        question(1, own_id="7"),
-        question(2, own_id="7"),
-        question(3, own_id="8", answer=""),
-        question(1, own_id="9"),
-    ]
+    rows = [question(picture, own_id=own) for picture, own in ((1, "7"), (2, "7"), (1, "9"))]
+    rows.insert(2, question(3, own_id="8", answer=""))
     assert [p.fault for p in place(rows, Rule(0))] == ["", "question_id is used twice: 7", "answers are empty", ""]
     rows = [question(1, own_id="7", split="train"), question(2, own_id="7", split="val", answer="")]
     assert [p.fault for p in place(rows)] == ["", ""]  # each split counts for itself, and val has none at all
