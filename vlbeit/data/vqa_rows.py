@@ -99,10 +99,9 @@ def find_columns(table: Table, given: Mapping[str, str], option: str) -> dict[st
         known.setdefault(_plain(column), column)
     found = {}
     for meaning, names in NAMES.items():
-        column = given.get(meaning)
-        if column is None:
-            column = next((known[name] for name in names if name in known), "")
-        elif column and column not in table.columns:
+        default = next((known[name] for name in names if name in known), "")
+        column = given.get(meaning, default)
+        if column and column not in table.columns:
             raise UsageError(_lacking(table, meaning, (column,), option))
         if column:
             found[meaning] = column
