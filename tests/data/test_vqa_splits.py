@@ -64,6 +64,7 @@ def test_named_splits_stay_and_val_is_held_out_where_there_is_none():
     found = splits([*(question(n, split="train") for n in range(20)), question(20, split="test")])
     assert (len(found["train"]), len(found["val"]), found["test"]) == (18, 2, {"20"})
     assert splits([question(1, split="test")]) == {"test": {"1"}}
+    assert splits([question(1, split="Fold 1/2"), question(2, split="fold 1/2 ")]) == {"fold_1_2": {"1", "2"}}
     assert len(splits([question(n, split="train" if n else "") for n in range(9)], Rule(0))["train"]) == 9
 
 

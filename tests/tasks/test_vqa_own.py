@@ -7,6 +7,8 @@ import json
 from contextlib import chdir
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -30,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table.writerow(("file", "question", "answer"))
         for number in range(20):
             name = list(COLOURS)[number % 2]
-            Image.new("RGB", (40, 32), COLOURS[name]).save(folder / f"pictures/{number}.png")
+            Image.new("RGB", (40 + number, 32), COLOURS[name]).save(folder / f"pictures/{number}.png")
             table.writerow((f"{number}.png", "what colour is it?", name.title()))
             table.writerow((f"{number}.png", "is it red?", "yes" if name == "red" else "no"))
     return folder
@@ -63,6 +65,20 @@ def test_the_proposed_command_trains_on_a_prepared_folder(folder, capsys):
     assert following[0] == "train" and "data=vqa" in following
     assert main([*(word for word in following if not word.startswith("init=")), *SMALL]) == 0
     assert json.loads((folder / "runs/own-vqa/evaluation.json").read_text())["questions"] == 4
+
+
+def test_a_data_set_of_the_hub_with_its_pictures(folder, capsys):
+    with open(folder / "own.csv", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file, delimiter=";"))
+    pictures = [{"bytes": (folder / "pictures" / row["file"]).read_bytes(), "path": None} for row in rows]
+    columns = {"image": pictures, **{name: [row[name] for row in rows] for name in ("question", "answer")}}
+    (folder / "set").mkdir()
+    pq.write_table(pa.table(columns), folder / "set/train-00000-of-00001.parquet")
+    words = ["data=vqa", f"data.root=hub:{folder / 'set'}", "task.min_count=1", "run=runs/hub"]
+    assert main(["train", "task=vqa", *words, *SMALL]) == 0
+    assert json.loads((folder / "runs/hub/evaluation.json").read_text())["questions"] == 4
+    assert main(["evaluate", "runs/hub", "data.val_split=test"]) == 1
+    assert "has no split 'test'; it has train" in capsys.readouterr().err
 
 
 def test_a_perfect_answer_scores_a_hundred(folder):

@@ -45,8 +45,8 @@ class Placed(NamedTuple):
 
 
 def canonical(split: str) -> str:
-    """`train`, `val` or `test` for their other usual names."""
-    plain = split.strip().casefold()
+    """`train`, `val` or `test` for their other usual names, and a name that a file can have for any other."""
+    plain = re.sub(r"[^\w.-]+", "_", split.strip().casefold())
     return SYNONYMS.get(plain, plain)
 
 

@@ -62,7 +62,7 @@ class OwnQuestions(DataSource):
             super().check()
 
     def records(self, kind: str, split: str) -> Records:
-        if not self._hub and (prepared := prepared_records(self.root, "vqa", split, self.config.cache)) is not None:
+        if not self._hub and (prepared := self._prepared(canonical(split))) is not None:
             return prepared if kind == "vqa" else EachPictureOnce(prepared)
         questions = self._questions(canonical(split))
         return questions if kind == "vqa" else EachPictureOnce(questions)
@@ -71,6 +71,9 @@ class OwnQuestions(DataSource):
     def _hub(self) -> str:
         """The name behind `hub:`; "" for files."""
         return self.config.root.removeprefix(hub.PREFIX) if self.config.root.startswith(hub.PREFIX) else ""
+
+    def _prepared(self, split: str) -> Records | None:
+        return prepared_records(self.root, "vqa", split, self.config.cache)
 
     def _questions(self, split: str) -> Records:
         config = self.config
@@ -83,8 +86,8 @@ class OwnQuestions(DataSource):
             tables = [stored_table(read.tables[0].name, read.stored, read.tables[0].folder, read.tables[0].split)]
             questions = VQARows(tables, parse_columns(config.columns, _OPTION), config.images, _OPTION)
         fields = (*KINDS["vqa"], "image_at") if read.stored is not None else KINDS["vqa"]
-        folder = Path(config.images).expanduser() if config.images else read.tables[0].folder
-        sources = [*read.files, *([folder] if folder.is_dir() else [])]
+        folder = Path(config.images).expanduser()  # the table's own may gain a file with every run
+        sources = [*read.files, *([folder] if config.images and folder.is_dir() else [])]
         name = f"vqa-{split}-{self._print(rule, read)}"
         table = cached_table(
             config.cache, name, sources, fields, lambda: self._rows(questions, rule, split, set(fields))
