@@ -50,8 +50,8 @@ def test_seed_and_names_alone_decide():
 
 def test_a_number_of_pictures_or_other_names():
     assert len(splits(PICTURES, Rule(7))["val"]) == 7
-    found = splits(PICTURES, Rule(0.5, train="train", val="check"))
-    assert len(found["check"]) == 50 and set(found) == {"train", "check"}
+    found = splits(PICTURES, Rule(0.5, val="check"))
+    assert len(found["val"]) == 50 and set(found) == {"train", "val"}  # nothing else is ever held out
     assert set(splits(PICTURES, Rule(0))) == {"train"}
     assert set(splits(PICTURES, Rule(0.1, val="train"))) == {"train"}
     with pytest.raises(DataError, match="1 pictures are too few to hold out 1 for 'val'"):

@@ -22,7 +22,7 @@ from vlbeit.data.sources.base import DataSource
 from vlbeit.data.sources.question_files import EachPictureOnce
 from vlbeit.data.tables import saved_table
 from vlbeit.data.vqa_rows import VQARows, parse_columns
-from vlbeit.data.vqa_splits import HELD_OUT, Rule, Survey, canonical, described, table_files
+from vlbeit.data.vqa_splits import HELD, HELD_OUT, Rule, Survey, canonical, described, table_files
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
@@ -118,9 +118,9 @@ class OwnQuestions(DataSource):
 
     def _chosen(self, split: str, names: Sequence[str], rule: Rule) -> tuple[str, Rule]:
         """Of splits in tables of their own the one to read: where there is none to evaluate on, the training split."""
-        rule = rule._replace(held_out=0) if rule.val in names else rule
+        rule = rule._replace(held_out=0) if {HELD, rule.val} & {*names} else rule
         own = split if split in names else rule.train
-        if own not in names or (own != split and split != rule.val):
+        if own not in names or (own != split and split != HELD):
             raise DataError(
                 f"data.root={self.config.root} has no split {split!r}; it has {', '.join(names)}: set "
                 f"data.train_split=, data.val_split=; {_LAYOUT}"
