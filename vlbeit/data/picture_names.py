@@ -43,7 +43,7 @@ class PictureNames:
 def _names(folder: str) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries)
+            return frozenset(entry.name for entry in entries if entry.is_file())  # of links those that lead somewhere
     except OSError:
         return frozenset()
 
