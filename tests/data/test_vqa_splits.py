@@ -105,6 +105,7 @@ def test_questions_without_any_answer_are_the_split_test():
 def test_bad_rows_are_counted_and_go_with_the_first_split():
     rows = [question(1), question(2, fault="picture is missing: b.jpg", place="t, line 3"), question(3)]
     survey = Survey([q._replace(image_key=int(q.image_name)) for q in rows], Rule(0.5))
+    assert survey.splits == ["train", "val"]
     assert (survey.rows, dict(survey.bad)) == (3, {"picture is missing": ["t, line 3: b.jpg"]})
     assert [(p.split in ("train", "val"), p.fault, p.record is None) for p in place(rows, Rule(0.5))][1] == (
         True, "picture is missing: b.jpg", True,

@@ -257,6 +257,7 @@ def test_it_goes_on_where_it_was_stopped(folder, monkeypatch):
     assert len(list((folder / "out").glob("train-*.parquet"))) == 2
     monkeypatch.setattr(vqa, "_items", items)
     assert any(line.startswith("train: goes on behind 40 records") for line in prepare(folder))
+    assert bad(folder) == []
     for split in ("train", "val"):
         whole, found = (prepared_records(folder / out, "vqa", split) for out in ("whole", "out"))
         assert [found[row] for row in range(len(found))] == [whole[row] for row in range(len(whole))]
