@@ -52,7 +52,7 @@ class VQAv2(DataSource):
         if part not in ("trainable_val", "rest_val"):
             return self._table(part, split)
         whole = self._table(PARTS[part], split)
-        images = list(whole.column("image_id"))
+        images = whole.column("image_id")[:]
         held_out = set(self._held_out(images))
         return ChosenRecords(
             whole, [row for row, image in enumerate(images) if (image in held_out) == (part == "rest_val")]
@@ -96,7 +96,7 @@ class VQAv2(DataSource):
         About half of its pictures are COCO's: training on their answers would tell what val asks.
         """
         genome = self._table(GENOME, GENOME)
-        images = list(genome.column("image_id"))
+        images = genome.column("image_id")[:]
         if images and not any(image > 0 for image in images):
             log.warning(
                 "%s: no picture of Visual Genome is known as one of COCO's, which image_data.json tells: where some "
@@ -105,7 +105,7 @@ class VQAv2(DataSource):
             )
             return genome
         asked = {image for name in ("val", "test") for image in self._images_of(name)}
-        allowed = {image for records in others for image in records.column("image_id")}
+        allowed = {image for records in others for image in records.column("image_id")[:]}
         rows = [row for row, image in enumerate(images) if image not in asked or image in allowed]
         if len(rows) < len(images):
             log.info(
@@ -120,7 +120,7 @@ class VQAv2(DataSource):
         there = (
             not official_files(self.root, part).missing() if arguments is None else part in arguments.get("splits", ())
         )
-        return self._table(part, part).column("image_id") if there else ()
+        return self._table(part, part).column("image_id")[:] if there else ()
 
 
 class Pictures:
@@ -128,7 +128,7 @@ class Pictures:
 
     def __init__(self, questions: Records) -> None:
         rows: dict[int, int] = {}
-        for row, image in enumerate(questions.column("image_id")):
+        for row, image in enumerate(questions.column("image_id")[:]):
             rows.setdefault(image, row)
         self._questions = ChosenRecords(questions, list(rows.values()))
 
