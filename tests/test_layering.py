@@ -33,6 +33,7 @@ PURE = {
     f"vlbeit.data.{name}"
     for name in (
         "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
+        "picture_names", "row_files", "vqa_rows", "vqa_splits",
     )
 }  # fmt: skip
 SHARED_ROWS = (0, 6)  # their modules may import each other
