@@ -119,7 +119,7 @@ class EachPictureOnce:
 
     def __init__(self, questions: Records) -> None:
         first: dict[int, int] = {}
-        for row, image_id in enumerate(questions.column("image_id")):
+        for row, image_id in enumerate(questions.column("image_id")[:]):
             first.setdefault(image_id, row)
         self._questions = ChosenRecords(questions, list(first.values()))
 

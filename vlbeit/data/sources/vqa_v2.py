@@ -53,7 +53,7 @@ class VQAv2(DataSource):
         if part not in ("trainable_val", "rest_val"):
             return self._table(part, split)
         whole = self._table(PARTS[part], split)
-        images = list(whole.column("image_id"))
+        images = whole.column("image_id")[:]
         held_out = set(self._held_out(images))
         return ChosenRecords(
             whole, [row for row, image in enumerate(images) if (image in held_out) == (part == "rest_val")]
@@ -97,7 +97,7 @@ class VQAv2(DataSource):
         About half of its pictures are COCO's: training on their answers would tell what val asks.
         """
         genome = self._table(GENOME, GENOME)
-        images = list(genome.column("image_id"))
+        images = genome.column("image_id")[:]
         if images and not any(image > 0 for image in images):
             log.warning(
                 "%s: no picture of Visual Genome is known as one of COCO's, which image_data.json tells: where some "
@@ -106,7 +106,7 @@ class VQAv2(DataSource):
             )
             return genome
         asked = {image for name in ("val", "test") for image in self._images_of(name)}
-        allowed = {image for records in others for image in records.column("image_id")}
+        allowed = {image for records in others for image in records.column("image_id")[:]}
         rows = [row for row, image in enumerate(images) if image not in asked or image in allowed]
         if len(rows) < len(images):
             log.info(
@@ -121,7 +121,7 @@ class VQAv2(DataSource):
         there = (
             not official_files(self.root, part).missing() if arguments is None else part in arguments.get("splits", ())
         )
-        return self._table(part, part).column("image_id") if there else ()
+        return self._table(part, part).column("image_id")[:] if there else ()
 
 
 def vqa_table(questions: Path, annotations: Path | None, images: Path, cache: str | Path = "") -> Records:
