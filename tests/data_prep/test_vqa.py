@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -208,6 +210,22 @@ def test_a_data_set_of_the_hub(folder):
     leaks = [entry["what"] for entry in bad(folder)]  # pictures 18 and 19 of train are in validation too
     assert len(leaks) == 6 and leaks[0].startswith("picture is in val too: ") and "train, row 55" in leaks[0]
     assert records(folder, "test")[0]["answers"] == []
+
+
+def test_neither_the_hub_nor_a_table_needs_torch(folder):
+    """A process of its own: here torch is loaded long since."""
+    home = folder / "set"
+    home.mkdir()
+    rows = questions()
+    data = [{"bytes": (folder / "pictures" / row["image"]).read_bytes(), "path": None} for row in rows]
+    table = {"image": data, "question": [row["question"] for row in rows], "answers": [row["answers"] for row in rows]}
+    pq.write_table(pa.table(table), home / "train.parquet")
+    code = (
+        "import sys; from pathlib import Path; from vlbeit.data_prep import vqa; "
+        f"vqa.prepare(Path({str(folder / 'out')!r}), from_=['hub:{home}']); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False" and len(records(folder)) == 81
 
 
 def test_several_tables_and_a_folder_of_them(folder):
