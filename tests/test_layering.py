@@ -35,6 +35,7 @@ PURE = {
     for name in (
         "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
         "answer_file", "answer_check",
+        "picture_names", "row_files", "vqa_rows", "vqa_splits",
     )
 }  # fmt: skip
 SHARED_ROWS = (0, 6)  # their modules may import each other
@@ -162,7 +163,7 @@ def test_no_module_of_odds_and_ends() -> None:
 
 
 def test_preparing_data_needs_no_torch() -> None:
-    names = ", ".join(f"vlbeit.data_prep.{name}" for name in ("scenes", "imagenet", "ade20k", "coco"))
+    names = ", ".join(f"vlbeit.data_prep.{name}" for name in ("scenes", "imagenet", "ade20k", "coco", "vqa"))
     code = f"import {names}, sys; print(*sorted({{'torch', 'datasets', 'hydra'}} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == []

@@ -239,7 +239,7 @@ class JoinedRecords:
         return self._parts[part][index - (self._ends[part - 1] if part else 0)]
 
     def column(self, name: str) -> Sequence[Any]:
-        return [value for part in self._parts for value in part.column(name)]
+        return [value for part in self._parts for value in part.column(name)[:]]  # as above
 
 
 def take(records: Records, count: int | None) -> Records:
