@@ -22,7 +22,7 @@ ROWS = (
     ("stages", "tasks"),
     (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
-        "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes",
+        "suggest", "converting", "exporting", "adopt", "attention", "health", "batch_picture", "inspecting", "recipes",
     ),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,162 @@
+"""Official VQA files read as far as they go: what `vlbeit.data.sources.vqa_v2` refuses becomes a finding here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from vlbeit.data.json_file import JsonFile
+from vlbeit.errors import DataError, some
+
+from .findings import found
+from .parts import Annotation, Part, Place, Question
+from .progress import Say
+
+Row = TypeVar("Row")
+
+_NAME = re.compile(r"^(v2_)?(?:OpenEnded_)?mscoco_([A-Za-z0-9-]+)_(questions|annotations)\.json$")
+_SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"([^"]*)"')
+_NUMBER = re.compile(r"(\d+)\.(?:jpe?g|png)$", re.IGNORECASE)
+_AROUND = 1 << 16  # bytes at both ends of a file in which data_subtype is looked for
+
+
+class OfficialFiles(NamedTuple):
+    """The files of one split; a path is None where there is no such file."""
+
+    subtype: str
+    questions: Path | None
+    annotations: Path | None
+    images: Path
+
+
+def official_files(root: Path) -> list[OfficialFiles]:
+    """The splits whose question or annotation files lie in a folder; of two editions of VQA the second."""
+    files: dict[str, dict[str, Path]] = {}
+    for path in sorted(root.iterdir()):  # v2_ sorts behind and replaces the first edition
+        if match := _NAME.match(path.name):
+            files.setdefault(match[2], {})[match[3]] = path
+    order = sorted(files, key=lambda name: (not name.startswith("train"), not name.startswith("val"), name))
+    return [
+        OfficialFiles(name, files[name].get("questions"), files[name].get("annotations"), _images(root, name))
+        for name in order
+    ]
+
+
+def read_part(files: OfficialFiles, say: Say) -> Part:
+    """One split with everything that could be read of it, and findings about what could not."""
+    name = files.subtype
+    pictures = _pictures(files.images)
+    part = Part(name, [], None, pictures, place=str(files.images))
+    if not files.images.is_dir():
+        part.findings += found("missing-file", name, [files.images.name], f"there is no folder {files.images}")
+    elif not pictures:
+        part.findings += found("missing-file", name, [files.images.name], f"{files.images} holds no picture")
+    if files.questions is None:
+        path = files.annotations
+        part.findings += found("missing-file", name, [name], f"{path} is there and the questions of {name} are not")
+        part.whole = False
+    else:
+        part.questions = _Reader(part, files.questions, "questions").rows(_question)
+        say(f"{name}: {len(part.questions):,} questions")
+    if files.annotations is not None:
+        part.annotations = _Reader(part, files.annotations, "annotations").rows(_annotator())
+        say(f"{name}: {len(part.annotations):,} annotations")
+    elif not name.startswith("test"):  # whose answers are hidden
+        part.findings += found("missing-file", name, [name], f"the annotations of {name} are not there")
+        part.whole = False
+    if not part.questions and not part.findings:
+        part.findings += found("empty-split", name, [name], f"{files.questions} holds no question")
+    return part
+
+
+class _Reader:
+    """Reads the rows of one file into a part and notes in it what is wrong with the file."""
+
+    def __init__(self, part: Part, path: Path, key: str) -> None:
+        self.part, self.path, self.key = part, path, key
+
+    def rows(self, convert: Callable[[Any], Row]) -> list[Row]:
+        """Rows up to the end or to the damage; those that are not as in VQA v2 are left out and named."""
+        rows: list[Row] = []
+        wrong: list[str] = []
+        reason = ""
+        try:
+            for position, item in enumerate(self._items()):
+                try:
+                    rows.append(convert(item))
+                except (KeyError, TypeError, ValueError) as error:
+                    wrong.append(f"{self.key}[{position}]")
+                    reason = reason or f"{type(error).__name__}: {error}"
+        except DataError as error:
+            self._note("damaged-file", [self.path.name], f"{error}; {len(rows):,} {self.key} stand before that")
+            self.part.whole = False
+        if wrong:
+            self._note("malformed-row", wrong, f"{self.path}: rows not as in VQA v2: {some(wrong)} ({reason})")
+            self.part.whole = False
+        return rows
+
+    def _items(self) -> Iterator[Any]:
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        self._check_subtype(data)
+        file = JsonFile(self.path, data)
+        del data  # hundreds of megabytes
+        for _, item in file.items(self.key):
+            yield item
+
+    def _check_subtype(self, data: bytes) -> None:
+        stated = _SUBTYPE.search(data[:_AROUND]) or _SUBTYPE.search(data[-_AROUND:])
+        subtype = stated[1].decode(errors="replace") if stated else self.part.name
+        if subtype != self.part.name:
+            self._note("wrong-split-file", [self.path.name], f"{self.path} says of itself data_subtype {subtype!r}")
+
+    def _note(self, code: str, ids: list[str], message: str) -> None:
+        self.part.findings += found(code, self.part.name, ids, message)
+
+
+def _question(row: Any) -> Question:
+    text = row.get("question") if isinstance(row, dict) else None
+    return Question(int(row["question_id"]), int(row["image_id"]), text if isinstance(text, str) else "")
+
+
+def _annotator() -> Callable[[Any], Annotation]:
+    """Converts rows of annotations; equal texts are held once, which saves most of the memory."""
+    held: dict[str, str] = {}
+
+    def text(value: Any) -> str:
+        return held.setdefault(value, value) if isinstance(value, str) else ""
+
+    def convert(row: Any) -> Annotation:
+        given = row.get("answers")
+        items = [item if isinstance(item, dict) else {} for item in given] if isinstance(given, list) else []
+        numbers = [str(item.get("answer_id")) for item in items]
+        return Annotation(
+            int(row["question_id"]),
+            int(row["image_id"]) if "image_id" in row else None,
+            text(row.get("question_type")),
+            text(row.get("answer_type")),
+            tuple(text(item.get("answer")) for item in items),
+            len(set(numbers)) == len(numbers) and "None" not in numbers,
+            text(row.get("multiple_choice_answer")),
+        )
+
+    return convert
+
+
+def _images(root: Path, subtype: str) -> Path:
+    return root / ("test2015" if subtype.startswith("test") else subtype)  # test-dev is a part of test2015
+
+
+def _pictures(folder: Path) -> dict[int | str, Place]:
+    """Image number -> path, from one listing; where two names have the number, COCO's own wins."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted((entry.name for entry in entries), key=lambda name: (name.startswith("COCO_"), name))
+    except OSError:
+        return {}
+    return {int(match[1]): str(folder / match.string) for match in map(_NUMBER.search, names) if match}
