@@ -74,7 +74,7 @@ class Finding(NamedTuple):
     code: str
     split: str  # such as train2014, or train2014, val2014
     count: int
-    ids: list[int | str]  # the first ones; of questions, or of pictures where the code speaks of images
+    ids: list[int | str]  # the first ones: of questions, of pictures (of pairs both), or names of files and rows
     message: str
 
     @property

@@ -118,6 +118,7 @@ def _look(split: str, key: int | str, place: Place, thorough: bool) -> Picture:
                 whole = _ENDS.get(kind, b"\0" * (_TAIL + 1)) in tail
                 if whole and not thorough:
                     return Picture(split, key, place, length, size, kind, "", None)
+                image.verify()  # the check sums of PNG, which decoding does not look at
         decoded = open_image(place if isinstance(place, str) else place())
         return Picture(split, key, place, length, size, kind, "", _seen(decoded) if thorough else None)
     except Image.UnidentifiedImageError:
