@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vlbeit.data.answers import build_vocabulary
+from vlbeit.types import Records
 
 from .answers import form
 from .parts import Part
@@ -41,11 +42,11 @@ def of_learning(train: Part, held_out: Part | None, min_count: int) -> dict[str,
     """
     from vlbeit.tasks.vqa.answers import AnswerVocabulary, ceiling  # these load torch
 
-    known = train.records()
+    known, scored = train.records(), None if held_out is None else held_out.records()
     answers = build_vocabulary(known.column("multiple_choice_answer"), min_count)
     table: dict[str, Any] = {"min_count": min_count, "answers": len(answers), "splits": {}}
     raw, normal = AnswerVocabulary(answers), AnswerVocabulary(answers, normalize=True)
-    for part, records in ((train, known), (held_out, held_out.records() if held_out else None)):
+    for part, records in ((train, known), (held_out, scored)):
         if part is None or records is None or not any(records.column("answers")):
             continue
         best = ceiling(records, answers)
@@ -56,26 +57,23 @@ def of_learning(train: Part, held_out: Part | None, min_count: int) -> dict[str,
             "with_target_raw": len(raw.answerable(records)),
             "with_target_normalized": len(normal.answerable(records)),
         }
-    result = {"vocabulary": table}
-    if held_out is not None and len(known) and any(held_out.records().column("answers")):
-        result["blind"] = _blind(train, held_out)
-    return result
+    if held_out is None or held_out.name not in table["splits"] or scored is None or not len(known):
+        return {"vocabulary": table}
+    return {"vocabulary": table, "blind": {"train": train.name, "scored": held_out.name, **_blind(known, scored)}}
 
 
-def _blind(train: Part, held_out: Part) -> dict[str, Any]:
+def _blind(known: Records, scored: Records) -> dict[str, Any]:
     from vlbeit.tasks.vqa.blind import BlindGuess
     from vlbeit.tasks.vqa.metric import numbers
     from vlbeit.tasks.vqa.scoring import score_records
 
-    guess, records = BlindGuess(train.records()), held_out.records()
-    rows = list(zip(*(records.column(name) for name in ("question_id", "question", "question_type")), strict=True))
+    guess = BlindGuess(known)
+    rows = zip(*(scored.column(name) for name in ("question_id", "question", "question_type")), strict=True)
     guesses = {key: guess(text, kind) for key, text, kind in rows}
     majority = dict.fromkeys(guesses, guess.overall)
     return {
-        "train": train.name,
-        "scored": held_out.name,
-        "question_only": numbers(score_records(records, guesses)),
-        "majority": {"answer": guess.overall, **numbers(score_records(records, majority))},
+        "question_only": numbers(score_records(scored, guesses)),
+        "majority": {"answer": guess.overall, **numbers(score_records(scored, majority))},
     }
 
 
