@@ -41,7 +41,9 @@ _FILES = ("image", "mask")
 _TYPES = {
     "id": pa.string(), "label": pa.int64(), "image_id": pa.int64(), "boxes": pa.list_(pa.list_(pa.float64())),
     "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
-    "outlines": pa.list_(pa.string()),
+    "outlines": pa.list_(pa.string()), "question": pa.string(), "question_id": pa.int64(),
+    "question_type": pa.string(), "answer_type": pa.string(), "answers": pa.list_(pa.string()),
+    "multiple_choice_answer": pa.string(),
 }  # fmt: skip
 Position = tuple[int, ...]
 
@@ -224,13 +226,14 @@ class _Shard:
         self._out, self._layout, self._split, self._names = out, layout, split, names
         self._path = out / f"{split}-{number:05d}.parquet"
         self._temporary = out / f".tmp-{self._path.name}"
-        self._schema = _schema(layout)
+        self._schema = schema(layout)
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[Record] = []  # the rows of the next row group
         self._waiting_bytes = 0
         self._position: Position = ()
         self._sizes: list[tuple[int, int]] = []
         self._classes: Counter[int] = Counter()
+        self._stored: set[str] = set()  # targets of its pictures: several questions have the same
         self._bad: list[dict[str, Any]] = []
 
     def add(self, item: Item, finding: Finding) -> int:
@@ -244,11 +247,13 @@ class _Shard:
         self._left_out += left_out
         self._noted += bool(faults) and not left_out
         self._bad += [{"id": item.record["id"], "what": what, "left_out": out} for what, out in faults]
-        size = sum(_length(item.record[name]) for name in _FILES if name in item.record)
+        new = [name for name in _FILES if name in item.record and item.targets.get(name) not in self._stored]
+        size = sum(_length(item.record[name]) for name in new)
         self.bytes += size
         if not left_out:
             files = {name: self._store(item, name) for name in _FILES if name in item.record}
             lengths = {f"{name}_bytes": len(data) for name, data in files.items() if isinstance(data, bytes)}
+            self._stored.update(item.targets[name] for name in new if name in item.targets)
             self._waiting.append(item.record | files | lengths)
             self._waiting_bytes += size
             self._classes.update([item.record["label"]] if "label" in item.record else finding.classes)
@@ -300,6 +305,8 @@ class _Shard:
         data = value.read_bytes() if isinstance(value, Path) else value
         if self._layout.format == "parquet":
             return data
+        if item.targets[name] in self._stored:
+            return item.targets[name]
         path = self._out / item.targets[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".tmp-{path.name}")
@@ -308,7 +315,7 @@ class _Shard:
         return item.targets[name]
 
 
-def _schema(layout: Layout) -> pa.Schema:
+def schema(layout: Layout) -> pa.Schema:
     """Columns of a shard: those of the kind, and the lengths of what lies inside. None is ever null."""
     inside = layout.format == "parquet"
     files = pa.binary() if inside else pa.string()

@@ -136,7 +136,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (("task=classification", "init=none", "task.randaugment=rnd-m9"), "randaugment=rnd-m9 is no policy of timm"),
         (("task=vqa", "run=new", "task.min_count=100000", "init=none"), "lower task.min_count"),
         (("stage=mim", "data=text", "data.root=."), "data=text gives text, not images; images records come from data="),
-        (("task=vqa", "data=pairs", "data.root=.", "init=none"), "vqa records come from data=scenes, data=vqa_v2"),
+        (("task=vqa", "data=pairs", "data.root=.", "init=none"), "vqa records come from data=aokvqa, data=okvqa"),
         (("stage=mlm", "run=new", "init=runs/nothing"), "init=runs/nothing: no run or checkpoint there"),
         (("stage=mlm", "run=new", "init=runs/pixels", "model.embed_dim=64"), "has model.embed_dim=32, this run has 64"),
         (("stage=mlm", "run=new", "init=runs/pixels", "model.depth=2"), "has model.depth=3, this run has 2: set"),

@@ -109,9 +109,7 @@ def test_a_name_that_is_not_utf8_is_named(image_root, draw, name):
 def test_a_missing_root_and_a_kind_that_a_source_has_not(image_root, tmp_path):
     with pytest.raises(DataError, match=r"data.root=.*nowhere does not exist; set data.root="):
         open_records(config("imagefolder", tmp_path / "nowhere"), "images", "train")
-    with pytest.raises(
-        UsageError, match=r"data=imagefolder gives images, labelled, not vqa; .*data=scenes, data=vqa_v2"
-    ):
+    with pytest.raises(UsageError, match=r"data=imagefolder gives images, labelled, not vqa; .*data=vqa, data=vqa_v2"):
         open_records(config("imagefolder", image_root), "vqa", "train")
     with pytest.raises(UsageError, match="did you mean imagefolder"):
         open_records(config("imagefoldr", image_root), "images", "train")

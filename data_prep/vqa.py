@@ -1,0 +1,263 @@
+"""Questions of your own for data=vqa: a checked folder, split by picture, out of a table or a data set of the hub."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from vlbeit import hub
+from vlbeit.data.answers import build_vocabulary, majority_answer, normalize_answer
+from vlbeit.data.row_files import Table, open_table, stored_table
+from vlbeit.data.vqa_rows import Question, VQARows, parse_columns
+from vlbeit.data.vqa_splits import HELD_OUT, Placed, Rule, Survey, described, split_of, table_files
+from vlbeit.errors import DataError, UsageError
+
+from .pictures import Check, examine_picture
+from .preparation import Options, Plan, Split, fingerprint, given, next_command, run
+from .progress import Report
+from .shards import Fault, Finding, Item, Layout, Position
+
+VLMO = "vlmo_base_patch16_224"  # published weights that a VQA model starts from
+MIN_COUNT = 9  # the default of task.min_count: the published rule of VQA v2
+_COVERED = 0.9  # share of the training questions that the proposed vocabulary has an answer to
+_TOO_MANY = 0.5  # share of rows that are no use: beyond it the table is not read as it was meant
+_EVERY = 10.0  # seconds between two lines
+_OPTION = "--columns {}"
+_MARKS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
+
+
+def prepare(
+    out: Path,
+    *,
+    from_: list[str],
+    images: str = "",
+    columns: list[str] | None = None,
+    held_out: float = HELD_OUT,
+    seed: int = 0,
+    format: Literal["auto", "index", "folder"] = "auto",
+    check: Check = "header",
+    threads: int = 0,
+    shard_mb: int = 256,
+    report: Report | None = None,
+) -> str:
+    """Prepare questions of your own, with or without answers, for data=vqa.
+
+    --from takes a table (.csv .tsv .jsonl .json .parquet), several, a folder with train.csv and val.csv, or
+    hub:OWNER/NAME. Its columns are image (a path below --images, or the picture itself), question and answers; other
+    names are given by --columns question:its_name,answers:its_name. No picture comes into two splits; where there is
+    nothing to evaluate on, --held-out of the pictures are held out (a share, or a number). Rows that are no use are
+    left out and listed in bad.jsonl. --format index leaves pictures where they are (the default for paths), folder
+    writes each as a file. The same command after an interruption goes on where it stopped.
+    """
+    say = report or (lambda line: None)
+    if held_out <= 0:
+        raise UsageError(f"--held-out {held_out}: give a share of the pictures below 1, or a number of them")
+    if images and not Path(images).expanduser().is_dir():
+        raise DataError(f"--images {images} is no folder")
+    sources = given(from_)
+    rows = VQARows(_tables(sources), parse_columns(columns or [], _OPTION), images, _OPTION)
+    counted = _Counted(rows, say)
+    try:
+        survey = Survey(counted, Rule(held_out, seed))
+    except DataError as error:
+        raise DataError(f"--from {','.join(sources)}: {error} (--held-out, --columns)") from error
+    _refuse(survey, sources)
+    arguments = {
+        "from": [print_ for source in sources for print_ in _prints(source)], "rows": survey.rows, "images": images,
+        "columns": columns or [], "held_out": held_out, "seed": seed, "check": check, "shard_mb": shard_mb,
+    }  # fmt: skip
+    plan = Plan(
+        layout=Layout("vqa", _format(format, counted.inside), arguments),
+        classes=[],
+        splits=[
+            Split(split, counted.bytes(survey.pictures(split)), _items(rows, survey, split)) for split in survey.splits
+        ],
+        examine=_Examination(check),
+        archives=[],
+    )
+    facts = run(out, plan, Options(threads, shard_mb), report)
+    return _ending(out, facts, say)
+
+
+class _Counted:
+    """The questions, and what of their pictures is counted while they pass: bytes, and whether the table holds them."""
+
+    def __init__(self, rows: VQARows, say: Report) -> None:
+        self.inside = False
+        self._rows, self._say = rows, say
+        self._sizes: dict[int, int] = {}
+
+    def __iter__(self) -> Iterator[Question]:
+        said = time.monotonic()
+        for number, question in enumerate(self._rows, 1):
+            image, key = question.image, question.image_key
+            if not question.fault and key not in self._sizes:
+                self.inside |= isinstance(image, bytes)
+                self._sizes[key] = len(image) if isinstance(image, bytes) else Path(image).stat().st_size
+            if time.monotonic() - said >= _EVERY:
+                said = time.monotonic()
+                self._say(f"reading: {number:,} rows, {len(self._sizes):,} pictures")
+            yield question
+
+    def bytes(self, pictures: Iterable[int]) -> int:
+        """Of these pictures, each once."""
+        return sum(self._sizes[key] for key in pictures)
+
+
+class _Examination:
+    """As of any picture; one that several questions ask about is looked at once, and what is wrong is said of each."""
+
+    def __init__(self, check: Check) -> None:
+        self._check, self._found = check, dict[str, Finding]()
+
+    def __call__(self, item: Item) -> Finding:
+        if item.faults:
+            return Finding()
+        picture = item.targets["image"]
+        if picture not in self._found:
+            self._found[picture] = examine_picture(item, self._check)
+        found = self._found[picture]
+        return found._replace(faults=tuple(Fault(_placed(what, item.origin), out) for what, out in found.faults))
+
+
+# ---- what is read
+
+
+def _tables(sources: Sequence[str]) -> list[Table]:
+    """The tables of --from. Several files are told apart by their names, train.csv and val.csv."""
+    if any(source.startswith(hub.PREFIX) for source in sources):
+        if len(sources) > 1:
+            raise UsageError(f"--from {','.join(sources)}: give one {hub.PREFIX}NAME, or files")
+        folder = Path(sources[0].removeprefix(hub.PREFIX)).expanduser()
+        place = folder if folder.is_dir() else Path.cwd()
+        found = hub.load_tables(sources[0].removeprefix(hub.PREFIX))
+        return [stored_table(f"{sources[0]} {split}", table, place, split) for split, table in found.items()]
+    paths = [Path(source).expanduser() for source in sources]
+    for path in paths:
+        if not path.exists():
+            raise DataError(
+                f"--from {path} does not exist; give a table, a folder of tables, or {hub.PREFIX}OWNER/NAME"
+            )
+    if len(paths) == 1:
+        files = table_files(paths[0]) if paths[0].is_dir() else {"": paths}
+        return [open_table(path, split) for split, group in files.items() for path in group]
+    named = [(split_of(path.stem), path) for path in paths]
+    if lacking := [path.name for split, path in named if path.is_dir() or not split]:
+        raise UsageError(f"--from: {', '.join(lacking)}: of several tables each is named after its split, as train.csv")
+    return [open_table(path, split) for split, path in named]
+
+
+def _prints(source: str) -> list[list[Any]]:
+    """By what a restarted preparation knows its source again."""
+    if source.startswith(hub.PREFIX):
+        return [[source]]
+    path = Path(source).expanduser()
+    files = [file for group in table_files(path).values() for file in group] if path.is_dir() else [path]
+    return [fingerprint(file) for file in files]
+
+
+def _format(wanted: str, inside: bool) -> str:
+    if wanted == "index" and inside:
+        raise UsageError("--format index needs pictures that are files; for those inside a table: --format folder")
+    return ("folder" if inside else "index") if wanted == "auto" else wanted
+
+
+def _refuse(survey: Survey, sources: Sequence[str]) -> None:
+    """DataError where most rows are no use, before anything is written: then it is not the rows that are wrong."""
+    bad = sum(map(len, survey.bad.values()))
+    if bad > _TOO_MANY * survey.rows:
+        raise DataError(
+            f"--from {','.join(sources)}: {bad:,} of {survey.rows:,} rows are no use: {described(survey.bad)}; do "
+            f"--images and --columns fit?"
+        )
+
+
+# ---- what is written
+
+
+def _items(rows: VQARows, survey: Survey, split: str) -> Callable[[Position], Iterator[Item]]:
+    """The rows of a split behind a position; those that are no use are with the first split."""
+
+    def items(after: Position) -> Iterator[Item]:
+        for placed in survey.place(rows):
+            if placed.split == split and (placed.number,) > after:
+                yield _item(placed)
+
+    return items
+
+
+def _item(placed: Placed) -> Item:
+    question = placed.question
+    if placed.record is None:
+        what = _placed(placed.fault, question.place)
+        return Item((placed.number,), {"id": placed.id}, faults=(Fault(what, True),))
+    image = question.image
+    suffix = _suffix(image) if isinstance(image, bytes) else Path(image).suffix.lower()
+    record = placed.record | {"image": image if isinstance(image, bytes) else Path(image)}
+    target = f"images/{question.image_key:016x}{suffix}"
+    return Item((placed.number,), record, {"image": target}, origin=f"{question.place}: {question.image_name}")
+
+
+def _placed(what: str, place: str) -> str:
+    """A fault with the place behind its colon: what stands before it is counted."""
+    kind, _, detail = what.partition(": ")
+    return f"{kind}: {detail} ({place})" if detail else f"{kind}: {place}"
+
+
+def _suffix(data: bytes) -> str:
+    """The usual suffix of an encoded picture; "" for a rare format."""
+    return next((suffix for mark, suffix in _MARKS.items() if data.startswith(mark)), "")
+
+
+# ---- what is said at the end
+
+
+def _ending(out: Path, facts: Mapping[str, Any], say: Report) -> str:
+    """Say which vocabulary the answers give; returns the command to try next."""
+    found = {split: _answers(out, part["shards"]) for split, part in facts["splits"].items()}
+    answered = {split: humans for split, humans in found.items() if any(answers for _, answers in humans)}
+    root = f"data=vqa data.root={out}"
+    if "train" not in answered:
+        split = next(iter(answered), next(iter(found)))
+        if answered:
+            return f"vlbeit evaluate RUN {root} data.val_split={split}"
+        say("there are no answers: nothing to train on or to score against")
+        return f"vlbeit submit RUN --split {split} --out answers.json {root}"
+    min_count = _vocabulary(answered, say)
+    words = f" task.min_count={min_count}" if min_count != MIN_COUNT else ""
+    return next_command(f"stage=vl task=vqa init={VLMO} data=vqa", out, "vqa") + words
+
+
+def _answers(out: Path, shards: Sequence[Mapping[str, Any]]) -> list[tuple[str, frozenset[str]]]:
+    """Of each question of a split the one answer that stands for it, and all of them; "" and none where it has none."""
+    found = []
+    for shard in shards:
+        columns = pq.read_table(out / shard["file"], columns=["multiple_choice_answer", "answers"]).to_pydict()
+        for main, answers in zip(columns["multiple_choice_answer"], columns["answers"], strict=True):
+            found.append((main or majority_answer(answers), frozenset(answers)))
+    return found
+
+
+def _vocabulary(answered: Mapping[str, Sequence[tuple[str, frozenset[str]]]], say: Report) -> int:
+    """The task.min_count to propose: the largest up to the default whose answers cover most training questions."""
+    train = [main for main, answers in answered["train"] if answers]
+    known = len({normalize_answer(main) for main in train})
+
+    def covered(split: str, vocabulary: Iterable[str]) -> float:
+        humans, kept = [answers for _, answers in answered[split] if answers], frozenset(vocabulary)
+        return sum(not answers.isdisjoint(kept) for answers in humans) / len(humans)
+
+    def line(min_count: int) -> str:
+        vocabulary = build_vocabulary(train, min_count)
+        shares = ", ".join(f"{100 * covered(split, vocabulary):.1f} % of {split}" for split in answered)
+        return f"answers: task.min_count={min_count} keeps {len(vocabulary):,} of {known:,}; they cover {shares}"
+
+    counts = range(MIN_COUNT, 0, -1)
+    chosen = next((count for count in counts if covered("train", build_vocabulary(train, count)) >= _COVERED), 1)
+    for min_count in dict.fromkeys((MIN_COUNT, chosen)):
+        say(line(min_count))
+    return chosen

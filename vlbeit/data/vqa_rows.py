@@ -1,0 +1,274 @@
+"""Questions of a user's own: what a row of any table means, by the names of its columns.
+
+`data=vqa` and `vlbeit prepare vqa` read by this one parser, plain Python. Answers are kept in the official normal form,
+since ten equal answers are compared literally by the official rule (a "Dog" could never be hit), and fewer than ten are
+repeated to at least ten, as OK-VQA doubles its five: else neither the leave-one-out score nor a soft target reaches 1.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlbeit.data.answers import clean_answer, majority_answer, normalize_answer
+from vlbeit.data.picture_names import PictureNames
+from vlbeit.data.row_files import Row, Table
+from vlbeit.errors import UsageError
+from vlbeit.types import Record
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "image": ("image", "image_path", "image_file", "file_name", "filename", "img", "img_path", "picture"),
+    "question": ("question", "question_text"),
+    "answers": ("answers", "answer"),
+    "question_id": ("question_id", "qid", "id"),
+    "image_id": ("image_id", "img_id"),
+    "question_type": ("question_type",),
+    "answer_type": ("answer_type",),
+    "multiple_choice_answer": ("multiple_choice_answer",),
+    "split": ("split",),
+}
+"""What a column may mean, and the names by which it is known without being told; case, blanks and - do not matter."""
+
+HUMANS = 10  # answers of a question, as many as VQA v2 has
+_ROLE = re.compile(rf",(?=(?:{'|'.join(NAMES)}):)")
+_FLOAT = re.compile(r"([+-]?\d+)\.0")  # what a table program makes of a whole number
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_NO_COMMAS = re.compile(r"""^\[\s*(['"]).*\1\s+['"].*\]$""", re.DOTALL)  # how numpy prints a list
+_ADDRESS = re.compile(r"[a-z]+s?://", re.IGNORECASE)
+
+
+class Question(NamedTuple):
+    """One row, read: what is asked, about which picture, and what is wrong with it ("": nothing)."""
+
+    place: str  # "my.csv, line 7"
+    split: str  # that the row or its table names; ""
+    id: str  # that the row names; ""
+    image_id: str  # that the row names; ""
+    image: str | bytes  # absolute path or encoded bytes
+    image_key: int  # the same for the same picture
+    image_name: str  # as the table has it: the folder may move
+    record: Record  # question, question_type, answer_type, answers, multiple_choice_answer
+    fault: str  # "what: detail"
+
+
+class VQARows:
+    """The questions of one or several tables, in their order, as often as one asks for them."""
+
+    def __init__(self, tables: Sequence[Table], given: Mapping[str, str], images: str | Path, option: str) -> None:
+        """`given`: column by its meaning (`parse_columns`); `images`: folder of the pictures, "" for the table's own;
+        `option`: how a user says one, `--columns {}`, for messages. Raises `UsageError` for columns that are not there.
+        """
+        self.tables = list(tables)
+        self._columns = [find_columns(table, given, option) for table in self.tables]
+        self._pictures = [PictureNames(Path(images) if images else table.folder) for table in self.tables]
+
+    def column(self, meaning: str) -> str:
+        """Name of a column in the first table; "" where it has none."""
+        return self._columns[0].get(meaning, "")
+
+    def __iter__(self) -> Iterator[Question]:
+        for table, columns, pictures in zip(self.tables, self._columns, self._pictures, strict=True):
+            for row in table.read(list(dict.fromkeys(columns.values()))):
+                yield _question(table, columns, pictures, row)
+
+
+def parse_columns(words: Sequence[str], option: str) -> dict[str, str]:
+    """`["question:q", "answers:a,image:file"]` to meaning -> column; an empty column leaves that meaning out."""
+    found: dict[str, str] = {}
+    for word in (part for given in words for part in _ROLE.split(given)):
+        meaning, colon, column = word.partition(":")
+        if not colon or meaning not in NAMES:
+            near = difflib.get_close_matches(meaning, NAMES, 1)
+            guess = f"did you mean {near[0]}:{column or 'COLUMN'}? " if near else ""
+            raise UsageError(f"{option.format(word)} is not MEANING:COLUMN; {guess}meanings are {', '.join(NAMES)}")
+        found[meaning] = column.strip()
+    return found
+
+
+def find_columns(table: Table, given: Mapping[str, str], option: str) -> dict[str, str]:
+    """Meaning -> column of the table. Raises `UsageError`, naming the nearest and those that are there."""
+    known: dict[str, str] = {}
+    for column in table.columns:
+        known.setdefault(_plain(column), column)
+    found = {}
+    for meaning, names in NAMES.items():
+        column = given.get(meaning)
+        if column is None:
+            column = next((known[name] for name in names if name in known), "")
+        elif column and column not in table.columns:
+            raise UsageError(_lacking(table, meaning, (column,), option))
+        if column:
+            found[meaning] = column
+    if "image" not in found and "image" not in given and "image_id" in found:
+        found["image"] = found["image_id"]
+    for meaning in ("question", "image"):
+        if meaning not in found:
+            raise UsageError(_lacking(table, meaning, NAMES[meaning], option))
+    free = [column for column in table.columns if column not in found.values()]
+    if "answers" not in given and "answers" not in found and _near(free, NAMES["answers"]):
+        left_out = f", or leave answers out: {option.format('answers:')}"
+        raise UsageError(_lacking(table, "answers", NAMES["answers"], option) + left_out)
+    return found
+
+
+def _lacking(table: Table, meaning: str, names: Sequence[str], option: str) -> str:
+    near = _near(table.columns, names)
+    guess = f"did you mean {near!r}? " if near and near not in names else ""
+    words = option.format(f"{meaning}:{near or 'COLUMN'}")
+    return (
+        f"{table.name} has no column {' or '.join(names[:2])}: {guess}it has {', '.join(table.columns)}; name it with "
+        f"{words}"
+    )
+
+
+def _near(columns: Sequence[str], names: Sequence[str]) -> str:
+    """The column whose name is nearest to one of the names; "" where none is near."""
+    plain = {_plain(column): column for column in columns}
+    found = (match for name in names for match in difflib.get_close_matches(_plain(name), plain, 1, 0.7))
+    return next((plain[match] for match in found), "")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().casefold())
+
+
+# ---- one row
+
+
+def _question(table: Table, columns: Mapping[str, str], pictures: PictureNames, row: Row) -> Question:
+    place = f"{table.name}, {row.place}"
+    values = {meaning: row.values.get(column) for meaning, column in columns.items()}
+    image, key, name, fault = _image(values.get("image"), pictures)
+    record: Record = {}
+    if row.fault:
+        fault = f"row cannot be read: {row.fault}"
+    else:
+        try:
+            record = _record(values)
+        except ValueError as error:
+            fault = str(error)
+    own = {meaning: text(values.get(meaning)) for meaning in ("question_id", "image_id")}
+    if "question_id" in columns and not own["question_id"]:
+        fault = fault or "question_id is empty"
+    split = text(values.get("split")) or table.split
+    return Question(place, split, whole(own["question_id"]), whole(own["image_id"]), image, key, name, record, fault)
+
+
+def _record(values: Mapping[str, Any]) -> Record:
+    """The fields that a row gives by itself. ValueError: what is wrong with it."""
+    question = text(values.get("question"))
+    if not question:
+        raise ValueError("question is empty")
+    answers = own_answers(answers_of(values.get("answers")))
+    main = normalize_answer(whole(text(values.get("multiple_choice_answer"))))
+    return {
+        "question": question,
+        "question_type": text(values.get("question_type")) or question_type(question),
+        "answer_type": text(values.get("answer_type")) or answer_type(main or majority_answer(answers)),
+        "answers": answers,
+        "multiple_choice_answer": main,
+    }
+
+
+def _image(value: Any, pictures: PictureNames) -> tuple[str | bytes, int, str, str]:
+    """Path or bytes of a picture, a number that it is known by, its name in the table, what is wrong with it."""
+    if isinstance(value, Mapping):  # an image of `datasets`
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and value:
+        return value, _hash(value), hashlib.blake2b(value, digest_size=16).hexdigest(), ""
+    written = whole(text(value))
+    if not written:
+        return "", 0, "", "picture is not named"
+    if _ADDRESS.match(written) and not written.startswith("file://"):
+        return "", 0, "", f"picture is an address: {written}, download it first"
+    path, there = pictures.find(written)
+    return path, _hash(path.encode(errors="surrogateescape")), written, "" if there else f"picture is missing: {path}"
+
+
+def _hash(value: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "big")
+
+
+def text(value: Any) -> str:
+    """A value as one line of text: numbers as people write them (2, not 2.0), true and false as yes and no."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return " ".join(str(value).split())
+
+
+def whole(written: str) -> str:
+    """A text without the .0 that table programs put behind whole numbers."""
+    match = _FLOAT.fullmatch(written)
+    return match[1] if match else written
+
+
+def answers_of(value: Any) -> list[str]:
+    """The answers in a cell: a text, texts between `|`, a JSON or Python list, a list of texts or of VQA v2's objects.
+
+    ValueError for a list that cannot be told apart, or objects without `answer`.
+    """
+    if isinstance(value, str):
+        value = _listed(value.strip())
+    if isinstance(value, Mapping):
+        if "answer" not in value:
+            raise ValueError(
+                f"answers cannot be read: an object without 'answer' but with {', '.join(map(str, value))}"
+            )
+        return answers_of(value["answer"])
+    if isinstance(value, list | tuple):
+        return [answer for item in value for answer in _single(item)]
+    return list(_single(value))
+
+
+def _single(value: Any) -> Iterator[str]:
+    """The answer in an item of a list, where there is one."""
+    if isinstance(value, Mapping | list | tuple):
+        yield from answers_of(value)
+    elif answer := clean_answer(whole(text(value))):
+        yield answer
+
+
+def _listed(cell: str) -> Any:
+    """A cell's list where it is written as one, else its texts."""
+    if cell.startswith("[") and cell.endswith("]"):
+        if _NO_COMMAS.match(cell) and "," not in cell:
+            raise ValueError(f"answers cannot be read: a list without commas, {cell[:40]}; write it as JSON")
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(cell)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return cell.split("|")
+
+
+def own_answers(answers: Sequence[str]) -> list[str]:
+    """In the official normal form, repeated to at least ten; [] stays. ValueError where that leaves nothing."""
+    found = [normal for answer in answers if (normal := normalize_answer(answer))]
+    if answers and not found:
+        raise ValueError(
+            f"answers are empty in the official form: {answers[0]!r} is an article or marks alone; write another word"
+        )
+    return found * -(-HUMANS // len(found)) if found else []
+
+
+def question_type(question: str) -> str:
+    """The first two words, as in VQA v2 ("how many"), which has a fixed list of 65 such beginnings."""
+    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)?", question.casefold())[:2]) or "none of the above"
+
+
+def answer_type(answer: str) -> str:
+    """`yes/no`, `number` or `other`; "" where there is no answer."""
+    if answer in ("yes", "no"):
+        return "yes/no"
+    return ("number" if _NUMBER.fullmatch(answer) else "other") if answer else ""
