@@ -79,12 +79,14 @@ def attention(
 
 @app.command()
 def data(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="folder or file of the data", show_default=False)],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="folder, table, or hub:NAME", show_default=False)],
     name: Annotated[
         str | None, typer.Option("--data", help="its data source: vqa_v2, vqa, imagefolder, ...; without: found out")
     ] = None,
     train_split: Annotated[str, typer.Option(help="split that is trained on")] = "train",
     val_split: Annotated[str, typer.Option(help="split that is evaluated")] = "val",
+    columns: Annotated[list[str] | None, typer.Option(help="as data.columns: question:its_name,...")] = None,
+    images: Annotated[str, typer.Option(help="as data.images: folder of a table's pictures", show_default=False)] = "",
     min_count: Annotated[int, typer.Option(help="as task.min_count, for vocabulary and ceiling", min=1)] = 9,
     max_length: Annotated[int, typer.Option(help="as text.max_length, for questions too long", min=3)] = 40,
     thorough: Annotated[
@@ -94,13 +96,16 @@ def data(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> int:
     """Check data before training: pictures, ids, questions, answers, leakage. Exit code 0: safe to train on; 1: not."""
+    from vlbeit.config import DataConfig
     from vlbeit.health import progress
     from vlbeit.health.report import Wanted, inspect
 
-    wanted = Wanted(path, name, train_split, val_split, min_count, max_length, thorough, strict)
-    found = inspect(wanted, progress.say)
+    place = DataConfig(
+        name=name or "", root=path, train_split=train_split, val_split=val_split, columns=columns or [], images=images
+    )
+    found = inspect(Wanted(place, min_count, max_length, thorough, strict), progress.say)
     if as_json:
-        print(json.dumps(found.to_json(), ensure_ascii=False))
+        print(json.dumps(found.to_json()))  # ASCII: damaged data may hold what UTF-8 cannot
     else:
         _print_health(found)
     return int(bool(found.unsafe))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from vlbeit.config import DataConfig
 from vlbeit.health.report import Report, Wanted, inspect
 
 
@@ -39,7 +40,7 @@ class Copy:
         return value["questions" if "questions" in value else "annotations"]
 
     def report(self, **wanted: Any) -> Report:
-        return inspect(Wanted(self.root, **{"min_count": 1} | wanted))
+        return inspect(Wanted(DataConfig(name="", root=str(self.root)), **{"min_count": 1} | wanted))
 
 
 @pytest.fixture

@@ -11,10 +11,16 @@ import pytest
 from PIL import Image
 
 from vlbeit.cli import main
+from vlbeit.config import DataConfig
 from vlbeit.health.findings import Finding
-from vlbeit.health.report import Report
+from vlbeit.health.report import Report, Wanted, inspect
 
 TRAIN, VAL = "train2014", "val2014"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLBEIT_CACHE", str(tmp_path / "cache"))
 
 
 def by_code(report: Report) -> dict[str, Finding]:
@@ -251,3 +257,68 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "--data" in capsys.readouterr().err
     assert main(["inspect", "data", str(tmp_path), "--data", "text"]) == 2
     assert "pictures" in capsys.readouterr().err
+
+
+def test_a_table_of_ones_own_and_what_is_prepared_from_it(copy: Any, tmp_path: Path) -> None:
+    table = own_table(copy, tmp_path / "mine.csv")
+    out = tmp_path / "mine"
+    assert main(["prepare", "vqa", "--from", str(table), "--out", str(out)]) == 0
+    for path in (table, out):
+        report = inspect_path(path)
+        assert report.wanted.data.name == "vqa" and not report.unsafe, report.findings
+        counts = [facts["questions"] for facts in report.tables["splits"].values()]
+        assert sum(counts) == len(copy.rows(copy.questions(TRAIN))) and len(counts) == 2
+    copy.picture(TRAIN, copy.rows(copy.questions(TRAIN))[0]["image_id"]).write_bytes(b"nothing")
+    assert "broken-image" in by_code(inspect_path(table))
+
+
+def test_a_table_with_rows_that_are_refused_is_checked_all_the_same(copy: Any, tmp_path: Path) -> None:
+    table = own_table(copy, tmp_path / "mine.csv")
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines, "nowhere.jpg,who is it?,me", f"{lines[1].split(',')[0]},,me"]) + "\n")
+    report = inspect_path(table)
+    refused = by_code(report)["refused"]
+    assert "picture is missing" in refused.message and "question is empty" in refused.message
+    assert report.unsafe and report.tables["splits"]["train"]["questions"] > 0
+
+
+def test_a_prepared_folder_of_official_files(copy: Any, tmp_path: Path) -> None:
+    out = tmp_path / "prepared"
+    assert main(["prepare", "vqa_v2", "--root", str(copy.root), "--out", str(out)]) == 0
+    report = inspect_path(out)
+    assert report.wanted.data.name == "vqa_v2" and not report.unsafe, report.findings
+    assert set(report.tables["splits"]) == {"train", "val", "test"}
+    gone = copy.picture(VAL, copy.rows(copy.questions(VAL))[0]["image_id"])
+    gone.unlink()
+    assert by_code(inspect_path(out))["missing-image"].ids == [str(gone)]
+
+
+def test_files_of_ok_vqa(copy: Any) -> None:
+    for path in copy.root.glob("v2_*.json"):
+        path.rename(path.with_name(path.name.removeprefix("v2_")))
+    report = copy.report()
+    assert report.wanted.data.name == "okvqa" and not report.unsafe
+
+
+def own_table(copy: Any, path: Path) -> Path:
+    """The training questions as a CSV file."""
+    said = {row["question_id"]: row["multiple_choice_answer"] for row in copy.rows(copy.annotations(TRAIN))}
+    lines = ["image,question,answers"]
+    for row in copy.rows(copy.questions(TRAIN)):
+        lines.append(f'{copy.picture(TRAIN, row["image_id"])},"{row["question"]}",{said[row["question_id"]]}')
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def inspect_path(path: Path) -> Report:
+    return inspect(Wanted(DataConfig(name="", root=str(path)), min_count=1))
+
+
+def test_what_no_terminal_can_print_is_written_in_escapes(copy: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    copy.edit(copy.annotations(TRAIN), lambda rows: [answer(row, "a \ud800 \n" + "b" * 300) for row in rows[:40]])
+    copy.edit(copy.questions(TRAIN), lambda rows: rows[0].update(question_id=float("inf")))
+    for extra in ([], ["--json"]):
+        assert main(["inspect", "data", str(copy.root), "--min-count", "1", *extra]) == 1
+    out = capsys.readouterr().out
+    out.encode()
+    assert "malformed-row" in out and "\\ud800" in out and "b" * 200 not in out.partition("{")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
+from reprlib import repr as short
 from typing import NamedTuple
 
 from vlbeit.data.answers import clean_answer, majority_answer, normalize_answer
@@ -83,17 +84,17 @@ def _faults(row: Annotation, ten: bool) -> Iterator[tuple[str, str]]:
     if any(each.empty for each in forms.values()):
         yield "empty-answer", ""
     if len(texts) == 1 and (text := row.answers[0]) and forms[text].normal != clean_answer(text):
-        yield "literal-answers", f"{row.question_id}: {text!r}, in the normal form {forms[text].normal!r}"
+        yield "literal-answers", f"{row.question_id}: {short(text)}, in the normal form {short(forms[text].normal)}"
     if capital := [text for text, each in forms.items() if each.upper]:
-        yield "upper-case-answer", f"{row.question_id}: {capital[0]!r}"
+        yield "upper-case-answer", f"{row.question_id}: {short(capital[0])}"
     if row.main_answer and form(row.main_answer).normal not in {each.normal for each in forms.values()}:
-        yield "foreign-main-answer", f"{row.question_id}: {row.main_answer!r}"
+        yield "foreign-main-answer", f"{row.question_id}: {short(row.main_answer)}"
     yield from _type_faults(row, forms)
 
 
 def _type_faults(row: Annotation, forms: dict[str, Form]) -> Iterator[tuple[str, str]]:
     if row.answer_type not in TYPES:
-        yield "unknown-answer-type", f"{row.question_id}: {row.answer_type!r}"
+        yield "unknown-answer-type", f"{row.question_id}: {short(row.answer_type)}"
         return
     # what humans said most decides, not multiple_choice_answer, which may be wrong itself
     said = max(Counter(row.answers).items(), key=lambda item: item[1])[0] if len(forms) > 1 else row.answers[0]
@@ -103,7 +104,7 @@ def _type_faults(row: Annotation, forms: dict[str, Form]) -> Iterator[tuple[str,
     else:
         wrong = boolean != (row.answer_type == "yes/no")
     if wrong:
-        yield "answer-type-contradiction", f"{row.question_id}: {row.answer_type}, and most humans said {said!r}"
+        yield "answer-type-contradiction", f"{row.question_id}: {row.answer_type}, and most humans said {short(said)}"
 
 
 def _one_answer(part: Part) -> Iterator[Finding]:
@@ -115,5 +116,5 @@ def _one_answer(part: Part) -> Iterator[Finding]:
     answer, count = counts.most_common(1)[0]
     if count >= _MOSTLY * total:
         code = "one-answer-everywhere" if count == total else "mostly-one-answer"
-        text = f"{answer!r} stands for {count:,} of {total:,} questions"
+        text = f"{short(answer)} stands for {count:,} of {total:,} questions"
         yield Finding(code, part.name, count, [answer], text)

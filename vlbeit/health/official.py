@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from vlbeit.data.json_file import JsonFile
+from vlbeit.data.vqa_v2_files import image_files
 from vlbeit.errors import DataError, some
 
 from .findings import found
@@ -17,9 +17,9 @@ from .progress import Say
 
 Row = TypeVar("Row")
 
-_NAME = re.compile(r"^(v2_)?(?:OpenEnded_)?mscoco_([A-Za-z0-9-]+)_(questions|annotations)\.json$")
+SOURCES = ("vqa_v2", "scenes", "okvqa")  # whose questions lie in such files; those of OK-VQA without v2_
+_NAME = re.compile(r"(?:OpenEnded_)?mscoco_([A-Za-z0-9-]+)_(questions|annotations)\.json")
 _SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"([^"]*)"')
-_NUMBER = re.compile(r"(\d+)\.(?:jpe?g|png)$", re.IGNORECASE)
 _AROUND = 1 << 16  # bytes at both ends of a file in which data_subtype is looked for
 
 
@@ -32,15 +32,17 @@ class OfficialFiles(NamedTuple):
     images: Path
 
 
-def official_files(root: Path) -> list[OfficialFiles]:
-    """The splits whose question or annotation files lie in a folder; of two editions of VQA the second."""
+def official_files(root: Path, source: str, images: str = "") -> list[OfficialFiles]:
+    """The splits whose question or annotation files lie in a folder; `images`: folder of the folders of pictures."""
+    edition = "" if source == "okvqa" else "v2_"
     files: dict[str, dict[str, Path]] = {}
-    for path in sorted(root.iterdir()):  # v2_ sorts behind and replaces the first edition
-        if match := _NAME.match(path.name):
-            files.setdefault(match[2], {})[match[3]] = path
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.name.startswith(edition) and (match := _NAME.fullmatch(path.name.removeprefix(edition))):
+            files.setdefault(match[1], {})[match[2]] = path
+    pictures = Path(images).expanduser() if images else root
     order = sorted(files, key=lambda name: (not name.startswith("train"), not name.startswith("val"), name))
     return [
-        OfficialFiles(name, files[name].get("questions"), files[name].get("annotations"), _images(root, name))
+        OfficialFiles(name, files[name].get("questions"), files[name].get("annotations"), _images(pictures, name))
         for name in order
     ]
 
@@ -48,7 +50,7 @@ def official_files(root: Path) -> list[OfficialFiles]:
 def read_part(files: OfficialFiles, say: Say) -> Part:
     """One split with everything that could be read of it, and findings about what could not."""
     name = files.subtype
-    pictures = _pictures(files.images)
+    pictures: dict[int | str, Place] = {**image_files([files.images])} if files.images.is_dir() else {}
     part = Part(name, [], None, pictures, place=str(files.images))
     if not files.images.is_dir():
         part.findings += found("missing-file", name, [files.images.name], f"there is no folder {files.images}")
@@ -87,10 +89,10 @@ class _Reader:
             for position, item in enumerate(self._items()):
                 try:
                     rows.append(convert(item))
-                except (KeyError, TypeError, ValueError) as error:
+                except (KeyError, TypeError, ValueError, OverflowError) as error:
                     wrong.append(f"{self.key}[{position}]")
                     reason = reason or f"{type(error).__name__}: {error}"
-        except DataError as error:
+        except (DataError, RecursionError) as error:
             self._note("damaged-file", [self.path.name], f"{error}; {len(rows):,} {self.key} stand before that")
             self.part.whole = False
         if wrong:
@@ -150,13 +152,3 @@ def _annotator() -> Callable[[Any], Annotation]:
 
 def _images(root: Path, subtype: str) -> Path:
     return root / ("test2015" if subtype.startswith("test") else subtype)  # test-dev is a part of test2015
-
-
-def _pictures(folder: Path) -> dict[int | str, Place]:
-    """Image number -> path, from one listing; where two names have the number, COCO's own wins."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted((entry.name for entry in entries), key=lambda name: (name.startswith("COCO_"), name))
-    except OSError:
-        return {}
-    return {int(match[1]): str(folder / match.string) for match in map(_NUMBER.search, names) if match}

@@ -24,6 +24,7 @@ from vlbeit.data.records import ImageError, open_image
 from .parts import Part, Place
 from .progress import Say, counted
 
+MISSING = "no such file"  # a fault
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b"\x3b"}
 _TAIL = 64  # bytes at the end in which the end mark must stand: some writers put a little behind it
 _HEAD = 1 << 14  # bytes that tell most pictures of one size apart
@@ -52,11 +53,16 @@ def look_at(parts: Sequence[Part], say: Say, *, thorough: bool, threads: int = 0
     wanted = [(part.name, key, part.pictures[key]) for part in parts for key in part.asked() if key in part.pictures]
     chunks = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
     found: list[Picture] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads or min(16, 4 * (os.cpu_count() or 1))) as pool:
-        warnings.simplefilter("ignore")  # of Pillow, on bombs and damaged EXIF data
-        done = pool.map(lambda chunk: [_look(*item, thorough) for item in chunk], chunks)
-        for chunk in counted(done, len(chunks), f"pictures, in {_CHUNK}s", say):
-            found += chunk
+    Image.init()  # once, before threads ask for it at the same time
+    pool = ThreadPoolExecutor(threads or min(16, 4 * (os.cpu_count() or 1)))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, on bombs and damaged EXIF data
+            done = pool.map(lambda chunk: [_look(*item, thorough) for item in chunk], chunks)
+            for chunk in counted(done, len(chunks), f"pictures, in {_CHUNK}s", say):
+                found += chunk
+    finally:
+        pool.shutdown(cancel_futures=True)  # on Ctrl-C at once
     return found
 
 
@@ -121,6 +127,8 @@ def _look(split: str, key: int | str, place: Place, thorough: bool) -> Picture:
                 image.verify()  # the check sums of PNG, which decoding does not look at
         decoded = open_image(place if isinstance(place, str) else place())
         return Picture(split, key, place, length, size, kind, "", _seen(decoded) if thorough else None)
+    except FileNotFoundError:
+        fault = MISSING
     except Image.UnidentifiedImageError:
         fault = "not an image in a known format"
     except (ImageError, Image.DecompressionBombError, *_UNREADABLE) as error:

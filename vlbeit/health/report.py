@@ -1,31 +1,27 @@
-"""The whole report: which layout lies at a path, every check over it, whether training is safe."""
+"""The whole report: every check over the data, and whether training is safe."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlbeit.config import DataConfig
-from vlbeit.data.records import PREPARED
-from vlbeit.errors import DataError, UsageError, some
+from vlbeit.errors import some
 
 from . import tables
 from .answers import check_answers
 from .findings import Finding, found, ordered
 from .ids import check_ids, check_ids_between
+from .layout import layout
 from .leakage import TOLERATED, check_copies, check_image_ids
-from .official import official_files, read_part
+from .official import read_part
 from .parts import Part
-from .pictures import Picture, look_at, name_of
+from .pictures import MISSING, Picture, look_at, name_of
 from .progress import Say, quiet
 from .questions import check_questions
 from .sources import read_parts
 
-OFFICIAL = ("vqa_v2", "scenes")  # sources whose questions lie in official files
-_PREPARED = {"labelled": "imagefolder", "masks": "ade20k", "boxes": "coco", "vqa": "vqa"}
 _LOW = 70.0  # percent: a ceiling below is worth a word; that of VQA v2 is above 90
 _ODD_SIDE, _ODD_ASPECT = 16, 10.0  # pixels, longer side over shorter
 
@@ -33,10 +29,7 @@ _ODD_SIDE, _ODD_ASPECT = 16, 10.0  # pixels, longer side over shorter
 class Wanted(NamedTuple):
     """What is asked of a report."""
 
-    path: Path
-    data: str | None = None  # name of the source; None: found out
-    train: str = "train"
-    held_out: str = "val"
+    data: DataConfig  # root, splits; name "" where it is to be found out
     min_count: int = 9  # as task.min_count
     max_length: int = 40  # as text.max_length
     thorough: bool = False
@@ -46,8 +39,7 @@ class Wanted(NamedTuple):
 class Report(NamedTuple):
     """What was found."""
 
-    wanted: Wanted
-    data: str
+    wanted: Wanted  # with the name of the data source
     findings: list[Finding]
     tables: dict[str, Any]
     seconds: float
@@ -61,8 +53,8 @@ class Report(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """The one object of `--json`; its keys are stable."""
         return {
-            "path": str(self.wanted.path),
-            "data": self.data,
+            "path": self.wanted.data.root,
+            "data": self.wanted.data.name,
             "safe": not self.unsafe,
             "strict": self.wanted.strict,
             "thorough": self.wanted.thorough,
@@ -79,43 +71,16 @@ def inspect(wanted: Wanted, say: Say = quiet) -> Report:
     Raises UsageError where no layout is known there, DataError where there is nothing at all.
     """
     started = time.monotonic()
-    path = wanted.path.expanduser()
-    if not path.exists():
-        raise DataError(f"{path} does not exist")
-    data = wanted.data or _recognised(path)
-    if data in OFFICIAL:
-        if not (files := official_files(path)):
-            raise DataError(f"{path} holds no official files, v2_OpenEnded_mscoco_*_questions.json; name its --data")
-        parts = [read_part(each, say) for each in files]
+    place = layout(wanted.data)
+    wanted = wanted._replace(data=place.config)
+    if place.official:
+        parts = [read_part(files, say) for files in place.official]
     else:
-        config = DataConfig(name=data, root=str(path), train_split=wanted.train, val_split=wanted.held_out)
-        parts = read_parts(config, [wanted.train, wanted.held_out], say)
+        parts = read_parts(place.config, place.splits, say)
     pictures = look_at(parts, say, thorough=wanted.thorough)
     found_tables = _tables(parts, pictures, wanted, say)
     findings = ordered([*_checked(parts, pictures, wanted, say), *_of_learning(found_tables, wanted)])
-    return Report(wanted, data, findings, found_tables, time.monotonic() - started)
-
-
-def _recognised(path: Path) -> str:
-    """The name of the data source whose layout lies there. Raises UsageError."""
-    if path.is_dir():
-        if official_files(path):
-            return "scenes" if (path / "scenes.json").is_file() else "vqa_v2"
-        if (path / PREPARED).is_file():
-            kind = _kind(path / PREPARED)
-            if kind in _PREPARED:
-                return _PREPARED[kind]
-        elif (path / "train").is_dir():
-            return "imagefolder"
-    raise UsageError(f"{path}: what lies there cannot be told; name its data source: --data vqa, --data imagefolder")
-
-
-def _kind(path: Path) -> str | None:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); prepare the folder anew") from error
-    return facts.get("kind") if isinstance(facts, dict) else None
+    return Report(wanted, findings, found_tables, time.monotonic() - started)
 
 
 def _checked(parts: Sequence[Part], pictures: Sequence[Picture], wanted: Wanted, say: Say) -> Iterator[Finding]:
@@ -126,8 +91,9 @@ def _checked(parts: Sequence[Part], pictures: Sequence[Picture], wanted: Wanted,
         yield from _check_pictures(part, [picture for picture in pictures if picture.split == part.name])
         yield from check_questions(part, wanted.max_length)
         yield from check_answers(part)
-    if not any(part.name.startswith(wanted.train) for part in parts):
-        yield Finding("missing-file", wanted.train, 1, [wanted.train], f"there is no split {wanted.train} to train on")
+    train = wanted.data.train_split
+    if not any(part.name.startswith(train) for part in parts):
+        yield Finding("missing-file", train, 1, [train], f"there is no split {train} to train on")
     say("comparing the splits")
     yield from check_ids_between(parts)
     yield from check_image_ids(parts)
@@ -135,7 +101,9 @@ def _checked(parts: Sequence[Part], pictures: Sequence[Picture], wanted: Wanted,
 
 
 def _check_pictures(part: Part, pictures: Sequence[Picture]) -> Iterator[Finding]:
-    broken = [picture for picture in pictures if picture.fault]
+    gone = [str(picture.place) for picture in pictures if picture.fault == MISSING]
+    yield from found("missing-image", part.name, gone, f"files that are not there: {some(gone)}")
+    broken = [picture for picture in pictures if picture.fault not in ("", MISSING)]
     few = len(broken) <= TOLERATED * len(part.asked())
     shown = [f"{name_of(picture)}: {picture.fault}" for picture in broken]
     text = f"pictures that cannot be read: {some(shown)}"
@@ -158,7 +126,7 @@ def _tables(parts: Sequence[Part], pictures: Sequence[Picture], wanted: Wanted, 
     for picture in pictures:
         by_split[picture.split].append(picture)
     result: dict[str, Any] = {"splits": {part.name: tables.of_split(part, by_split[part.name]) for part in parts}}
-    train, held_out = (_named(parts, name) for name in (wanted.train, wanted.held_out))
+    train, held_out = (_named(parts, name) for name in (wanted.data.train_split, wanted.data.val_split))
     if train is not None:
         say("vocabulary, ceiling and blind baseline")
         result |= tables.of_learning(train, held_out, wanted.min_count)
@@ -168,7 +136,7 @@ def _tables(parts: Sequence[Part], pictures: Sequence[Picture], wanted: Wanted, 
 def _named(parts: Sequence[Part], name: str) -> Part | None:
     """The split of this name or subtype (train: train2014), if it has annotated questions."""
     fitting = [part for part in parts if part.name.startswith(name) and part.annotations and part.questions]
-    return fitting[0] if fitting else None
+    return min(fitting, key=lambda part: len(part.name), default=None)
 
 
 def _of_learning(found_tables: dict[str, Any], wanted: Wanted) -> Iterator[Finding]:
@@ -178,7 +146,7 @@ def _of_learning(found_tables: dict[str, Any], wanted: Wanted) -> Iterator[Findi
         return
     if not vocabulary["answers"]:
         text = f"no answer stands for task.min_count={wanted.min_count} training questions"
-        yield Finding("empty-vocabulary", wanted.train, 1, [], text)
+        yield Finding("empty-vocabulary", wanted.data.train_split, 1, [], text)
         return
     for split, facts in vocabulary["splits"].items():
         if facts["ceiling"] < _LOW:

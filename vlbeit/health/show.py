@@ -12,6 +12,8 @@ from .report import Report
 
 _MOST = 12  # question types and answers that are shown; --json has all question types
 
+_WIDE = 40  # letters of an answer or a type
+
 Table = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]
 
 
@@ -31,10 +33,15 @@ def tables(report: Report) -> Iterator[Table]:
     yield from _learning(report.tables)
 
 
+def printable(text: str) -> str:
+    """The text in one line, what UTF-8 cannot hold written as escapes."""
+    return " ".join(text.split()).encode(errors="backslashreplace").decode()
+
+
 def findings(report: Report) -> Iterator[str]:
     """Two lines for each finding: what it is, and the remedy."""
     for finding in report.findings:
-        yield f"{finding.severity}: {finding.split}: {finding.message} [{finding.code}]"
+        yield printable(f"{finding.severity}: {finding.split}: {finding.message} [{finding.code}]")
         yield f"    {KINDS[finding.code].remedy}"
 
 
@@ -42,7 +49,7 @@ def verdict(report: Report) -> list[str]:
     """Whether training is safe, why not, and what to do next."""
     counts = {name: sum(each.severity == name for each in report.findings) for name in ("error", "warning", "note")}
     found = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
-    path = shlex.quote(str(report.wanted.path))
+    path = shlex.quote(str(report.wanted.data.root))
     if report.unsafe:
         codes = ", ".join(dict.fromkeys(finding.code for finding in report.unsafe))
         return [
@@ -53,7 +60,7 @@ def verdict(report: Report) -> list[str]:
     kind = "task=vqa" if "vocabulary" in report.tables else "stage=mim"
     return [
         f"safe to train on ({found}; {report.seconds:.1f} s{deeper})",
-        f"next: vlbeit train {kind} data={report.data} data.root={path}",
+        f"next: vlbeit train {kind} data={report.wanted.data.name} data.root={path}",
     ]
 
 
@@ -79,7 +86,10 @@ def _shares(title: str, counted: dict[str, dict[str, int]]) -> Table:
     """How often a value is in each split, with its share; the most frequent of the first split."""
     keys = list(dict.fromkeys(key for counts in counted.values() for key in counts))
     rows = [
-        (key or "(empty)", *(f"{counts.get(key, 0):,} ({_share(counts, key)})" for counts in counted.values()))
+        (
+            printable(key[:_WIDE]) or "(empty)",
+            *(f"{counts.get(key, 0):,} ({_share(counts, key)})" for counts in counted.values()),
+        )
         for key in keys[:_MOST]
     ]
     if len(keys) > _MOST:
@@ -90,7 +100,7 @@ def _shares(title: str, counted: dict[str, dict[str, int]]) -> Table:
 def _most_frequent(answers: dict[str, dict[str, int]], splits: dict[str, dict[str, Any]]) -> Table:
     """Each split's own most frequent answers, side by side."""
     columns = [
-        [f"{answer} {100 * count / splits[name]['annotations']:.1f} %" for answer, count in counts.items()]
+        [f"{_short(answer)} {100 * count / splits[name]['annotations']:.1f} %" for answer, count in counts.items()]
         for name, counts in answers.items()
     ]
     return (
@@ -98,6 +108,10 @@ def _most_frequent(answers: dict[str, dict[str, int]], splits: dict[str, dict[st
         ("", *answers),
         [(number, *row) for number, row in enumerate(zip_longest(*columns, fillvalue=""), 1)],
     )
+
+
+def _short(text: str) -> str:
+    return printable(text[:_WIDE])
 
 
 def _share(counts: dict[str, int], key: str) -> str:
@@ -108,11 +122,11 @@ def _learning(found: dict[str, Any]) -> Iterator[Table]:
     if vocabulary := found.get("vocabulary"):
         rows = [
             (name, facts["ceiling"], f"{facts['covered']:,} of {facts['questions']:,}",
-             f"{facts['with_target_raw']:,}", f"{facts['with_target_normalized']:,}")
+             f"{facts['raw']:,}", f"{facts['normalized']:,}")
             for name, facts in vocabulary["splits"].items()
         ]  # fmt: skip
         title = f"vocabulary: {vocabulary['answers']:,} answers that stand for {vocabulary['min_count']} or more"
-        yield title, ("split", "ceiling", "can score", "target if raw", "target if normalized"), rows
+        yield title, ("split", "ceiling", "can score", "trained if raw", "if normalized"), rows
     if blind := found.get("blind"):
         names = [name for name in blind["question_only"] if name != "questions"]
         rows = [

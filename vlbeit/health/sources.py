@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from vlbeit.data.sources.base import DataSource
 from vlbeit.errors import DataError, UsageError
 from vlbeit.types import Records
 
-from .findings import found
+from .findings import Finding, found
+from .official import SOURCES
 from .parts import Annotation, Part, Place, Question
 from .progress import Say
 
@@ -34,12 +36,20 @@ def read_parts(config: DataConfig, splits: Sequence[str], say: Say) -> list[Part
 
 
 def _part(source: DataSource, kind: str, split: str, say: Say) -> Part:
+    refusal: list[Finding] = []
     try:
         records = source.records(kind, split)
-        part = _asked(split, records) if kind == "vqa" else _shown(split, records)
     except DataError as error:
-        return Part(split, [], None, {}, found("refused", split, [split], str(error)), whole=False)
+        refusal = found("refused", split, [split], str(error))
+        try:  # sources that survive some bad rows may survive all of them: the others are checked
+            records = type(source)(replace(source.config, max_bad_fraction=1)).records(kind, split)
+        except DataError:
+            return Part(split, [], None, {}, refusal, whole=False)
     say(f"{split}: {len(records):,} records")
+    part = _asked(split, records) if kind == "vqa" else _shown(split, records)
+    part.findings += refusal
+    if source.config.name in SOURCES:  # ten answers to a question, one number to a picture whatever its split
+        part.ten = part.numbered = True
     if not len(records):
         part.findings += found("empty-split", split, [split], f"the split {split} has no record")
     return part

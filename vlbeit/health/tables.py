@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlbeit.data.answers import build_vocabulary
+from vlbeit.data.answers import build_vocabulary, coverage
 from vlbeit.types import Records
 
 from .answers import form
@@ -40,23 +40,16 @@ def of_learning(train: Part, held_out: Part | None, min_count: int) -> dict[str,
 
     `overall` as the official accuracy, in percent. Raises no error over an empty vocabulary: its size is 0.
     """
-    from vlbeit.tasks.vqa.answers import AnswerVocabulary, ceiling  # these load torch
+    from vlbeit.tasks.vqa.answers import ceiling  # loads torch
 
     known, scored = train.records(), None if held_out is None else held_out.records()
     answers = build_vocabulary(known.column("multiple_choice_answer"), min_count)
     table: dict[str, Any] = {"min_count": min_count, "answers": len(answers), "splits": {}}
-    raw, normal = AnswerVocabulary(answers), AnswerVocabulary(answers, normalize=True)
     for part, records in ((train, known), (held_out, scored)):
-        if part is None or records is None or not any(records.column("answers")):
-            continue
-        best = ceiling(records, answers)
-        table["splits"][part.name] = {
-            "ceiling": best.percent,
-            "covered": best.covered,
-            "questions": sum(map(bool, records.column("answers"))),
-            "with_target_raw": len(raw.answerable(records)),
-            "with_target_normalized": len(normal.answerable(records)),
-        }
+        if part is not None and records is not None and any(records.column("answers")):
+            best = ceiling(records, answers)
+            facts = {"ceiling": best.percent, "covered": best.covered, **coverage(records, answers)._asdict()}
+            table["splits"][part.name] = facts
     if held_out is None or held_out.name not in table["splits"] or scored is None or not len(known):
         return {"vocabulary": table}
     return {"vocabulary": table, "blind": {"train": train.name, "scored": held_out.name, **_blind(known, scored)}}
