@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 SHOWN = 20  # ids that a finding keeps; `count` says how many there are
@@ -68,7 +69,8 @@ KINDS: dict[str, Kind] = {
 """Every code that a report can hold. A code is stable: programs may rely on it."""
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """One thing that is wrong with one split, or between two."""
 
     code: str

@@ -50,7 +50,8 @@ def official_files(root: Path, source: str, images: str = "") -> list[OfficialFi
 def read_part(files: OfficialFiles, say: Say) -> Part:
     """One split with everything that could be read of it, and findings about what could not."""
     name = files.subtype
-    pictures: dict[int | str, Place] = {**image_files([files.images])} if files.images.is_dir() else {}
+    there = image_files([files.images]) if files.images.is_dir() else {}
+    pictures: dict[int | str, Place] = dict(there.items())
     part = Part(name, [], None, pictures, place=str(files.images))
     if not files.images.is_dir():
         part.findings += found("missing-file", name, [files.images.name], f"there is no folder {files.images}")

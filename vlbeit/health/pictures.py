@@ -58,7 +58,7 @@ def look_at(parts: Sequence[Part], say: Say, *, thorough: bool, threads: int = 0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, on bombs and damaged EXIF data
-            done = pool.map(lambda chunk: [_look(*item, thorough) for item in chunk], chunks)
+            done = pool.map(lambda chunk: [_look(name, key, at, thorough) for name, key, at in chunk], chunks)
             for chunk in counted(done, len(chunks), f"pictures, in {_CHUNK}s", say):
                 found += chunk
     finally:
