@@ -322,3 +322,19 @@ def test_what_no_terminal_can_print_is_written_in_escapes(copy: Any, capsys: pyt
     out = capsys.readouterr().out
     out.encode()
     assert "malformed-row" in out and "\\ud800" in out and "b" * 200 not in out.partition("{")[0]
+
+
+def test_few_broken_pictures_of_many_are_a_warning(copy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = copy.rows(copy.questions(TRAIN))[0]["image_id"]
+    copy.picture(TRAIN, number).write_bytes(b"nothing")
+    monkeypatch.setattr("vlbeit.health.report.TOLERATED", 0.1)
+    report = copy.report()
+    assert by_code(report)["broken-image"].severity == "warning" and not report.unsafe
+
+
+def test_splits_that_share_pictures_by_design_do_not_leak(copy: Any) -> None:
+    """test-dev is a part of test."""
+    part = copy.root / "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+    shutil.copy(copy.questions("test2015"), part)
+    part.write_text(part.read_text().replace('"data_subtype": "test2015"', '"data_subtype": "test-dev2015"'))
+    assert copy.report().findings == []

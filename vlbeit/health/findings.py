@@ -39,12 +39,10 @@ KINDS: dict[str, Kind] = {
     # pictures
     "missing-image": Kind("error", "complete the folder of pictures, or remove their questions"),
     "broken-image": Kind("error", "get the pictures again, or remove their questions"),
-    "broken-image-few": Kind("warning", "get the pictures again; training replaces so few by others and names them"),
     "odd-image": Kind("note", "look at them: a thumbnail, a strip or a giant is seldom what was meant"),
     # leakage
     "image-in-two-splits": Kind("error", "split by picture: remove the questions of one side"),
     "same-picture-in-two-splits": Kind("error", "split by picture: remove the copies on one side"),
-    "same-picture-in-two-splits-few": Kind("warning", "remove the copies on one side: they are learned by heart"),
     "near-copy-in-two-splits": Kind("warning", "look at the pairs; remove those that show the same"),
     "same-picture-in-one-split": Kind("note", "nothing is wrong if that is known; its questions could share one file"),
     # questions
@@ -78,10 +76,12 @@ class Finding:
     count: int
     ids: list[int | str]  # the first ones: of questions, of pictures (of pairs both), or names of files and rows
     message: str
+    mild: bool = False  # an error in so small a measure, or in such data, that it is a warning
 
     @property
     def severity(self) -> str:
-        return KINDS[self.code].severity
+        """One of `SEVERITIES`."""
+        return "warning" if self.mild else KINDS[self.code].severity
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `--json`."""
@@ -90,9 +90,9 @@ class Finding:
                 "ids": self.ids, "message": self.message, "remedy": remedy}  # fmt: skip
 
 
-def found(code: str, split: str, ids: Sequence[int | str], message: str) -> list[Finding]:
+def found(code: str, split: str, ids: Sequence[int | str], message: str, *, mild: bool = False) -> list[Finding]:
     """A finding about these ids, or none where there is no id."""
-    return [Finding(code, split, len(ids), list(ids[:SHOWN]), message)] if ids else []
+    return [Finding(code, split, len(ids), list(ids[:SHOWN]), message, mild)] if ids else []
 
 
 def ordered(findings: Sequence[Finding]) -> list[Finding]:

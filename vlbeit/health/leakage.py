@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from vlbeit.errors import some
@@ -29,17 +30,17 @@ def check_copies(parts: Sequence[Part], pictures: Sequence[Picture]) -> Iterator
     groups = same(usable)
     pairs = [(one, other) for group in groups for one, other in _across(group)]
     for names, leaked in _by_splits(parts, pairs):
-        few = _is_few(parts, names, leaked)
-        code = "same-picture-in-two-splits" + ("-few" if few else "")
-        yield _finding(code, names, leaked, "pictures of both with the same bytes")
+        finding = _finding("same-picture-in-two-splits", names, leaked, "pictures of both with the same bytes")
+        yield replace(finding, mild=_is_few(parts, names, leaked))
     for part in parts:
         copies = [[picture for picture in group if picture.split == part.name] for group in groups]
         twice = [(group[0], other) for group in copies for other in group[1:]]
         if twice:
             yield _finding("same-picture-in-one-split", part.name, twice, "pictures with the same bytes")
-    known = {(id(one), id(other)) for one, other in pairs}
-    near = [pair for pair in alike(usable) if (id(pair[0]), id(pair[1])) not in known]
-    for names, leaked in _by_splits(parts, [pair for pair in near if pair[0].split != pair[1].split]):
+    equal = {id(picture): number for number, group in enumerate(groups) for picture in group}
+    between = (pair for pair in alike(usable) if pair[0].split != pair[1].split)
+    near = [(one, other) for one, other in between if equal.get(id(one), -1) != equal.get(id(other), -2)]
+    for names, leaked in _by_splits(parts, near):
         yield _finding("near-copy-in-two-splits", names, leaked, "pictures of both that look the same")
 
 

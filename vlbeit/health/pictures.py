@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,6 @@ _FLAT = 8  # of 255: a picture with less between its darkest and its brightest c
 _CLOSE = 4.0  # of 255: mean difference of the cells of two looks that are one picture
 _CROWD = 200  # candidates of a quarter of a hash
 _CHUNK = 64  # pictures that a thread takes at a time
-_UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error)  # what Pillow raises over damaged files
 
 
 class Picture(NamedTuple):
@@ -82,20 +80,18 @@ def alike(pictures: Sequence[Picture]) -> Iterator[tuple[Picture, Picture]]:
     Candidates share a quarter of their difference hash, which two looks that differ in up to three bits must; a pair
     is one if its looks differ by little in the mean. Pictures of one tone are left out.
     """
+    seen = [picture for picture in pictures if picture.look is not None and np.ptp(picture.look) >= _FLAT]
+    looks = np.array([picture.look for picture in seen], dtype=np.int16)
     buckets: dict[tuple[int, int], list[int]] = {}
-    looks = [picture.look for picture in pictures]
     for number, look in enumerate(looks):
-        if look is None or int(look.max()) - int(look.min()) < _FLAT:
-            continue
         candidates: set[int] = set()
         for band in enumerate(np.packbits(_steps(look)).view(np.uint16).tolist()):
             bucket = buckets.setdefault(band, [])
             candidates.update(bucket[-_CROWD:])  # a bucket that thousands share tells nothing
             bucket.append(number)
-        for other in sorted(candidates):
-            there = looks[other]
-            if there is not None and np.abs(look.astype(np.int16) - there).mean() < _CLOSE:
-                yield pictures[other], pictures[number]
+        others = np.array(sorted(candidates), dtype=np.int64)
+        for other in others[np.abs(looks[others] - look).mean(axis=(1, 2)) < _CLOSE]:
+            yield seen[other], seen[number]
 
 
 def _steps(look: np.ndarray) -> np.ndarray:
@@ -131,8 +127,8 @@ def _look(split: str, key: int | str, place: Place, thorough: bool) -> Picture:
         fault = MISSING
     except Image.UnidentifiedImageError:
         fault = "not an image in a known format"
-    except (ImageError, Image.DecompressionBombError, *_UNREADABLE) as error:
-        fault = str(getattr(error, "strerror", None) or error.__cause__ or error)
+    except Exception as error:  # decoders of damaged files raise about anything, and the report must go on
+        fault = str(getattr(error, "strerror", None) or error.__cause__ or error) or type(error).__name__
     return Picture(split, key, place, length, None, kind, fault, None)
 
 

@@ -104,11 +104,11 @@ def _check_pictures(part: Part, pictures: Sequence[Picture]) -> Iterator[Finding
     gone = [str(picture.place) for picture in pictures if picture.fault == MISSING]
     yield from found("missing-image", part.name, gone, f"files that are not there: {some(gone)}")
     broken = [picture for picture in pictures if picture.fault not in ("", MISSING)]
-    few = len(broken) <= TOLERATED * len(part.asked())
+    few = len(broken) <= TOLERATED * len(part.asked())  # training replaces these by others
     shown = [f"{name_of(picture)}: {picture.fault}" for picture in broken]
     text = f"pictures that cannot be read: {some(shown)}"
     ids = [picture.image_id for picture in broken]
-    yield from found("broken-image" + ("-few" if few else ""), part.name, ids, text)
+    yield from found("broken-image", part.name, ids, text, mild=few)
     odd = [picture for picture in pictures if picture.size is not None and _is_odd(*picture.size)]
     shown = ["{} has {}x{}".format(name_of(picture), *picture.size) for picture in odd if picture.size]
     text = f"pictures of unusual size: {some(shown)}"
