@@ -30,32 +30,7 @@ from vlbeit.health.official import read_part
 from vlbeit.health.pictures import look_at
 from vlbeit.health.report import Wanted, inspect
 
-WORDS = ("is", "the", "man", "dog", "red", "what", "color", "how", "many", "people", "in", "table", "near", "small", "food")
-    "is",
-    "the",
-    "man",
-    "dog",
-    "red",
-    "what",
-    "color",
-    "how",
-    "many",
-    "people",
-    "are",
-    "there",
-    "in",
-    "on",
-    "a",
-    "table",
-    "near",
-    "left",
-    "right",
-    "small",
-    "kind",
-    "of",
-    "food",
-]
-PER_PICTURE = 5  # questions, as in VQA v2
+WORDS = ("is", "the", "man", "dog", "red", "what", "color", "how", "many", "people", "in", "table", "near", "food")
 SHARE = 0.25  # of val
 
 
