@@ -300,6 +300,24 @@ def test_files_of_ok_vqa(copy: Any) -> None:
     assert report.wanted.data.name == "okvqa" and not report.unsafe
 
 
+def test_a_relative_counts_its_splits_anew(copy: Any, tmp_path: Path) -> None:
+    """VizWiz: train_0.jpg and val_0.jpg are two pictures and two questions."""
+    root = tmp_path / "vizwiz"
+    (root / "Annotations").mkdir(parents=True)
+    for split, subtype in (("train", TRAIN), ("val", VAL)):
+        (root / split).mkdir()
+        items = []
+        for number, path in enumerate(sorted((copy.root / subtype).glob("*.jpg"))):
+            shutil.copy(path, root / split / f"{split}_{number}.jpg")
+            said = [{"answer": f"thing {number % 3}"}] * 10
+            items.append({"image": f"{split}_{number}.jpg", "question": "what is it?", "answers": said})
+        (root / f"Annotations/{split}.json").write_text(json.dumps(items))
+    report = inspect_path(root)
+    assert report.wanted.data.name == "vizwiz" and report.findings == []
+    (root / "train/train_3.jpg").unlink()
+    assert "train_3.jpg" in by_code(inspect_path(root))["refused"].message
+
+
 def own_table(copy: Any, path: Path) -> Path:
     """The training questions as a CSV file."""
     said = {row["question_id"]: row["multiple_choice_answer"] for row in copy.rows(copy.annotations(TRAIN))}

@@ -25,9 +25,12 @@ def check_ids(part: Part, others: Sequence[Part]) -> Iterator[Finding]:
 
 
 def check_ids_between(parts: Sequence[Part]) -> Iterator[Finding]:
-    """Questions of one id in two splits. A split whose answers are hidden may be a part of another such."""
+    """Questions of one id in two splits, where ids run on from split to split (VizWiz counts each anew).
+
+    A split whose answers are hidden may be a part of another such.
+    """
     for one, other in combinations(parts, 2):
-        if one.annotations is None and other.annotations is None:
+        if not (one.numbered and other.numbered) or (one.annotations is None and other.annotations is None):
             continue
         here = {question.question_id for question in one.questions}
         both = list(dict.fromkeys(row.question_id for row in other.questions if row.question_id in here))

@@ -75,6 +75,8 @@ def _told_by_files(path: Path) -> str:
             return official[0]
         if any((path / f"train{suffix}").is_file() for suffix in _TABLES):
             return "vqa"
+        if any((path / folder / "train.json").is_file() for folder in ("Annotations", "annotations")):
+            return "vizwiz"
         if (path / "train").is_dir():
             return "imagefolder"
     raise _unknown(path)
