@@ -22,7 +22,8 @@ ROWS = (
     ("stages", "tasks"),
     (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
-        "suggest", "converting", "exporting", "adopt", "attention", "health", "batch_picture", "inspecting", "recipes",
+        "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes", "scoring",
+        "health",
     ),
     ("cli",),
     ("__main__",),

@@ -14,7 +14,8 @@ from vlbeit.errors import DataError
 from vlbeit.types import Batch, Records
 
 from .blind import BlindGuess
-from .metric import VQAAccuracy, answer_score
+from .metric import Scores, numbers
+from .scoring import score_records
 from .submit import write_answers
 
 
@@ -70,7 +71,7 @@ class VQAEvaluator:
         self.records = records
         self.collector = AnswerCollector(records, answers)
         self.blind = blind
-        self.scores: dict[int, float] = {}
+        self.scores = Scores([], [], [], [])
         self._predicted: dict[int, str] = {}
 
     def update(self, objective: nn.Module, batch: Batch) -> None:
@@ -83,17 +84,17 @@ class VQAEvaluator:
         Raises DataError where no question has human answers.
         """
         self._predicted = self.collector.gather()
-        accuracy, self.scores = score_answers(self.records, self._predicted)
-        if not self.scores:
+        self.scores = score_records(self.records, self._predicted)
+        if not self.scores.values:
             raise DataError("these questions have no human answers to score against: vlbeit submit answers them")
-        result, guess = accuracy.compute(), self.blind()
+        result, guess = numbers(self.scores), self.blind()
         return result if guess is None else result | {"blind": self._blind_accuracy(guess)}
 
     def details(self) -> list[dict[str, Any]]:
         """One row per scored question of the last `compute`: question_id, answer, score in [0, 1]."""
         return [
             {"question_id": key, "answer": self._predicted.get(key), "score": score}
-            for key, score in sorted(self.scores.items())
+            for key, score in sorted(zip(self.scores.question_ids, self.scores.values, strict=True))
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,19 +108,4 @@ class VQAEvaluator:
     def _blind_accuracy(self, guess: BlindGuess) -> float:
         columns = (self.records.column(name) for name in ("question_id", "question", "question_type"))
         guesses = {int(key): guess(text, kind) for key, text, kind in zip(*columns, strict=True)}
-        return score_answers(self.records, guesses)[0].compute()["overall"]
-
-
-def score_answers(records: Records, predictions: Mapping[int, str]) -> tuple[VQAAccuracy, dict[int, float]]:
-    """Official accuracy of question id -> answer, and the score of each question; both over the annotated ones.
-
-    A question without human answers (a test split) does not count; one without a prediction scores 0.
-    """
-    accuracy, scores = VQAAccuracy(), {}
-    names = ("question_id", "answers", "answer_type", "question_type")
-    for key, humans, answer_type, question_type in zip(*(records.column(name) for name in names), strict=True):
-        key = int(key)
-        if humans and key not in scores:
-            scores[key] = answer_score(predictions[key], humans) if key in predictions else 0.0
-            accuracy.add(scores[key], answer_type, question_type)
-    return accuracy, scores
+        return numbers(score_records(self.records, guesses))["overall"]
