@@ -38,6 +38,7 @@ _GROUP_ROWS, _GROUP_BYTES = 64, 32 * 2**20  # of a row group at most, which is k
 _LOOKAHEAD = 64  # items examined at a time,
 _LOOKAHEAD_BYTES = 2**28  # or fewer: no more are read when these many bytes are in memory
 _FILES = ("image", "mask")
+_SHARING = ("vqa",)  # kinds of which several records have one picture: it is written, and its bytes count, once
 _TYPES = {
     "id": pa.string(), "label": pa.int64(), "image_id": pa.int64(), "boxes": pa.list_(pa.list_(pa.float64())),
     "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
@@ -122,9 +123,10 @@ class Folder:
         names = self._names(split)
         number = sum(line["split"] == split and "file" in line for line in self.lines)
         shard: _Shard | None = None
+        stored: set[str] = set()
         try:
             for item, finding in _examined(items, examine, threads):
-                shard = shard or _Shard(self.out, self.layout, split, number, names)
+                shard = shard or _Shard(self.out, self.layout, split, number, names, stored)
                 yield shard.add(item, finding)
                 if shard.bytes >= self.shard_bytes or shard.rows >= _ROWS:
                     self._note(shard.finish())
@@ -221,9 +223,10 @@ def _chunk(items: Iterator[Item]) -> list[Item]:
 class _Shard:
     """One shard being written, under a temporary name until it is whole."""
 
-    def __init__(self, out: Path, layout: Layout, split: str, number: int, names: Names) -> None:
+    def __init__(self, out: Path, layout: Layout, split: str, number: int, names: Names, stored: set[str]) -> None:
+        """`stored`: targets of the pictures that this and earlier shards have."""
         self.rows = self.bytes = self._left_out = self._noted = 0
-        self._out, self._layout, self._split, self._names = out, layout, split, names
+        self._out, self._layout, self._split, self._names, self._stored = out, layout, split, names, stored
         self._path = out / f"{split}-{number:05d}.parquet"
         self._temporary = out / f".tmp-{self._path.name}"
         self._schema = schema(layout)
@@ -233,7 +236,6 @@ class _Shard:
         self._position: Position = ()
         self._sizes: list[tuple[int, int]] = []
         self._classes: Counter[int] = Counter()
-        self._stored: set[str] = set()  # targets of its pictures: several questions have the same
         self._bad: list[dict[str, Any]] = []
 
     def add(self, item: Item, finding: Finding) -> int:
@@ -253,7 +255,8 @@ class _Shard:
         if not left_out:
             files = {name: self._store(item, name) for name in _FILES if name in item.record}
             lengths = {f"{name}_bytes": len(data) for name, data in files.items() if isinstance(data, bytes)}
-            self._stored.update(item.targets[name] for name in new if name in item.targets)
+            if self._layout.kind in _SHARING:
+                self._stored.update(item.targets[name] for name in new)
             self._waiting.append(item.record | files | lengths)
             self._waiting_bytes += size
             self._classes.update([item.record["label"]] if "label" in item.record else finding.classes)

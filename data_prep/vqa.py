@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from vlbeit import hub
-from vlbeit.data.answers import build_vocabulary, majority_answer, normalize_answer
+from vlbeit.data.answers import build_vocabulary, coverage, majority_answers
 from vlbeit.data.row_files import Table, open_table, stored_table
 from vlbeit.data.vqa_rows import Question, VQARows, parse_columns
 from vlbeit.data.vqa_splits import HELD_OUT, Placed, Rule, Survey, described, split_of, table_files
@@ -18,14 +18,13 @@ from vlbeit.errors import DataError, UsageError
 
 from .pictures import Check, examine_picture
 from .preparation import Options, Plan, Split, fingerprint, given, next_command, run
-from .progress import Report
+from .progress import Report, counted
 from .shards import Fault, Finding, Item, Layout, Position
 
 VLMO = "vlmo_base_patch16_224"  # published weights that a VQA model starts from
 MIN_COUNT = 9  # the default of task.min_count: the published rule of VQA v2
 _COVERED = 0.9  # share of the training questions that the proposed vocabulary has an answer to
 _TOO_MANY = 0.5  # share of rows that are no use: beyond it the table is not read as it was meant
-_EVERY = 10.0  # seconds between two lines
 _OPTION = "--columns {}"
 _MARKS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
 
@@ -60,9 +59,9 @@ def prepare(
         raise DataError(f"--images {images} is no folder")
     sources = given(from_)
     rows = VQARows(_tables(sources), parse_columns(columns or [], _OPTION), images, _OPTION)
-    counted = _Counted(rows, say)
+    sizes = _Sizes()
     try:
-        survey = Survey(counted, Rule(held_out, seed))
+        survey = Survey(sizes.of(counted(rows, "reading: {} rows", say)), Rule(held_out, seed))
     except DataError as error:
         raise DataError(f"--from {','.join(sources)}: {error} (--held-out, --columns)") from error
     _refuse(survey, sources)
@@ -71,10 +70,10 @@ def prepare(
         "columns": columns or [], "held_out": held_out, "seed": seed, "check": check, "shard_mb": shard_mb,
     }  # fmt: skip
     plan = Plan(
-        layout=Layout("vqa", _format(format, counted.inside), arguments),
+        layout=Layout("vqa", _format(format, sizes.inside), arguments),
         classes=[],
         splits=[
-            Split(split, counted.bytes(survey.pictures(split)), _items(rows, survey, split)) for split in survey.splits
+            Split(split, sizes.bytes(survey.pictures(split)), _items(rows, survey, split)) for split in survey.splits
         ],
         examine=_Examination(check),
         archives=[],
@@ -83,28 +82,24 @@ def prepare(
     return _ending(out, facts, say)
 
 
-class _Counted:
-    """The questions, and what of their pictures is counted while they pass: bytes, and whether the table holds them."""
+class _Sizes:
+    """Bytes of every picture of the questions that pass, each once, and whether the table itself holds some."""
 
-    def __init__(self, rows: VQARows, say: Report) -> None:
+    def __init__(self) -> None:
         self.inside = False
-        self._rows, self._say = rows, say
         self._sizes: dict[int, int] = {}
 
-    def __iter__(self) -> Iterator[Question]:
-        said = time.monotonic()
-        for number, question in enumerate(self._rows, 1):
+    def of(self, questions: Iterable[Question]) -> Iterator[Question]:
+        """The same questions."""
+        for question in questions:
             image, key = question.image, question.image_key
             if not question.fault and key not in self._sizes:
                 self.inside |= isinstance(image, bytes)
                 self._sizes[key] = len(image) if isinstance(image, bytes) else Path(image).stat().st_size
-            if time.monotonic() - said >= _EVERY:
-                said = time.monotonic()
-                self._say(f"reading: {number:,} rows, {len(self._sizes):,} pictures")
             yield question
 
     def bytes(self, pictures: Iterable[int]) -> int:
-        """Of these pictures, each once."""
+        """Of these pictures."""
         return sum(self._sizes[key] for key in pictures)
 
 
@@ -218,11 +213,12 @@ def _suffix(data: bytes) -> str:
 
 def _ending(out: Path, facts: Mapping[str, Any], say: Report) -> str:
     """Say which vocabulary the answers give; returns the command to try next."""
-    found = {split: _answers(out, part["shards"]) for split, part in facts["splits"].items()}
-    answered = {split: humans for split, humans in found.items() if any(answers for _, answers in humans)}
-    root = f"data=vqa data.root={out}"
+    shards = {split: [out / shard["file"] for shard in part["shards"]] for split, part in facts["splits"].items()}
+    parts = {split: _Answers(paths) for split, paths in shards.items()}
+    answered = {split: answers for split, answers in parts.items() if any(answers.column("answers"))}
+    root = f"data=vqa data.root={shlex.quote(str(out))}"
     if "train" not in answered:
-        split = next(iter(answered), next(iter(found)))
+        split = next(iter(answered), next(iter(parts)))
         if answered:
             return f"vlbeit evaluate RUN {root} data.val_split={split}"
         say("there are no answers: nothing to train on or to score against")
@@ -232,32 +228,30 @@ def _ending(out: Path, facts: Mapping[str, Any], say: Report) -> str:
     return next_command(f"stage=vl task=vqa init={VLMO} data=vqa", out, "vqa") + words
 
 
-def _answers(out: Path, shards: Sequence[Mapping[str, Any]]) -> list[tuple[str, frozenset[str]]]:
-    """Of each question of a split the one answer that stands for it, and all of them; "" and none where it has none."""
-    found = []
-    for shard in shards:
-        columns = pq.read_table(out / shard["file"], columns=["multiple_choice_answer", "answers"]).to_pydict()
-        for main, answers in zip(columns["multiple_choice_answer"], columns["answers"], strict=True):
-            found.append((main or majority_answer(answers), frozenset(answers)))
-    return found
+class _Answers:
+    """The answers of a split, out of its shards."""
+
+    def __init__(self, shards: Sequence[Path]) -> None:
+        names = ["multiple_choice_answer", "answers"]
+        tables = [pq.read_table(shard, columns=names).to_pydict() for shard in shards]
+        self._columns = {name: [value for table in tables for value in table[name]] for name in names}
+
+    def column(self, name: str) -> Sequence[Any]:
+        return self._columns[name]
 
 
-def _vocabulary(answered: Mapping[str, Sequence[tuple[str, frozenset[str]]]], say: Report) -> int:
+def _vocabulary(answered: Mapping[str, _Answers], say: Report) -> int:
     """The task.min_count to propose: the largest up to the default whose answers cover most training questions."""
-    train = [main for main, answers in answered["train"] if answers]
-    known = len({normalize_answer(main) for main in train})
-
-    def covered(split: str, vocabulary: Iterable[str]) -> float:
-        humans, kept = [answers for _, answers in answered[split] if answers], frozenset(vocabulary)
-        return sum(not answers.isdisjoint(kept) for answers in humans) / len(humans)
-
-    def line(min_count: int) -> str:
-        vocabulary = build_vocabulary(train, min_count)
-        shares = ", ".join(f"{100 * covered(split, vocabulary):.1f} % of {split}" for split in answered)
-        return f"answers: task.min_count={min_count} keeps {len(vocabulary):,} of {known:,}; they cover {shares}"
-
-    counts = range(MIN_COUNT, 0, -1)
-    chosen = next((count for count in counts if covered("train", build_vocabulary(train, count)) >= _COVERED), 1)
-    for min_count in dict.fromkeys((MIN_COUNT, chosen)):
-        say(line(min_count))
-    return chosen
+    majority = [answer for answer in majority_answers(answered["train"]) if answer]
+    known = len(build_vocabulary(majority, 1))
+    for min_count in range(MIN_COUNT, 0, -1):
+        answers = build_vocabulary(majority, min_count)
+        found = {split: coverage(columns, answers) for split, columns in answered.items()}
+        share = {split: each.raw / each.questions for split, each in found.items()}
+        enough = share["train"] >= _COVERED or min_count == 1
+        if min_count == MIN_COUNT or enough:
+            shares = ", ".join(f"{100 * part:.1f} % of {split}" for split, part in share.items())
+            say(f"answers: task.min_count={min_count} keeps {len(answers):,} of {known:,}; they cover {shares}")
+        if enough:
+            break
+    return min_count

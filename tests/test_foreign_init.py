@@ -188,6 +188,9 @@ def test_the_order_of_published_answers_must_be_named(
     assert "of which answers: task.answers=FILE names them" in capsys.readouterr().err
     Path("answers.json").write_text('["yes", "no", "1", "2", "red", "blue", "circle"]')
     assert main(["evaluate", "vlmo.pt", *of_run, *data, "task.answers=answers.json"]) == 0
+    Path("short.json").write_text('["yes", "no", "1", "2", "red", "blue"]')
+    assert main(["evaluate", "vlmo.pt", *of_run, *data, "task.answers=short.json"]) == 2
+    assert "'num_answers': 7} there, {" in capsys.readouterr().err
     rows = json.loads(Path("runs/vlmo-vqa/vqa_details.json").read_text())
     assert len(rows) > 10 and {row["answer"] for row in rows} <= {"yes", "no", "1", "2", "red", "blue", "circle"}
 
@@ -197,6 +200,8 @@ def test_the_order_of_published_answers_must_be_named(
     assert code == 0 and "its classifier of answers is left out" in out and "new (head answer)" in out
     code, out, _ = train(*fine_tuned, "run=named", "task.init_answers=answers.json")
     assert code == 0 and "left out" not in out and "new (" not in out
+    code, _, err = train(*fine_tuned, "run=short", "task.init_answers=short.json")
+    assert code == 1 and "head answer: a list of 6 labels for a classifier of width 7: give the right list" in err
     theirs = torch.load("vlmo.pt")["vqa_classifier.3.bias"]
     ours = load_file("named/checkpoint/model.safetensors")
     torch.testing.assert_close(ours["heads.answer.3.bias"][[0, 2]], theirs[[6, 0]])

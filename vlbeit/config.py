@@ -134,12 +134,19 @@ class DataConfig:
     train_split: str = key("train", "split that is trained on")
     val_split: str = key("val", "split that is evaluated")
     limit: int | None = key(None, "use the first records only: for a quick try")
-    columns: list[str] = key([], "names of the columns of a table of your own: [question:its_name,answers:its_name]")
-    images: str = key("", "folder that the image paths of a table are relative to; empty: the table's own")
-    split_seed: int = key(0, "seed of which images are held out, where we split a data set (vqa_v2: rest_val)")
+    columns: list[str] = key(
+        [], "which columns of a table of your own mean what: [question:its_name,answers:its_name], for vqa"
+    )
+    images: str = key(
+        "",
+        "folder of the pictures, where they lie elsewhere: what paths in a table are relative to; empty: the table's",
+    )
+    split_seed: int = key(
+        0, "seed of which images are held out, where we split a data set (vqa: val; vqa_v2: rest_val)"
+    )
     held_out: float = key(
         0,
-        "images held out there: a number, or a share below 1; 0: the source's own (vqa_v2: 1000, or a tenth)",
+        "images held out there: a number, or a share below 1; 0: the source's own (vqa: a tenth; vqa_v2: 1000 or that)",
     )
 
     def __post_init__(self) -> None:

@@ -128,10 +128,17 @@ def test_answers_are_in_the_official_form():
         ("000042", "COCO_val2014_000000000042.jpg", ""), ("43", "43", "picture is missing: {folder}/43"),
         ("b.png", "b.png", "picture is missing: {folder}/b.png"), ("", "", "picture is not named"),
         ("https://x.org/a.png", "", "picture is an address: https://x.org/a.png, download it first"),
+        ("two  blanks.png", "two  blanks.png", ""), ("lost.png", "lost.png", "picture is missing: {folder}/lost.png"),
+        (
+            "data:image/png;base64,iVBORw0KGgo", "",
+            "picture is written out as text: data:image/png;base6..., give a file, or Parquet with its bytes",
+        ),
     ],
 )  # fmt: skip
 def test_pictures_are_found_by_path_name_or_number(table, tmp_path, written, image, fault):
     names = {"folder": tmp_path, "name": tmp_path.name}
+    (tmp_path / "a.png").with_name("two  blanks.png").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "lost.png").symlink_to(tmp_path / "gone.png")
     [question] = table(("image", "question"), (written.format(**names), "what?"))
     assert question.fault == fault.format(**names)
     assert question.image == (str(tmp_path / image) if image else "")

@@ -50,8 +50,8 @@ def test_seed_and_names_alone_decide():
 
 def test_a_number_of_pictures_or_other_names():
     assert len(splits(PICTURES, Rule(7))["val"]) == 7
-    found = splits(PICTURES, Rule(0.5, train="train", val="check"))
-    assert len(found["check"]) == 50 and set(found) == {"train", "check"}
+    found = splits(PICTURES, Rule(0.5, val="check"))
+    assert len(found["val"]) == 50 and set(found) == {"train", "val"}  # nothing else is ever held out
     assert set(splits(PICTURES, Rule(0))) == {"train"}
     assert set(splits(PICTURES, Rule(0.1, val="train"))) == {"train"}
     with pytest.raises(DataError, match="1 pictures are too few to hold out 1 for 'val'"):
@@ -64,6 +64,7 @@ def test_named_splits_stay_and_val_is_held_out_where_there_is_none():
     found = splits([*(question(n, split="train") for n in range(20)), question(20, split="test")])
     assert (len(found["train"]), len(found["val"]), found["test"]) == (18, 2, {"20"})
     assert splits([question(1, split="test")]) == {"test": {"1"}}
+    assert splits([question(1, split="Fold 1/2"), question(2, split="fold 1/2 ")]) == {"fold_1_2": {"1", "2"}}
     assert len(splits([question(n, split="train" if n else "") for n in range(9)], Rule(0))["train"]) == 9
 
 
@@ -104,6 +105,7 @@ def test_questions_without_any_answer_are_the_split_test():
 def test_bad_rows_are_counted_and_go_with_the_first_split():
     rows = [question(1), question(2, fault="picture is missing: b.jpg", place="t, line 3"), question(3)]
     survey = Survey([q._replace(image_key=int(q.image_name)) for q in rows], Rule(0.5))
+    assert survey.splits == ["train", "val"]
     assert (survey.rows, dict(survey.bad)) == (3, {"picture is missing": ["t, line 3: b.jpg"]})
     assert [(p.split in ("train", "val"), p.fault, p.record is None) for p in place(rows, Rule(0.5))][1] == (
         True, "picture is missing: b.jpg", True,

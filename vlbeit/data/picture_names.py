@@ -15,7 +15,7 @@ class PictureNames:
     """Finds the files that rows of a table mean, most of them below one folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser().absolute()
+        self.folder = str(folder.expanduser().absolute())
         self._names = cache(_names)
         self._stems = cache(_stems)
 
@@ -28,7 +28,7 @@ class PictureNames:
         written = written.removeprefix("file://")
         if "\\" in written and "/" not in written:  # a table that was made on Windows
             written = written.replace("\\", "/")
-        path = os.path.normpath(self.folder / os.path.expanduser(written))
+        path = os.path.normpath(os.path.join(self.folder, os.path.expanduser(written)))
         top, name = os.path.split(path)
         if name in self._names(top):
             return path, True
@@ -43,7 +43,7 @@ class PictureNames:
 def _names(folder: str) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries)
+            return frozenset(entry.name for entry in entries if entry.is_file())  # of links those that lead somewhere
     except OSError:
         return frozenset()
 

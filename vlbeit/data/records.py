@@ -218,7 +218,7 @@ class ChosenRecords:
         return self._records[self._rows[index]]
 
     def column(self, name: str) -> Sequence[Any]:
-        whole = list(self._records.column(name))  # a memory-mapped column is slow to read value by value
+        whole = self._records.column(name)[:]  # a memory-mapped column is slow to read value by value
         return [whole[row] for row in self._rows]
 
 
@@ -239,7 +239,7 @@ class JoinedRecords:
         return self._parts[part][index - (self._ends[part - 1] if part else 0)]
 
     def column(self, name: str) -> Sequence[Any]:
-        return [value for part in self._parts for value in part.column(name)]
+        return [value for part in self._parts for value in part.column(name)[:]]  # as above
 
 
 def take(records: Records, count: int | None) -> Records:

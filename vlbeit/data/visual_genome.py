@@ -82,7 +82,7 @@ def _record(number: int, question: str, answer: str, path: str, image: int) -> R
 
 def _picture(row: dict[str, Any]) -> Record:
     return {
-        "id": int(row["id"]),
+        "id": int(row["id"] if "id" in row else row["image_id"]),
         "qas": [
             (int(qa["qa_id"] if "qa_id" in qa else qa["id"]), str(qa["question"]), str(qa["answer"]))
             for qa in row["qas"]

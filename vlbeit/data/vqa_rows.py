@@ -36,6 +36,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """What a column may mean, and the names by which it is known without being told; case, blanks and - do not matter."""
 
+_LONGEST = 4096  # letters of a path
 HUMANS = 10  # answers of a question, as many as VQA v2 has
 _ROLE = re.compile(rf",(?=(?:{'|'.join(NAMES)}):)")
 _FLOAT = re.compile(r"([+-]?\d+)\.0")  # what a table program makes of a whole number
@@ -99,10 +100,9 @@ def find_columns(table: Table, given: Mapping[str, str], option: str) -> dict[st
         known.setdefault(_plain(column), column)
     found = {}
     for meaning, names in NAMES.items():
-        column = given.get(meaning)
-        if column is None:
-            column = next((known[name] for name in names if name in known), "")
-        elif column and column not in table.columns:
+        default = next((known[name] for name in names if name in known), "")
+        column = given.get(meaning, default)
+        if column and column not in table.columns:
             raise UsageError(_lacking(table, meaning, (column,), option))
         if column:
             found[meaning] = column
@@ -183,12 +183,14 @@ def _image(value: Any, pictures: PictureNames) -> tuple[str | bytes, int, str, s
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
         return value, _hash(value), hashlib.blake2b(value, digest_size=16).hexdigest(), ""
-    written = whole(text(value))
+    written = value.strip() if isinstance(value, str) else text(value)
     if not written:
         return "", 0, "", "picture is not named"
+    if len(written) > _LONGEST or written.startswith("data:"):
+        return "", 0, "", f"picture is written out as text: {written[:20]}..., give a file, or Parquet with its bytes"
     if _ADDRESS.match(written) and not written.startswith("file://"):
         return "", 0, "", f"picture is an address: {written}, download it first"
-    path, there = pictures.find(written)
+    path, there = pictures.find(whole(written))
     return path, _hash(path.encode(errors="surrogateescape")), written, "" if there else f"picture is missing: {path}"
 
 

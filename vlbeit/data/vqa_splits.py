@@ -18,6 +18,7 @@ from vlbeit.data.vqa_rows import Question
 from vlbeit.errors import DataError
 from vlbeit.types import Record
 
+HELD = "val"  # what pictures that we hold out become
 HELD_OUT = 0.1  # of the pictures, where nothing else is said
 SYNONYMS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 _MOST = 20  # splits that a column may name: more are another kind of column
@@ -25,12 +26,12 @@ _DIGITS = 18  # of an id that is a number
 
 
 class Rule(NamedTuple):
-    """How pictures are held out of a split where the table names no other."""
+    """How pictures are held out of the training split, as the split `val`, where the table has none to evaluate on."""
 
     held_out: float  # pictures: a number, or a share below 1; 0: none
     seed: int = 0
     train: str = "train"
-    val: str = "val"
+    val: str = HELD  # the split that is to be evaluated
 
 
 class Placed(NamedTuple):
@@ -45,8 +46,8 @@ class Placed(NamedTuple):
 
 
 def canonical(split: str) -> str:
-    """`train`, `val` or `test` for their other usual names."""
-    plain = split.strip().casefold()
+    """`train`, `val` or `test` for their other usual names, and a name that a file can have for any other."""
+    plain = re.sub(r"[^\w.-]+", "_", split.strip().casefold())
     return SYNONYMS.get(plain, plain)
 
 
@@ -86,7 +87,7 @@ class Survey:
             key = question.image_key
             split, named = self._splits.get(key, first), canonical(question.split)
             fault = question.fault
-            if not fault and (named or self._rule.train) != (self._named[key] or self._rule.train):
+            if not fault and (named or "train") != (self._named[key] or "train"):
                 fault = f"picture is in {self._named[key]} too: {question.image_name}"
             if not fault and not question.record["answers"] and named in self._answered:
                 fault = "answers are empty"
@@ -126,11 +127,11 @@ class Survey:
         if named <= {""} and not self._answered:
             return dict.fromkeys(self._named, "test")  # no answers at all: there is nothing to train on
         train = next((name for name in (rule.train, "") if name in named), None)
-        splits = {key: split or rule.train for key, split in self._named.items()}
-        if train is None or rule.val in named or rule.val == rule.train or not rule.held_out:
+        splits = {key: split or "train" for key, split in self._named.items()}
+        if train is None or {HELD, rule.val} & named or rule.val == rule.train or not rule.held_out:
             return splits
         pool = [key for key, split in self._named.items() if split == train]
-        return splits | dict.fromkeys(self._held_out(pool), rule.val)
+        return splits | dict.fromkeys(self._held_out(pool), HELD)
 
     def _held_out(self, pool: Sequence[int]) -> list[int]:
         """Those of the pictures that come first in an order which seed and names alone decide."""
@@ -138,7 +139,7 @@ class Survey:
         count = max(1, round(share * len(pool)) if share < 1 else int(share))
         if count >= len(pool):
             raise DataError(
-                f"{len(pool)} pictures are too few to hold out {count} for {self._rule.val!r}: hold out fewer, or name "
+                f"{len(pool)} pictures are too few to hold out {count} for {HELD!r}: hold out fewer, or name "
                 f"the splits in a column"
             )
         return sorted(pool, key=lambda key: (self._chance[key], self._numbers[key]))[:count]

@@ -119,7 +119,7 @@ class EachPictureOnce:
 
     def __init__(self, questions: Records) -> None:
         first: dict[int, int] = {}
-        for row, image_id in enumerate(questions.column("image_id")):
+        for row, image_id in enumerate(questions.column("image_id")[:]):
             first.setdefault(image_id, row)
         self._questions = ChosenRecords(questions, list(first.values()))
 
@@ -129,8 +129,10 @@ class EachPictureOnce:
     def __getitem__(self, index: int) -> Record:
         record = self._questions[index]
         image = record["image"]
-        name = str(record["image_id"]) if isinstance(image, bytes) else Path(image).name
-        return {"id": name, "image": image}
+        return {"id": str(record["image_id"]) if isinstance(image, bytes) else Path(image).name, "image": image}
 
     def column(self, name: str) -> Sequence[Any]:
-        return FieldColumn(self, name)
+        if not len(self) or isinstance(self[0]["image"], bytes):
+            return FieldColumn(self, name)
+        images = self._questions.column("image")
+        return images if name == "image" else [Path(image).name for image in images]

@@ -7,6 +7,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -22,7 +23,7 @@ from vlbeit.data.sources.base import DataSource
 from vlbeit.data.sources.question_files import EachPictureOnce
 from vlbeit.data.tables import saved_table
 from vlbeit.data.vqa_rows import VQARows, parse_columns
-from vlbeit.data.vqa_splits import HELD_OUT, Rule, Survey, canonical, described, table_files
+from vlbeit.data.vqa_splits import HELD, HELD_OUT, Rule, Survey, canonical, described, table_files
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
@@ -62,9 +63,9 @@ class OwnQuestions(DataSource):
             super().check()
 
     def records(self, kind: str, split: str) -> Records:
-        if not self._hub and (prepared := prepared_records(self.root, "vqa", split, self.config.cache)) is not None:
-            return prepared if kind == "vqa" else EachPictureOnce(prepared)
-        questions = self._questions(canonical(split))
+        split = canonical(split)
+        prepared = None if self._hub else prepared_records(self.root, "vqa", split, self.config.cache)
+        questions = self._questions(split) if prepared is None else prepared
         return questions if kind == "vqa" else EachPictureOnce(questions)
 
     @property
@@ -73,27 +74,28 @@ class OwnQuestions(DataSource):
         return self.config.root.removeprefix(hub.PREFIX) if self.config.root.startswith(hub.PREFIX) else ""
 
     def _questions(self, split: str) -> Records:
+        """The records of a table, from its index where nothing has changed since that was written."""
         config = self.config
-        rule = Rule(config.held_out or HELD_OUT, config.split_seed, canonical(config.train_split), self._val)
+        train, val = canonical(config.train_split), canonical(config.val_split)
+        rule = Rule(config.held_out or HELD_OUT, config.split_seed, train, val)
         read, rule = self._hub_table(split, rule) if self._hub else self._file_tables(split, rule)
-        questions = VQARows(read.tables, parse_columns(config.columns, _OPTION), config.images, _OPTION)
+        questions = self._parsed(read)
         column = questions.column("image")
         if read.stored is None and _holds_pictures(read.files, column):
-            read = read._replace(stored=saved_table(self.root, split, read.files, config.cache))
-            tables = [stored_table(read.tables[0].name, read.stored, read.tables[0].folder, read.tables[0].split)]
-            questions = VQARows(tables, parse_columns(config.columns, _OPTION), config.images, _OPTION)
-        fields = (*KINDS["vqa"], "image_at") if read.stored is not None else KINDS["vqa"]
-        folder = Path(config.images).expanduser() if config.images else read.tables[0].folder
-        sources = [*read.files, *([folder] if folder.is_dir() else [])]
+            stored, first = saved_table(self.root, split, read.files, config.cache), read.tables[0]
+            read = _Read([stored_table(first.name, stored, first.folder, first.split)], read.files, stored)
+            questions = self._parsed(read)
+        fields = KINDS["vqa"] if read.stored is None else (*KINDS["vqa"], "image_at")
+        folder = Path(config.images).expanduser()  # the table's own may gain a file with every run
+        sources = [*read.files, *([folder] if config.images and folder.is_dir() else [])]
         name = f"vqa-{split}-{self._print(rule, read)}"
-        table = cached_table(
-            config.cache, name, sources, fields, lambda: self._rows(questions, rule, split, set(fields))
-        )
+        rows = partial(self._rows, questions, rule, split, at="image_at" in fields)
+        table = cached_table(config.cache, name, sources, fields, rows)
         return table if read.stored is None else StoredPictures(table, read.stored, column)
 
-    @property
-    def _val(self) -> str:
-        return canonical(self.config.val_split)
+    def _parsed(self, read: _Read) -> VQARows:
+        columns = parse_columns(self.config.columns, _OPTION)
+        return VQARows(read.tables, columns, self.config.images, _OPTION)
 
     def _file_tables(self, split: str, rule: Rule) -> tuple[_Read, Rule]:
         """The files to read for a split, and whether something is held out of them."""
@@ -115,9 +117,9 @@ class OwnQuestions(DataSource):
 
     def _chosen(self, split: str, names: Sequence[str], rule: Rule) -> tuple[str, Rule]:
         """Of splits in tables of their own the one to read: where there is none to evaluate on, the training split."""
-        rule = rule._replace(held_out=0) if rule.val in names else rule
+        rule = rule._replace(held_out=0) if {HELD, rule.val} & {*names} else rule
         own = split if split in names else rule.train
-        if own not in names or (own != split and split != rule.val):
+        if own not in names or (own != split and split != HELD):
             raise DataError(
                 f"data.root={self.config.root} has no split {split!r}; it has {', '.join(names)}: set "
                 f"data.train_split=, data.val_split=; {_LAYOUT}"
@@ -128,11 +130,15 @@ class OwnQuestions(DataSource):
         """What the index depends on beside the files."""
         stored = "" if read.stored is None else read.stored._fingerprint
         config = self.config
-        facts = [config.columns, config.images, config.max_bad_fraction, [*rule], stored, config.root]
+        folder = str(read.tables[0].folder)
+        facts = [config.columns, config.images, config.max_bad_fraction, [*rule], stored, config.root, folder]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
-    def _rows(self, questions: VQARows, rule: Rule, split: str, fields: set[str]) -> Iterator[Record]:
-        """The records of a split. Rows that are no use are left out and named; beyond a share they are an error."""
+    def _rows(self, questions: VQARows, rule: Rule, split: str, *, at: bool) -> Iterator[Record]:
+        """The records of a split; `at`: with `image_at`, the row of the table that holds the picture.
+
+        Rows that are no use are left out and named; beyond a share they are an error.
+        """
         survey = self._survey(questions, rule)
         if split not in survey.splits and survey.splits:
             hidden = ": none of its questions has an answer" if survey.splits == ["test"] and split != "test" else ""
@@ -147,7 +153,7 @@ class OwnQuestions(DataSource):
             elif placed.split == split:
                 image = placed.question.image
                 record = placed.record | {"image": image if isinstance(image, str) else ""}
-                yield record | ({"image_at": placed.number - 1} if "image_at" in fields else {})
+                yield record | ({"image_at": placed.number - 1} if at else {})
         self._judge(bad, survey.rows)
 
     def _survey(self, questions: Iterable[Any], rule: Rule) -> Survey:

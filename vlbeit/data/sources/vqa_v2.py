@@ -6,17 +6,18 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from vlbeit.data.index import cached_table
 from vlbeit.data.prepared import prepared_arguments, prepared_records
 from vlbeit.data.records import KINDS, ChosenRecords, JoinedRecords
 from vlbeit.data.sources.base import DataSource
+from vlbeit.data.sources.question_files import EachPictureOnce
 from vlbeit.data.visual_genome import genome_files, genome_rows
 from vlbeit.data.vqa_v2_files import QuestionFiles, official_files, question_rows
 from vlbeit.data.vqa_v2_splits import GENOME, PARTS, held_out_images, split_parts
 from vlbeit.errors import DataError
-from vlbeit.types import Record, Records
+from vlbeit.types import Records
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +46,14 @@ class VQAv2(DataSource):
             found[GENOME] = self._genome(found.values())
         tables = [found[part] for part in parts]
         records = tables[0] if len(tables) == 1 else JoinedRecords(tables)
-        return Pictures(records) if kind == "images" else records
+        return EachPictureOnce(records) if kind == "images" else records
 
     def _part(self, part: str, split: str) -> Records:
         """A single split; of `trainable_val` and `rest_val` the rows of val whose images are on that side."""
         if part not in ("trainable_val", "rest_val"):
             return self._table(part, split)
         whole = self._table(PARTS[part], split)
-        images = list(whole.column("image_id"))
+        images = whole.column("image_id")[:]
         held_out = set(self._held_out(images))
         return ChosenRecords(
             whole, [row for row, image in enumerate(images) if (image in held_out) == (part == "rest_val")]
@@ -96,7 +97,7 @@ class VQAv2(DataSource):
         About half of its pictures are COCO's: training on their answers would tell what val asks.
         """
         genome = self._table(GENOME, GENOME)
-        images = list(genome.column("image_id"))
+        images = genome.column("image_id")[:]
         if images and not any(image > 0 for image in images):
             log.warning(
                 "%s: no picture of Visual Genome is known as one of COCO's, which image_data.json tells: where some "
@@ -105,7 +106,7 @@ class VQAv2(DataSource):
             )
             return genome
         asked = {image for name in ("val", "test") for image in self._images_of(name)}
-        allowed = {image for records in others for image in records.column("image_id")}
+        allowed = {image for records in others for image in records.column("image_id")[:]}
         rows = [row for row, image in enumerate(images) if image not in asked or image in allowed]
         if len(rows) < len(images):
             log.info(
@@ -120,26 +121,7 @@ class VQAv2(DataSource):
         there = (
             not official_files(self.root, part).missing() if arguments is None else part in arguments.get("splits", ())
         )
-        return self._table(part, part).column("image_id") if there else ()
-
-
-class Pictures:
-    """The images that questions ask about, each once, in the order of their first question."""
-
-    def __init__(self, questions: Records) -> None:
-        rows: dict[int, int] = {}
-        for row, image in enumerate(questions.column("image_id")):
-            rows.setdefault(image, row)
-        self._questions = ChosenRecords(questions, list(rows.values()))
-
-    def __len__(self) -> int:
-        return len(self._questions)
-
-    def __getitem__(self, index: int) -> Record:
-        return _picture(self._questions[index]["image"])
-
-    def column(self, name: str) -> Sequence[Any]:
-        return [_picture(image)[name] for image in self._questions.column("image")]
+        return self._table(part, part).column("image_id")[:] if there else ()
 
 
 def vqa_table(questions: Path, annotations: Path | None, images: Path, cache: str | Path = "") -> Records:
@@ -157,10 +139,6 @@ def vqa_table(questions: Path, annotations: Path | None, images: Path, cache: st
 def _table(files: QuestionFiles, cache: str | Path) -> Records:
     sources = [path for path in files if path is not None]
     return cached_table(cache, "vqa_v2-vqa", sources, KINDS["vqa"], lambda: question_rows(files))
-
-
-def _picture(image: str) -> Record:
-    return {"id": Path(image).name, "image": image}
 
 
 SOURCE = VQAv2
