@@ -165,8 +165,12 @@ def test_rows_that_are_not_as_they_should_be(copy: Any) -> None:
 
     number = copy.rows(copy.questions(VAL))[5]["question_id"]
     copy.edit(copy.questions(VAL), damage)
-    found = by_code(copy.report())
-    assert found["malformed-row"].ids == ["questions[2]", "questions[4]"]
+    copy.edit(copy.annotations(TRAIN), lambda rows: rows.insert(0, 5))
+    copy.edit(copy.annotations(TRAIN), lambda rows: rows[1].update(image_id=10**30))
+    report = copy.report()
+    found = by_code(report)
+    wrong = {finding.split: finding.ids for finding in report.findings if finding.code == "malformed-row"}
+    assert wrong == {TRAIN: ["annotations[0]", "annotations[1]"], VAL: ["questions[2]", "questions[4]"]}
     assert found["empty-question"].ids == [number]
 
 

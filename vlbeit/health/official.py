@@ -122,9 +122,20 @@ class _Reader:
         self.part.findings += found(code, self.part.name, ids, message)
 
 
+def _number(row: Any, name: str) -> int:
+    """An id. KeyError, TypeError, ValueError or OverflowError where it is none that an index can hold."""
+    if not isinstance(row, dict):
+        raise TypeError(f"{type(row).__name__} instead of an object")
+    number = int(row[name])
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f"{name} is beyond 64 bits")
+    return number
+
+
 def _question(row: Any) -> Question:
-    text = row.get("question") if isinstance(row, dict) else None
-    return Question(int(row["question_id"]), int(row["image_id"]), text if isinstance(text, str) else "")
+    number, image = _number(row, "question_id"), _number(row, "image_id")
+    text = row.get("question")
+    return Question(number, image, text if isinstance(text, str) else "")
 
 
 def _annotator() -> Callable[[Any], Annotation]:
@@ -135,16 +146,17 @@ def _annotator() -> Callable[[Any], Annotation]:
         return held.setdefault(value, value) if isinstance(value, str) else ""
 
     def convert(row: Any) -> Annotation:
+        number = _number(row, "question_id")
         given = row.get("answers")
         items = [item if isinstance(item, dict) else {} for item in given] if isinstance(given, list) else []
-        numbers = [str(item.get("answer_id")) for item in items]
+        counts = [str(item.get("answer_id")) for item in items]
         return Annotation(
-            int(row["question_id"]),
-            int(row["image_id"]) if "image_id" in row else None,
+            number,
+            _number(row, "image_id") if "image_id" in row else None,
             text(row.get("question_type")),
             text(row.get("answer_type")),
             tuple(text(item.get("answer")) for item in items),
-            len(set(numbers)) == len(numbers) and "None" not in numbers,
+            len(set(counts)) == len(counts) and "None" not in counts,
             text(row.get("multiple_choice_answer")),
         )
 
