@@ -338,6 +338,7 @@ def inspect_path(path: Path) -> Report:
 
 def test_what_no_terminal_can_print_is_written_in_escapes(copy: Any, capsys: pytest.CaptureFixture[str]) -> None:
     copy.edit(copy.annotations(TRAIN), lambda rows: [answer(row, "a \ud800 \n" + "b" * 300) for row in rows[:40]])
+    copy.edit(copy.annotations(VAL), lambda rows: rows[0].update(answer_type="\ud800"))
     copy.edit(copy.questions(TRAIN), lambda rows: rows[0].update(question_id=float("inf")))
     for extra in ([], ["--json"]):
         assert main(["inspect", "data", str(copy.root), "--min-count", "1", *extra]) == 1

@@ -18,7 +18,13 @@ Table = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]
 
 
 def tables(report: Report) -> Iterator[Table]:
-    """Title, columns and rows of every table that has rows."""
+    """Title, columns and rows of every table that has rows, as any terminal can print them."""
+    for title, columns, rows in _tables(report):
+        cells = [tuple(printable(str(value)) for value in row) for row in rows]
+        yield title, tuple(map(printable, columns)), cells
+
+
+def _tables(report: Report) -> Iterator[Table]:
     splits: dict[str, dict[str, Any]] = report.tables["splits"]
     yield _splits(splits)
     if sizes := [_size_row(name, facts["image_sizes"]) for name, facts in splits.items()]:
@@ -49,7 +55,7 @@ def verdict(report: Report) -> list[str]:
     """Whether training is safe, why not, and what to do next."""
     counts = {name: sum(each.severity == name for each in report.findings) for name in ("error", "warning", "note")}
     found = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
-    path = shlex.quote(str(report.wanted.data.root))
+    path = printable(shlex.quote(report.wanted.data.root))
     if report.unsafe:
         codes = ", ".join(dict.fromkeys(finding.code for finding in report.unsafe))
         return [
@@ -100,7 +106,7 @@ def _shares(title: str, counted: dict[str, dict[str, int]]) -> Table:
 def _most_frequent(answers: dict[str, dict[str, int]], splits: dict[str, dict[str, Any]]) -> Table:
     """Each split's own most frequent answers, side by side."""
     columns = [
-        [f"{_short(answer)} {100 * count / splits[name]['annotations']:.1f} %" for answer, count in counts.items()]
+        [f"{answer[:_WIDE]} {100 * count / splits[name]['annotations']:.1f} %" for answer, count in counts.items()]
         for name, counts in answers.items()
     ]
     return (
@@ -108,10 +114,6 @@ def _most_frequent(answers: dict[str, dict[str, int]], splits: dict[str, dict[st
         ("", *answers),
         [(number, *row) for number, row in enumerate(zip_longest(*columns, fillvalue=""), 1)],
     )
-
-
-def _short(text: str) -> str:
-    return printable(text[:_WIDE])
 
 
 def _share(counts: dict[str, int], key: str) -> str:
