@@ -1,4 +1,4 @@
-"""The verb `inspect`: looking into a run. It parses words and prints, as `vlbeit.cli`, and loads torch when it runs."""
+"""The verb `inspect`: looking into runs and data. It parses words and prints, as `vlbeit.cli`; the rest loads late."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from vlbeit.errors import UsageError
 if TYPE_CHECKING:
     from vlbeit.attention.figure import Inspected
     from vlbeit.attention.measure import Measured
+    from vlbeit.health.report import Report
 
-app = typer.Typer(help="Look into a run: `vlbeit inspect attention RUN PICTURE`.", rich_markup_mode=None)
+app = typer.Typer(
+    help="Look into a run, `vlbeit inspect attention RUN PICTURE`, or into data, `vlbeit inspect data PATH`.",
+    rich_markup_mode=None,
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -73,6 +77,40 @@ def attention(
         _print_overlaps(found, as_json)
 
 
+@app.command()
+def data(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="folder, table, or hub:NAME", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option("--data", help="its data source: vqa_v2, vqa, imagefolder, ...; without: found out")
+    ] = None,
+    train_split: Annotated[str, typer.Option(help="split that is trained on")] = "train",
+    val_split: Annotated[str, typer.Option(help="split that is evaluated")] = "val",
+    columns: Annotated[list[str] | None, typer.Option(help="as data.columns: question:its_name,...")] = None,
+    images: Annotated[str, typer.Option(help="as data.images: folder of a table's pictures", show_default=False)] = "",
+    min_count: Annotated[int, typer.Option(help="as task.min_count, for vocabulary and ceiling", min=1)] = 9,
+    max_length: Annotated[int, typer.Option(help="as text.max_length, for questions too long", min=3)] = 40,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Decode every picture, and look for near copies between splits.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings too make the exit code 1.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> int:
+    """Check data before training: pictures, ids, questions, answers, leakage. Exit code 0: safe to train on; 1: not."""
+    from vlbeit.config import DataConfig
+    from vlbeit.health import progress
+    from vlbeit.health.report import Wanted, inspect
+
+    place = DataConfig(
+        name=name or "", root=path, train_split=train_split, val_split=val_split, columns=columns or [], images=images
+    )
+    found = inspect(Wanted(place, min_count, max_length, thorough, strict), progress.say)
+    if as_json:
+        print(json.dumps(found.to_json()))  # ASCII: damaged data may hold what UTF-8 cannot
+    else:
+        _print_health(found)
+    return int(bool(found.unsafe))
+
+
 def _refuse(what: str, **options: Any) -> None:
     """Raise UsageError for an option that goes with `what` and means nothing here."""
     for name, value in options.items():
@@ -105,3 +143,13 @@ def _print_overlaps(found: Measured, as_json: bool) -> None:
     grid = "{}x{}".format(*facts["grid"])
     print(f"of {grid} patches the best sets reach {facts['ceiling']:.3f}, discs around the point {facts['disc']:.3f}")
     print(f"wrote {found.file}")
+
+
+def _print_health(found: Report) -> None:
+    from vlbeit.health import show
+
+    for title, columns, rows in show.tables(found):
+        table.show(columns, rows, title=title)
+        print()
+    print(*show.findings(found), sep="\n")
+    print(*show.verdict(found), sep="\n")
