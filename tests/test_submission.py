@@ -318,3 +318,9 @@ def test_a_full_disk(
     assert len(_kept(only())) == 8
     asked.clear()
     assert main(command(scenes)) == 0 and len(asked) == COUNT - 8
+
+
+def test_what_the_main_process_refuses_ends_all(place: Path, scenes: Path) -> None:
+    assert main(command(scenes)) == 0
+    only().answers_file.write_text("[]")
+    assert _processes(command(scenes), 2, "never") == [1, 1]
