@@ -23,6 +23,7 @@ ROWS = (
     (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
         "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes",
+        "ensembling",
     ),
     ("cli",),
     ("__main__",),

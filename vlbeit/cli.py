@@ -35,6 +35,10 @@ _OF_THE_PLACE = (  # what a disk, its permissions and names may refuse: no fault
 )  # fmt: skip
 Words = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", show_default=False)]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)]
+Others = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="RUN", help="another run: the answers are those of both", show_default=False),
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,12 +102,12 @@ def train(
 
 
 @app.command(context_settings=_FREE)
-def evaluate(run: Run, words: Words = None) -> None:
+def evaluate(run: Run, words: Words = None, others: Others = None) -> None:
     """Evaluate a run: prints its numbers, by class too where it has such, and writes evaluation.json."""
     from vlbeit import inference
     from vlbeit.models.known import KNOWN
 
-    found = inference.evaluate(run, words or [])
+    found = inference.evaluate(run, words or [], others or [])
     if dist.is_main():
         subset = any(word.startswith("task.subset=") for word in words or [])  # what is published is of all classes
         published = KNOWN[run].metrics if run in KNOWN and not subset else {}

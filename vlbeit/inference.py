@@ -71,14 +71,18 @@ class Evaluation(NamedTuple):
     following: str  # the command to try next
 
 
-def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
+def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -> Evaluation:
     """Numbers of a run over its validation split; writes evaluation.json, and details where there are any.
 
     With `words` that change what is measured it writes evaluation-DATA-SPLIT.json (other data) or
-    evaluation-changed.json instead: evaluation.json is the number that the run is known by.
+    evaluation-changed.json instead: evaluation.json is the number that the run is known by. With `others`, runs whose
+    answers are averaged with this one's, it is evaluation-ensemble.json.
     """
+    from vlbeit import ensembling
+
     words = list(words)
     run = Trained(path, words)
+    ensembling.join(run, path, others)
     config = run.config
     stored = _config(run.checkpoint) if run.is_run else config
     if config.data == stored.data:
@@ -92,7 +96,7 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
     loader = eval_loader(config, run.recipe.data(records, run.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
     folder = _folder(run, path)
-    suffix = _suffix(stored, config)
+    suffix = _suffix(stored, config) + ("-ensemble" if others else "")
     target = folder / f"evaluation{suffix}.json"
     replaced = suffix != "" and target.exists()
     written: list[Path] = []
@@ -100,7 +104,9 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
     if accelerator.is_main_process:
         changed = {"words": words} if suffix else {}
         written.append(
-            files.write_json(target, {**finite(numbers), "split": config.data.val_split, **changed}, indent=2)
+            files.write_json(
+                target, {**finite(numbers), "split": config.data.val_split, **run.recipe.noted(), **changed}, indent=2
+            )
         )
         for name, evaluator in evaluators.items():
             if hasattr(evaluator, "details"):

@@ -78,6 +78,10 @@ class Recipe(ABC):
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         """Named evaluators over the validation records."""
 
+    def noted(self) -> dict[str, Any]:
+        """What else a report must say about how its numbers or answers were made: JSON values."""
+        return {}
+
     @abstractmethod
     def param_groups(self, objective: Objective, optim: OptimConfig) -> list[dict[str, Any]]:
         """Optimizer groups: `params`, `weight_decay`, `lr_scale`; every trainable parameter once."""
@@ -104,10 +108,6 @@ class Task(Recipe):
         Raises UsageError, as here, where the task cannot, or one of the others does not fit.
         """
         raise UsageError(f"task={self.config.task.name} cannot be evaluated together with other runs: leave --with out")
-
-    def noted(self) -> dict[str, Any]:
-        """What else a report must say about how its numbers or answers were made: JSON values."""
-        return {}
 
     def exported(self, objective: Objective, meta: Meta) -> Exportable:
         """What `vlbeit export` writes. Raises UsageError, as here, where the task offers nothing."""

@@ -59,7 +59,7 @@ class Answering:
         mean_BV[:, : own_BV.shape[1]] = own_BV
         for member, answers in self.members:
             places_V = torch.tensor([self._place[answer] for answer in answers], device=own_BV.device)
-            mean_BV[:, places_V] += self._look(member.to(batch["image"].device), answers, batch)
+            mean_BV[:, places_V] += self._look(member.to(next(objective.parameters())), answers, batch)
         return mean_BV / (1 + len(self.members))
 
     def best(self, objective: nn.Module, batch: Batch) -> list[str]:

@@ -70,7 +70,7 @@ class Reading:
         return VQATrainTransform(image, self.tokenizer(meta), vocabulary, self.native, settings.hflip_sides)
 
     def training_layout(self, records: Records, meta: Meta, transform: VQATrainTransform) -> Layout:
-        """Micro-batches of one grid where pictures are native. Logs what flips concern, and which questions are long."""
+        """Micro-batches of one grid where pictures are native. Logs what flips concern, and long questions."""
         if transform.image.hflip > 0:
             _count_sides(records, transform.sides)
         self._lengths(records, meta, "training")

@@ -32,7 +32,7 @@ class Asked(NamedTuple):
 
 
 class VQATransform(ABC):
-    """A sample: `image` [3, height, width], `text_ids`, `target` [V], and `sides`: whether left or right is asked about.
+    """A sample: `image` [3, height, width], `text_ids`, `target` [V], and `sides`: the question has left or right.
 
     With `native` a picture gets the size of the record's `grid`, or of its own where the record has none.
     """

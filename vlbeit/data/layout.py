@@ -76,7 +76,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def bucketed(order: np.ndarray, grids: Sequence[Grid], size: int, head: int, key: Sequence[int]) -> np.ndarray:
-    """A shuffled epoch, rearranged so that its micro-batches of `size` are each of one grid, or of two alike at most.
+    """A shuffled epoch, rearranged so that its micro-batches of `size` are each of one grid, or of like ones at worst.
 
     The first `head` samples fill up the micro-batch that the epoch before left open; they and the last ones, which do
     not fill one, stay where they are. The others are sorted by aspect, within a grid as they were shuffled, cut into
