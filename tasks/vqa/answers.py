@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from vlbeit.data.answers import normalize_answer
+from vlbeit.data.answers import clean_answer, known_answers, normalize_answer
 from vlbeit.errors import DataError, UsageError
 from vlbeit.types import Records
 
+from .metric import answer_score
+
+log = logging.getLogger(__name__)
+
 SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)  # target of an answer that 0, 1, 2, 3, 4 or more humans gave
+_FEW = 10  # answers that may stand in alphabetical order by chance
 
 
 def read_answers(path: Path, key: str = "task.answers") -> list[str]:
@@ -40,6 +47,12 @@ def read_answers(path: Path, key: str = "task.answers") -> list[str]:
         ) from error
     if not answers or not all(isinstance(answer, str) for answer in answers):
         raise DataError(f"{path}: the list is empty, or not of texts; give the answers in the classifier's order")
+    if len(answers) > _FEW and answers == sorted(answers):
+        log.warning(
+            "%s: the answers stand in alphabetical order, and published classifiers have theirs in the order of first "
+            "appearance in train and val: a list in another order than the classifier's gives each row a wrong answer",
+            path,
+        )
     if twice := [answer for answer, count in Counter(answers).items() if count > 1]:
         raise DataError(f"{path}: {len(twice)} answers stand there twice, such as {twice[0]!r}; each has one label")
     return answers
@@ -48,8 +61,7 @@ def read_answers(path: Path, key: str = "task.answers") -> list[str]:
 class AnswerVocabulary:
     """Ids of the known answers, and the soft targets that go with them.
 
-    `normalize` brings the human answers into the vocabulary's normal form before they are matched. The published rule
-    matches them raw, so that "t-shirt" gives no target although "t shirt" is known.
+    `normalize` brings the human answers into the vocabulary's normal form before they are matched (`known_answers`).
     """
 
     def __init__(self, answers: Sequence[str], *, normalize: bool = False) -> None:
@@ -62,14 +74,58 @@ class AnswerVocabulary:
 
     def soft_scores(self, humans: Sequence[str]) -> dict[int, float]:
         """Answer id -> score in {0.3, 0.6, 0.9, 1}; empty if no human answer is in the vocabulary."""
-        counts = Counter(normalize_answer(answer) if self.normalize else answer for answer in humans)
-        known = ((self.ids.get(answer), count) for answer, count in counts.items())
-        return {index: SOFT_SCORES[min(count, 4)] for index, count in known if index is not None}
+        counts = known_answers(humans, self.ids, normalize=self.normalize)
+        return {self.ids[answer]: SOFT_SCORES[min(count, 4)] for answer, count in counts.items()}
 
     def knows(self, humans: Sequence[str]) -> bool:
         """Whether a human answer is in the vocabulary: whether the question can be trained on."""
-        return any((normalize_answer(answer) if self.normalize else answer) in self.ids for answer in humans)
+        return bool(known_answers(humans, self.ids, normalize=self.normalize))
 
     def answerable(self, records: Records) -> list[int]:
         """Rows of the records that can be trained on."""
         return [row for row, humans in enumerate(records.column("answers")) if self.knows(humans)]
+
+
+class Ceiling(NamedTuple):
+    """What a vocabulary allows: the best official accuracy in percent, and how many questions it scores at all on."""
+
+    percent: float
+    covered: int
+
+
+def ceiling(records: Records, answers: Sequence[str]) -> Ceiling:
+    """The official accuracy of whoever always picks the best of `answers`, over all questions with human answers.
+
+    Each question counts with the highest `answer_score` that any of the answers reaches; one that none of them scores
+    on counts 0 and is not `covered`. Rounded to two digits, as the official accuracy is, so that the two compare.
+    Raises ValueError where no question has human answers.
+    """
+    known, total, covered, questions = _Candidates(answers), 0.0, 0, 0
+    for humans in records.column("answers"):
+        if humans:
+            candidate = known.best(humans)
+            score = 0.0 if candidate is None else answer_score(candidate, humans)
+            total, covered, questions = total + score, covered + (score > 0), questions + 1
+    if not questions:
+        raise ValueError("no question has human answers: there is no ceiling to their score")
+    return Ceiling(round(100 * total / questions, 2), covered)
+
+
+class _Candidates:
+    """Which of the answers can match a question's humans: looked up, not tried one by one."""
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        self._literal = {clean_answer(answer): answer for answer in answers}
+        self._normal = {normalize_answer(answer): answer for answer in answers}
+
+    def best(self, humans: Sequence[str]) -> str | None:
+        """The answer that agrees with most humans, which is the one that scores highest; None where none agrees."""
+        texts = [clean_answer(human) for human in humans]
+        if texts.count(texts[0]) == len(texts):  # compared literally
+            return self._literal.get(texts[0])
+        counts = Counter(normalize_answer(text) for text in texts)
+        return max(
+            (self._normal[text] for text in counts if text in self._normal),
+            key=lambda answer: counts[normalize_answer(answer)],
+            default=None,
+        )

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
-from vlbeit.data.answers import build_vocabulary, majority_answers
 from vlbeit.data.collate import collate
 from vlbeit.data.records import ChosenRecords
 from vlbeit.data.sources import open_records
@@ -33,6 +32,7 @@ from .evaluator import AnswerCollector, VQAEvaluator
 from .objective import VQAObjective, answer_heads
 from .predictor import VQAPredictor
 from .reading import Reading
+from .vocabulary import VocabularyChoice
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,12 @@ class VQASettings(Settings):
     init_answers: str = key(
         "", "the same file format: the answers of init's classifier, where init does not carry them"
     )
-    normalize_targets: bool = key(
-        False, "match human answers to the vocabulary in normal form; false: as written, as published"
+    max_answers: int | None = key(None, "most answers in the vocabulary: the most frequent ones; null: no limit")
+    vocabulary_splits: list[str] = key(
+        [], "splits that its answers are counted in, as published [train,val]; empty: the training split"
+    )
+    targets: str = key(
+        "raw", "how human answers are matched to the vocabulary: raw: as written, as published | normalized"
     )
     min_scale: float = key(0.5, "smallest random crop as a share of the picture")
     hflip: float = key(0.0, "probability of a horizontal flip; differs from VLMo (0.5): it turns left into right")
@@ -71,6 +75,16 @@ class VQASettings(Settings):
         require(0 <= self.hflip <= 1, f"task.hflip={self.hflip} must lie in [0, 1]")
         one_of("task.hflip_sides", self.hflip_sides, ("keep", "swap", "skip"))
         require(self.min_count > 0, f"task.min_count={self.min_count} must be positive")
+        require(
+            self.max_answers is None or self.max_answers > 0, f"task.max_answers={self.max_answers} must be positive"
+        )
+        one_of("task.targets", self.targets, ("raw", "normalized"))
+
+    @classmethod
+    def upgraded(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """Release 0.1 had `normalize_targets`."""
+        normalize = stored.pop("normalize_targets", None)
+        return stored if normalize is None else {**stored, "targets": "normalized" if normalize else "raw"}
 
 
 class VQA(Task):
@@ -97,9 +111,13 @@ class VQA(Task):
         )
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
-        """`tokenizer` and `answers`. Raises UsageError where no answer is frequent enough."""
+        """`tokenizer`, `answers` and `vocabulary`, where they come from and what they cover of the training questions.
+
+        Raises UsageError where no answer is frequent enough.
+        """
         tokenizer = choose_tokenizer(self.config.text, lambda: train.column("question"), inherited.get("tokenizer"))
-        return {"tokenizer": tokenizer.to_json(), "answers": self._answers(train, inherited.get("answers"))}
+        choice = VocabularyChoice(self.settings, self.config.data, inherited.get("answers"))
+        return {"tokenizer": tokenizer.to_json(), **choice.meta(train)}
 
     def labels_of_init(self) -> Meta:
         """`answers` of `task.init_answers`."""
@@ -123,7 +141,7 @@ class VQA(Task):
         Training leaves out the questions that have no human answer in the vocabulary, and says how many.
         Raises DataError where that leaves nothing.
         """
-        vocabulary = AnswerVocabulary(meta["answers"], normalize=self.settings.normalize_targets)
+        vocabulary = AnswerVocabulary(meta["answers"], normalize=self.settings.targets == "normalized")
         if train:
             records = self._answerable(records, vocabulary)
             transform = self.reading.for_training(meta, vocabulary, self.settings)
@@ -201,21 +219,6 @@ class VQA(Task):
     def submission(self, records: Records, meta: Meta) -> AnswerCollector:
         """What `vlbeit submit` feeds with batches and then asks to `write(path)`."""
         return AnswerCollector(records, self._answering(meta))
-
-    def _answers(self, train: Records, inherited: list[str] | None) -> list[str]:
-        """The vocabulary that `task.answers` asks for."""
-        settings = self.settings
-        if settings.answers not in ("auto", "own"):
-            return read_answers(Path(settings.answers).expanduser())
-        if settings.answers == "auto" and inherited is not None:
-            return list(inherited)
-        answers = build_vocabulary(majority_answers(train), settings.min_count)
-        if not answers:
-            raise UsageError(
-                f"no answer stands for task.min_count={settings.min_count} of the {len(train)} training questions: "
-                f"lower task.min_count"
-            )
-        return answers
 
     def _answering(self, meta: Meta) -> Answering:
         return Answering(meta["answers"], flip=self.settings.test_flip, members=list(self.members.values()))
