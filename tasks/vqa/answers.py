@@ -6,10 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from vlbeit.data.answers import normalize_answer
+from vlbeit.data.answers import clean_answer, normalize_answer
 from vlbeit.errors import DataError, UsageError
 from vlbeit.types import Records
+
+from .metric import answer_score
 
 SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)  # target of an answer that 0, 1, 2, 3, 4 or more humans gave
 
@@ -73,3 +76,48 @@ class AnswerVocabulary:
     def answerable(self, records: Records) -> list[int]:
         """Rows of the records that can be trained on."""
         return [row for row, humans in enumerate(records.column("answers")) if self.knows(humans)]
+
+
+class Ceiling(NamedTuple):
+    """What a vocabulary allows: the best official accuracy in percent, and how many questions it scores at all on."""
+
+    percent: float
+    covered: int
+
+
+def ceiling(records: Records, answers: Sequence[str]) -> Ceiling:
+    """The official accuracy of whoever always picks the best of `answers`, over all questions with human answers.
+
+    Each question counts with the highest `answer_score` that any of the answers reaches; one that none of them scores
+    on counts 0 and is not `covered`. Rounded to two digits, as the official accuracy is, so that the two compare.
+    Raises ValueError where no question has human answers.
+    """
+    known, total, covered, questions = _Candidates(answers), 0.0, 0, 0
+    for humans in records.column("answers"):
+        if humans:
+            candidate = known.best(humans)
+            score = 0.0 if candidate is None else answer_score(candidate, humans)
+            total, covered, questions = total + score, covered + (score > 0), questions + 1
+    if not questions:
+        raise ValueError("no question has human answers: there is no ceiling to their score")
+    return Ceiling(round(100 * total / questions, 2), covered)
+
+
+class _Candidates:
+    """Which of the answers can match a question's humans: looked up, not tried one by one."""
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        self._literal = {clean_answer(answer): answer for answer in answers}
+        self._normal = {normalize_answer(answer): answer for answer in answers}
+
+    def best(self, humans: Sequence[str]) -> str | None:
+        """The answer that agrees with most humans, which is the one that scores highest; None where none agrees."""
+        texts = [clean_answer(human) for human in humans]
+        if texts.count(texts[0]) == len(texts):  # compared literally
+            return self._literal.get(texts[0])
+        counts = Counter(normalize_answer(text) for text in texts)
+        return max(
+            (self._normal[text] for text in counts if text in self._normal),
+            key=lambda answer: counts[normalize_answer(answer)],
+            default=None,
+        )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from vlbeit.data.answers import build_vocabulary, majority_answer, majority_answers
 from vlbeit.errors import DataError, UsageError
-from vlbeit.tasks.vqa.answers import AnswerVocabulary, read_answers
+from vlbeit.tasks.vqa.answers import AnswerVocabulary, ceiling, read_answers
 from vlbeit.tasks.vqa.blind import BlindGuess
+from vlbeit.tasks.vqa.metric import answer_score
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "vqa_metric"
 
 
 class Table(list):
@@ -99,3 +105,50 @@ def test_damaged_files_of_answers(tmp_path, text, message):
         read_answers(tmp_path / "answers")
     with pytest.raises(UsageError, match="is not auto, own or a file"):
         read_answers(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("humans", "answers", "best"),
+    [
+        (["t-shirt"] * 10, ["t shirt"], (0.0, 0)),  # all agree: compared literally
+        (["t-shirt"] * 10, ["t-shirt"], (100.0, 1)),
+        ([" yes\n"] * 10, ["yes"], (100.0, 1)),  # outer spaces and line ends never count
+        (["t-shirt"] * 9 + ["shirt"], ["t shirt"], (100.0, 1)),
+        (["yes"] * 7 + ["no"] * 3, ["no", "maybe"], (90.0, 1)),
+        (["yes"] * 7 + ["no"] * 3, ["no", "yes"], (100.0, 1)),  # the better one, whatever the order
+        (["two"] * 2 + ["3"] * 8, ["2"], (60.0, 1)),
+        (["a"] * 3 + ["dog"] * 7, [""], (90.0, 1)),  # an article alone normalises to nothing, as the empty answer does
+        (["dog"] * 10, [], (0.0, 0)),
+    ],
+)
+def test_ceiling_of_one_question(humans, answers, best):
+    assert ceiling(Table([question("x", humans)]), answers) == best
+
+
+def test_ceiling_is_what_trying_every_answer_gives():
+    words = ["yes", "no", "Two", "2", "t-shirt", "t shirt", "the", "a dog", "dog", "", "dont", "don't", "1,000", "1000"]
+    draw = random.Random(0)
+    rows = [question("x", draw.choices(draw.sample(words, draw.randint(1, 4)), k=10)) for _ in range(500)]
+    for size in (1, 4, len(words)):
+        answers = draw.sample(words, size)
+        scores = [max(answer_score(answer, row["answers"]) for answer in answers) for row in rows]
+        percent, covered = ceiling(Table(rows), answers)
+        assert (percent, covered) == (pytest.approx(100 * sum(scores) / len(rows), abs=0.005), sum(map(bool, scores)))
+        assert 0 < covered <= len(rows)
+
+
+def test_ceiling_of_the_golden_annotations_is_reached_by_no_prediction_from_the_vocabulary():
+    annotations = json.loads((GOLDEN / "annotations.json").read_text())["annotations"]
+    rows = [question("x", [item["answer"] for item in row["answers"]]) for row in annotations]
+    answers = build_vocabulary([row["multiple_choice_answer"] for row in annotations], 2)
+    tried = [max(answer_score(answer, row["answers"]) for answer in answers) for row in rows]
+    assert ceiling(Table(rows), answers) == (
+        pytest.approx(100 * sum(tried) / len(rows), abs=0.005),
+        sum(map(bool, tried)),
+    )
+
+
+def test_questions_without_humans_have_no_ceiling():
+    assert ceiling(Table([question("x", []), question("x", ["yes"] * 10)]), ["yes"]) == (100.0, 1)
+    with pytest.raises(ValueError, match="no question has human answers"):
+        ceiling(Table([question("x", [])]), ["yes"])
