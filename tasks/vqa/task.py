@@ -28,7 +28,7 @@ from vlbeit.task import Task
 from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor, Record, Records, Sample
 
 from .answers import AnswerVocabulary, read_answers
-from .blind import BlindGuess
+from .blind import BlankPictures, BlindGuess, ShuffledPictures
 from .evaluator import AnswerCollector, VQAEvaluator
 from .objective import VQAObjective, answer_heads
 from .predictor import VQAPredictor
@@ -55,6 +55,7 @@ class VQASettings(Settings):
     min_scale: float = key(0.5, "smallest random crop as a share of the picture")
     hflip: float = key(0.0, "probability of a horizontal flip; differs from VLMo (0.5): it turns left into right")
     randaugment: bool = key(True, "RandAugment (2 operations, magnitude 7), as VLMo")
+    controls: bool = key(True, "`vlbeit evaluate` asks again about blank and about shuffled pictures: thrice the time")
 
     def __post_init__(self) -> None:
         require(0 < self.min_scale <= 1, f"task.min_scale={self.min_scale} must lie in (0, 1]")
@@ -118,6 +119,15 @@ class VQA(Task):
                 f"vlbeit submit answers them"
             )
         return {"vqa": VQAEvaluator(records, meta["answers"], lambda: self._blind_guess)}
+
+    def controls(self, records: Records, meta: Meta) -> Mapping[str, DataSpec]:
+        """`blank`: every picture mid-grey; `shuffled`: pictures of other questions. Of one picture alone no other."""
+        if not self.settings.controls:
+            return {}
+        others: dict[str, Records] = {"blank": BlankPictures(records)}
+        if len(set(records.column("image_id"))) > 1:
+            others["shuffled"] = ShuffledPictures(records)
+        return {name: self.data(each, meta, train=False) for name, each in others.items()}
 
     def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
         """VLMo's rules; the answer head learns `optim.head_lr_scale` times as fast."""
