@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlbeit import adopt, chain, compose, files, suggest
+from vlbeit import adopt, chain, compose, evaluation_file, suggest
 from vlbeit.config import RunConfig
 from vlbeit.data import drawing
 from vlbeit.data.records import ImageError, open_image
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.engine.device import choose_device, make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
-from vlbeit.engine.sinks import finite
 from vlbeit.errors import DataError, UsageError
 from vlbeit.launch import eval_loader, say
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe, Task
-from vlbeit.types import Meta, Predictor
+from vlbeit.types import Evaluator, Meta, Predictor, Records
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from PIL import Image
 
 
@@ -65,10 +66,12 @@ class Evaluation(NamedTuple):
     """What `evaluate` found, and where it wrote it."""
 
     numbers: dict[str, float]
-    classes: list[list[dict[str, Any]]]  # tables with a row per class
+    tables: list[evaluation_file.Table]  # by class, by type, ...
     written: list[Path]  # by the main process; the numbers first
     replaced: bool  # an evaluation that may have been of other words
     following: str  # the command to try next
+    intervals: Mapping[str, Sequence[float]] = MappingProxyType({})  # 95 %, of some of the numbers
+    over: str = ""  # what the intervals were drawn over: pictures, questions
 
 
 def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -> Evaluation:
@@ -95,30 +98,45 @@ def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -
     evaluators = run.recipe.evaluators(records, run.meta)
     loader = eval_loader(config, run.recipe.data(records, run.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
-    folder = _folder(run, path)
+    controls = _controls(run, records, accelerator)
     suffix = _suffix(stored, config) + ("-ensemble" if others else "")
-    target = folder / f"evaluation{suffix}.json"
-    replaced = suffix != "" and target.exists()
-    written: list[Path] = []
-    classes: list[list[dict[str, Any]]] = []
-    if accelerator.is_main_process:
-        changed = {"words": words} if suffix else {}
-        written.append(
-            files.write_json(
-                target, {**finite(numbers), "split": config.data.val_split, **run.recipe.noted(), **changed}, indent=2
-            )
-        )
-        for name, evaluator in evaluators.items():
-            if hasattr(evaluator, "details"):
-                details = evaluator.details()
-                written.append(files.write_json(folder / f"{name}_details{suffix}.json", details))
-                classes += _class_tables(details)
+    folder = _folder(run, path)
+    replaced = suffix != "" and (folder / f"evaluation{suffix}.json").exists()
     if run.is_run:
         following = suggest.after_evaluation(config)
     else:
         sizes = [f"data={config.data.name}", *adopt.words_for(run.spec)]
         following = suggest.after_adoption(path, words, sizes)
-    return Evaluation(numbers, classes, written, replaced, following)
+    if not accelerator.is_main_process:
+        return Evaluation(numbers, [], [], replaced, following)
+    findings = evaluation_file.collect(evaluators, controls)
+    origin = {
+        "split": config.data.val_split,
+        **run.recipe.noted(),
+        **({"words": words} if suffix else {}),
+        "metric": run.recipe.metric.removeprefix("-"),
+        "data": {
+            "name": config.data.name,
+            "split": config.data.val_split,
+            "samples": len(records),
+            "fingerprint": evaluation_file.fingerprint(records, run.recipe.kind),
+        },
+    }
+    written = evaluation_file.write(folder, suffix, {**numbers, **origin}, findings)
+    values = findings.values
+    intervals, over = values.get("interval", {}), values.get("interval_over", "")
+    return Evaluation(numbers, findings.tables, written, replaced, following, intervals, over)
+
+
+def _controls(run: Trained, records: Records, accelerator: Accelerator) -> dict[str, dict[str, Evaluator]]:
+    """What a task shows besides, seen and computed: control -> evaluators."""
+    controls = run.recipe.controls(records, run.meta) if isinstance(run.recipe, Task) else {}
+    seen: dict[str, dict[str, Evaluator]] = {}
+    for name, spec in controls.items():
+        say(f"the same {len(records)} samples as a control: {name} (task.controls=false leaves it out)")
+        seen[name] = dict(run.recipe.evaluators(records, run.meta))
+        run_evaluators(run.objective, eval_loader(run.config, spec), seen[name], accelerator)
+    return seen
 
 
 def pipeline(path: str | Path, device: str = "auto") -> Predictor:
@@ -198,19 +216,13 @@ def _folder(run: Trained, path: str) -> Path:
     return run.checkpoint.path.parent if run.checkpoint.path.name == "checkpoint" else run.checkpoint.path
 
 
-def _class_tables(details: Any) -> list[list[dict[str, Any]]]:
-    """Of an evaluator's details, one table or several by name, those whose rows are classes."""
-    tables = details.values() if isinstance(details, dict) else [details]
-    lists = [table for table in tables if isinstance(table, list) and table]
-    return [table for table in lists if all(isinstance(row, dict) and "class" in row for row in table)]
-
-
 def _suffix(stored: RunConfig, config: RunConfig) -> str:
     """What sets the files of an evaluation apart that is not the one the run is known by."""
-    if config.data != stored.data:
+    keys = [key for key, _, _ in compose.differing_keys(stored, config)]
+    if any(key.startswith("data.") for key in keys):
         split = config.data.val_split
         return f"-{config.data.name}-{Path(config.data.root).name if split == '.' else split}"
-    return "-changed" if compose.differing_keys(stored, config) else ""
+    return "-changed" if keys else ""
 
 
 def _task(run: Trained, path: Any) -> Task:

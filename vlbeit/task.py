@@ -109,6 +109,14 @@ class Task(Recipe):
         """
         raise UsageError(f"task={self.config.task.name} cannot be evaluated together with other runs: leave --with out")
 
+    def controls(self, records: Records, meta: Meta) -> Mapping[str, DataSpec]:
+        """More that `vlbeit evaluate`, not training, shows to evaluators of their own: name -> data.
+
+        The same samples with something taken away, such as their pictures: what is reached without it. Each
+        evaluator's `report` gets its fellows that saw them. None here.
+        """
+        return {}
+
     def exported(self, objective: Objective, meta: Meta) -> Exportable:
         """What `vlbeit export` writes. Raises UsageError, as here, where the task offers nothing."""
         raise UsageError(

@@ -110,7 +110,16 @@ class DataSpec(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """A metric over a split. `update` sees every batch once; `compute` gives named numbers."""
+    """A metric over a split. `update` sees every batch once; `compute` gives named numbers.
+
+    For `vlbeit evaluate` it may also have, of the last `compute`:
+
+    - `details()`: JSON for a file of its own. Rows with `sample_id` (or `question_id`) and `score` in [0, 1], null
+      where there is none, as a list or as the value of a name, are what `vlbeit compare` pairs.
+    - `intervals()`: 95 % intervals of some of the numbers, in their unit, made by drawing among `over` ("pictures").
+    - `report(controls)`: more JSON values for evaluation.json, and tables for the terminal, lists of rows that map a
+      column to its value. `controls` are its fellows that saw other data (`vlbeit.task.Task.controls`), by name.
+    """
 
     def update(self, objective: nn.Module, batch: Batch) -> None: ...
     def compute(self) -> dict[str, float]: ...

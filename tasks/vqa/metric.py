@@ -1,4 +1,4 @@
-"""The official VQA accuracy: the ten-annotator score, percentages by type.
+"""The official VQA accuracy: the ten-annotator score, percentages over all and by type.
 
 An own port of the rules of GT-Vision-Lab/VQA `vqaEval.py` (a013f00, 2021-03-11); the normal form of answers that it
 compares lies in `vlbeit.data.answers`. Goyal et al. 2017, https://visualqa.org/evaluation.html.
@@ -6,13 +6,22 @@ compares lies in `vlbeit.data.answers`. Goyal et al. 2017, https://visualqa.org/
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from vlbeit.data.answers import clean_answer, normalize_answer
 
 OFFICIAL_TYPES = ("yes/no", "number", "other")  # of answers, in the order of the leaderboard
+NO_ID = -1  # of a question that was given without one
 
 
 def answer_score(prediction: str, answers: Sequence[str]) -> float:
@@ -27,41 +36,181 @@ def answer_score(prediction: str, answers: Sequence[str]) -> float:
     humans, prediction = [clean_answer(answer) for answer in answers], clean_answer(prediction)
     if any(human != humans[0] for human in humans):
         humans, prediction = [normalize_answer(human) for human in humans], normalize_answer(prediction)
-    matches, total = humans.count(prediction), len(humans)
-    # Of `total` turns, `matches` leave out a human who agrees.
-    return (matches * min(3, matches - 1) + (total - matches) * min(3, matches)) / (3 * total)
+    matches = humans.count(prediction)
+    if matches == 0 or matches > 3:
+        return float(matches > 0)
+    # One human after the other, added up in this order, as the original does: a mean that lies between two second
+    # digits is rounded by what floating-point addition leaves of it.
+    total = 0.0
+    for human in humans:
+        total += min(1.0, (matches - (human == prediction)) / 3)
+    return total / len(humans)
 
 
-class VQAAccuracy:
-    """Official accuracy over questions, in percent rounded to two digits, over all and by type."""
+class Scores(NamedTuple):
+    """What single questions scored: columns of equal length."""
+
+    question_ids: Sequence[int]
+    values: Sequence[float]  # in [0, 1]
+    answer_types: Sequence[str]
+    question_types: Sequence[str]
+
+    def official(self) -> dict[str, Any]:
+        """The result under the names of the original: `overall`, `perAnswerType`, `perQuestionType`, `perQuestion`.
+
+        Percent, rounded to two digits. Raises ValueError without a question.
+        """
+        if not self.values:
+            raise ValueError("no question with human answers was scored")
+        return {
+            "overall": percent(self.values),
+            "perAnswerType": {name: percent(part) for name, part in by_type(self.answer_types, self.values).items()},
+            "perQuestionType": {
+                name: percent(part) for name, part in by_type(self.question_types, self.values).items()
+            },
+            "perQuestion": {
+                str(key): two_digits(100 * value) for key, value in zip(self.question_ids, self.values, strict=True)
+            },
+        }
+
+
+class VQAAccuracy(Metric):
+    """Official accuracy as a torchmetrics metric: `update` with predicted strings, merged over processes.
+
+    A question that two processes were given, such as a sampler's padding, counts once where it comes with its id.
+    Questions without human answers, as those of a test split, do not count.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+    ids: list[Tensor]
+    values: list[Tensor]
+    types: list[Tensor]
+    names: list[Tensor]
 
     def __init__(self) -> None:
-        self.scores: list[float] = []
-        self._by_answer_type: dict[str, list[float]] = defaultdict(list)
-        self._by_question_type: dict[str, list[float]] = defaultdict(list)
+        super().__init__()
+        # Texts cross processes as tensors: codes of the type names, and beside them the names as UTF-8 lines.
+        for state in ("ids", "values", "types", "names"):
+            self.add_state(state, default=[], dist_reduce_fx="cat")
+        self._named: set[str] = set()
 
-    def add(self, score: float, answer_type: str, question_type: str) -> None:
-        """Count one question; `score` as of `answer_score`."""
-        self.scores.append(score)
-        self._by_answer_type[answer_type].append(score)
-        self._by_question_type[question_type].append(score)
+    def update(
+        self,
+        predictions: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        answer_types: Sequence[str],
+        question_types: Sequence[str],
+        question_ids: Sequence[int] | None = None,
+    ) -> None:
+        """Count questions: predicted answer, raw human answers, types; `question_ids` are not negative.
+
+        Raises ValueError where the lengths differ.
+        """
+        keys = [NO_ID] * len(predictions) if question_ids is None else question_ids
+        rows = [
+            (key, answer_score(prediction, humans), _code(answer_type), _code(question_type))
+            for key, prediction, humans, answer_type, question_type in zip(
+                keys, predictions, answers, answer_types, question_types, strict=True
+            )
+            if humans
+        ]
+        if not rows:
+            return
+        self.ids.append(torch.tensor([row[0] for row in rows], device=self.device))
+        self.values.append(torch.tensor([_bits(row[1]) for row in rows], device=self.device))
+        self.types.append(torch.tensor([row[2:] for row in rows], device=self.device))
+        new = {*answer_types, *question_types} - self._named
+        if new:
+            self._named |= new
+            text = "".join(f"{_line(name)}\n" for name in sorted(new)).encode()
+            self.names.append(torch.tensor(list(text), dtype=torch.uint8, device=self.device))
+
+    def scores(self) -> Scores:
+        """Score and types of every question, in the order of the updates; a repeated id at its first place."""
+        if not self.ids:
+            return Scores([], [], [], [])
+        ids, bits, types = (dim_zero_cat(state).tolist() for state in (self.ids, self.values, self.types))
+        text = bytes(dim_zero_cat(self.names).tolist()).decode()
+        names = {_code(line): line for line in text.split("\n")}
+        seen: set[int] = set()
+        rows = []
+        for key, value, (answer_type, question_type) in zip(ids, bits, types, strict=True):
+            if key == NO_ID or key not in seen:
+                seen.add(key)
+                rows.append((key, _value(value), names[answer_type], names[question_type]))
+        return Scores(*(list(column) for column in zip(*rows, strict=True)))
 
     def compute(self) -> dict[str, float]:
         """`overall`, one number for each answer type seen (yes/no, number, other), and `questions`.
 
-        Raises ValueError before the first question.
+        Percent, rounded to two digits. Raises ValueError before the first question.
         """
-        if not self.scores:
-            raise ValueError("no question with human answers was scored")
-        order = sorted(self._by_answer_type, key=lambda name: (*OFFICIAL_TYPES, name).index(name))
-        result = {"overall": _percent(self.scores)}
-        result |= {name: _percent(self._by_answer_type[name]) for name in order}
-        return result | {"questions": len(self.scores)}
+        return numbers(self.scores())
 
-    def by_question_type(self) -> dict[str, float]:
-        """Percentage for each question type seen, such as "how many"."""
-        return {name: _percent(scores) for name, scores in sorted(self._by_question_type.items())}
+    def official(self) -> dict[str, Any]:
+        """`Scores.official` of all questions of this process; after `sync` of all processes."""
+        return self.scores().official()
+
+    def reset(self) -> None:
+        """Forget every question."""
+        super().reset()
+        self._named = set()
 
 
-def _percent(scores: Sequence[float]) -> float:
-    return round(100 * math.fsum(scores) / len(scores), 2)
+def numbers(scores: Scores) -> dict[str, float]:
+    """`overall`, one number for each answer type that occurs, and `questions`, how many there are.
+
+    Raises ValueError without a question.
+    """
+    if not scores.values:
+        raise ValueError("no question with human answers was scored")
+    kinds = {name: percent(part) for name, part in by_type(scores.answer_types, scores.values).items()}
+    return {"overall": percent(scores.values), **kinds, "questions": len(scores.values)}
+
+
+def by_type(types: Sequence[str], values: Sequence[float]) -> dict[str, list[float]]:
+    """Type -> values of its questions: the official answer types first, the others by name."""
+    parts: dict[str, list[float]] = {name: [] for name in _ordered(types)}
+    for name, value in zip(types, values, strict=True):
+        parts[name].append(value)
+    return parts
+
+
+def percent(values: Sequence[float]) -> float:
+    """100 times the mean to two digits, its terms added one after the other as in the original."""
+    return two_digits(100 * float(np.cumsum(np.asarray(values, dtype=np.float64))[-1]) / len(values))
+
+
+def two_digits(value: float) -> float:
+    """Rounded as the original's Python 2 rounds: 3.125 to 3.13, where Python 3 gives 3.12."""
+    return float(Decimal(value).quantize(Decimal("0.01"), ROUND_HALF_UP))
+
+
+def count_types(types: Iterable[str]) -> Mapping[str, int]:
+    """How many questions are of each type, in the order of `by_type`."""
+    counts = Counter(types)
+    return {name: counts[name] for name in _ordered(counts)}
+
+
+def _ordered(types: Iterable[str]) -> list[str]:
+    return sorted(set(types), key=lambda name: (*OFFICIAL_TYPES, name).index(name) if name in OFFICIAL_TYPES else 3)
+
+
+def _line(name: str) -> str:
+    return name.replace("\n", " ")
+
+
+def _code(name: str) -> int:
+    """A number of 63 bits that stands for a type's name in every process."""
+    return int.from_bytes(hashlib.blake2b(_line(name).encode(), digest_size=8).digest()) >> 1
+
+
+def _bits(value: float) -> int:
+    """A float64 as an integer: not every device has tensors of float64."""
+    return int(np.float64(value).view(np.int64))
+
+
+def _value(bits: int) -> float:
+    return float(np.int64(bits).view(np.float64))

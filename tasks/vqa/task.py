@@ -27,7 +27,7 @@ from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor
 
 from .answering import Answering, Member
 from .answers import AnswerVocabulary, read_answers
-from .blind import BlindGuess
+from .blind import BlankPictures, BlindGuess, ShuffledPictures
 from .evaluator import AnswerCollector, VQAEvaluator
 from .objective import VQAObjective, answer_heads
 from .predictor import VQAPredictor
@@ -69,6 +69,7 @@ class VQASettings(Settings):
         "evaluation takes the mean with the flipped picture, but not where the question speaks of left or right",
     )
     randaugment: bool = key(True, "RandAugment (2 operations, magnitude 7), as VLMo")
+    controls: bool = key(True, "`vlbeit evaluate` asks again about blank and about shuffled pictures: thrice the time")
 
     def __post_init__(self) -> None:
         require(0 < self.min_scale <= 1, f"task.min_scale={self.min_scale} must lie in (0, 1]")
@@ -160,6 +161,15 @@ class VQA(Task):
                 f"vlbeit submit answers them"
             )
         return {"vqa": VQAEvaluator(records, self._answering(meta), lambda: self._blind_guess)}
+
+    def controls(self, records: Records, meta: Meta) -> Mapping[str, DataSpec]:
+        """`blank`: every picture mid-grey; `shuffled`: pictures of other questions. Of one picture alone no other."""
+        if not self.settings.controls:
+            return {}
+        others: dict[str, Records] = {"blank": BlankPictures(records)}
+        if len(set(records.column("image_id"))) > 1:
+            others["shuffled"] = ShuffledPictures(records)
+        return {name: self.data(each, meta, train=False) for name, each in others.items()}
 
     def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
         """VLMo's rules; the answer head learns `optim.head_lr_scale` times as fast."""
