@@ -105,10 +105,10 @@ class Reading:
         words, usual = self.tokenizer(meta), self.config.text.max_length
         lengths, most = words.lengths(records.column("question")), words.max_length
         if cut := [row for row, length in enumerate(lengths) if length > most]:
-            key = "text.max_length" if most == usual else "text.positions, the length of the position table,"
+            key = "text.max_length" if most == usual else "text.positions, for which the position table is built"
             log.warning(
-                "%d of %d %s questions are cut to %s=%d tokens, such as question %s of %d tokens",
-                len(cut), len(lengths), what, key, most, records[cut[0]]["id"], lengths[cut[0]],
+                "%d of %d %s questions are cut to %d tokens (%s), such as question %s of %d tokens",
+                len(cut), len(lengths), what, most, key, records[cut[0]]["id"], lengths[cut[0]],
             )  # fmt: skip
         elif longer := sum(length > usual for length in lengths):
             log.info(

@@ -188,10 +188,8 @@ class VQA(Task):
         for path, (config, theirs, objective) in others.items():
             if not isinstance(objective, VQAObjective):
                 raise UsageError(f"--with {path}: it is a run of {config.title}, not one that answers questions")
-            for name, own, other in self._must_equal(meta, config, theirs):
-                require(
-                    own == other, f"--with {path}: its {name} is {other}, here it is {own}: they cannot be averaged"
-                )
+            for name, own, other in self.reading.must_equal(meta, config, theirs):
+                require(own == other, f"--with {path}: its {name} is {other}, here {own}: they cannot be averaged")
             self.members[path] = Member(objective, theirs["answers"])
 
     def noted(self) -> dict[str, Any]:
