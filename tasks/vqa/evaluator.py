@@ -120,7 +120,7 @@ class VQAEvaluator:
 
         The official results by type, and the `breakdown`. `controls` have seen the same questions with other pictures.
         """
-        reached = best_scores(self.records.column("answers"), self.collector.answers)
+        reached = best_scores(self.records.column("answers"), self.collector.answering.answers)
         keys = map(int, self.records.column("question_id"))
         best = {key: score for key, score in zip(keys, reached, strict=True) if score is not None}
         baselines: dict[str, Sequence[float]] = {}
@@ -129,7 +129,7 @@ class VQAEvaluator:
             baselines["majority"] = self._scores_of(lambda question, kind: guess.overall)
             baselines["question_only"] = self._scores_of(guess)
         baselines |= {name: control.scores.values for name, control in controls.items()}
-        found = breakdown(self.scores, best, len(self.collector.answers), baselines)
+        found = breakdown(self.scores, best, len(self.collector.answering.answers), baselines)
         official = schema(self.scores, None if guess is None else percent(baselines["question_only"]))
         del official["perQuestion"]  # which the details have
         return {**official, "breakdown": found}, tables(found)
