@@ -112,3 +112,13 @@ def test_the_matrix_composes(claims, scenes, tmp_path, monkeypatch):
 @pytest.mark.parametrize("script", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
 def test_every_benchmark_can_be_imported(claims, script):
     assert importlib.import_module(script)
+
+
+def test_vqa_inference_prints_its_ratios(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    words = "vqa_inference --model tiny --size 32 --pictures 3 --questions 2 --batch 4 --rounds 1 --device cpu"
+    monkeypatch.setattr("sys.argv", words.split())
+    importlib.import_module("vqa_inference").main()
+    printed = capsys.readouterr().out
+    assert printed.count("questions/s   x ") == 5 and printed.count("x 1.00") >= 2
+    assert "patches a picture: square 4, native 3" in printed  # of 2x2, 1x2 and 2x2
