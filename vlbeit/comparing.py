@@ -128,7 +128,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
     }
 
 
-def as_table(found: Comparison) -> tuple[Sequence[str], list[Sequence[str]]]:
+def as_table(found: Comparison) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     """Columns and rows for the terminal."""
     columns = ("", found.over, "A", "B", "B - A", "95 %", "B better", "B worse", "equal")
     rows = [
