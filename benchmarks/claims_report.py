@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,8 +107,3 @@ def _cell(values: Sequence[float], sign: str = "") -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def read(out: Path) -> list[Point]:
-    """The points that `report` wrote."""
-    return [Point(**row) for row in json.loads((out / "claims.json").read_text())]

@@ -80,11 +80,12 @@ def test_interval_and_paired_difference(claims):
     assert row == "|  | 20.00 +-24.84 | 18.00 +-22.36 | +2.00 +-2.48 |"
 
 
-def test_report_reads_back(claims, tmp_path):
+def test_report_writes_points_table_and_plot(claims, tmp_path):
     report = importlib.import_module("claims_report")
     points = [report.Point("labels", arm, x, 0, x, 4) for arm in ("a", "b") for x in (1.0, 100.0)]
     report.report(points, tmp_path)
-    assert report.read(tmp_path) == points
+    rows = json.loads((tmp_path / "claims.json").read_text())
+    assert [report.Point(**row) for row in rows] == points
     assert (tmp_path / "labels.png").read_bytes()[:4] == b"\x89PNG"
     assert "| 100 | 100.00 | 100.00 | +0.00 |" in (tmp_path / "claims.md").read_text()
 
@@ -122,3 +123,14 @@ def test_vqa_inference_prints_its_ratios(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.count("questions/s   x ") == 5 and printed.count("x 1.00") >= 2
     assert "patches a picture: square 4, native 3" in printed  # of 2x2, 1x2 and 2x2
+
+
+def test_scoring_speed_compares_equal_scores(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr("sys.argv", ["vqa_scoring.py", "--questions", "300", "--naive", "300"])
+    module = importlib.import_module("vqa_scoring")
+    module.main()
+    assert "for 300 questions" in capsys.readouterr().out
+    monkeypatch.setattr(module, "naive_score", lambda prediction, humans: 0.5)
+    with pytest.raises(SystemExit, match="differ"):
+        module.main()

@@ -6,12 +6,14 @@ import errno
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vlbeit import compose as c
 from vlbeit import registry
 from vlbeit.cli import main
 from vlbeit.config import RunConfig
+from vlbeit.data.masking import RandomMask
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.presets import PRESETS
 
@@ -199,8 +201,15 @@ def test_mistakes_are_named(word: str, said: str) -> None:
 def test_random_masking_has_no_blocks() -> None:
     said = error_of(*OWN, "stage.masking=random", "stage.min_block=0.3")
     assert "stage.masking=random masks single patches, no stage.min_block=0.3" in said
-    for exact in ("true", "false"):  # accepted both: it is exact, whatever is said
-        config_of(*OWN, "stage.masking=random", f"stage.exact_count={exact}")
+
+
+@pytest.mark.parametrize("exact", ["true", "false"])
+def test_random_masking_is_exact_whatever_is_said(exact: str) -> None:
+    config = config_of(*OWN, "stage.target=pixels", "stage.masking=random", f"stage.exact_count={exact}")
+    recipe = registry.get("stage", "mim")(config)
+    mask = recipe.data([], recipe.meta([], {}), train=True).transform.mask
+    assert type(mask) is RandomMask
+    assert [mask(np.random.default_rng(seed)).sum() for seed in range(20)] == [75] * 20
 
 
 def test_names_are_checked() -> None:

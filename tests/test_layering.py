@@ -23,7 +23,7 @@ ROWS = (
     (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
         "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes",
-        "ensembling", "evaluation_file", "comparing",
+        "ensembling", "evaluation_file", "comparing", "scoring",
     ),
     ("cli",),
     ("__main__",),

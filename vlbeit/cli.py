@@ -17,7 +17,7 @@ import typer
 
 import vlbeit
 from vlbeit import dist, inspecting, registry, table
-from vlbeit.errors import Interrupted, UserError
+from vlbeit.errors import Interrupted, UsageError, UserError
 
 app = typer.Typer(
     name="vlbeit",
@@ -102,8 +102,25 @@ def train(
 
 
 @app.command(context_settings=_FREE)
-def evaluate(run: Run, words: Words = None, others: Others = None) -> None:
-    """Evaluate a run: prints its numbers, by class or type too where it has such, and writes evaluation.json."""
+def evaluate(
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="run folder or checkpoint")] = None,
+    words: Words = None,
+    others: Others = None,
+    predictions: Annotated[Path | None, typer.Option(help="instead of a run: answers to score")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="their official annotation file")] = None,
+    questions: Annotated[Path | None, typer.Option(help="the question file: for the blind baseline")] = None,
+    out: Annotated[Path, typer.Option(help="where the score of --predictions goes")] = Path("result.json"),
+    only_answered: Annotated[bool, typer.Option("--only-answered", help="Leave out what has no answer.")] = False,
+) -> None:
+    """Evaluate a run: prints its numbers, by class or type too where it has such, and writes evaluation.json.
+
+    With --predictions: the official VQA score of an answer file that any program wrote, or of lmms-eval's samples.
+    """
+    if predictions is not None:
+        _score_file(run, words or [], predictions, annotations, questions, out, only_answered)
+        return
+    if run is None:
+        raise UsageError("name a run: vlbeit evaluate runs/vl-vqa; or --predictions FILE --annotations FILE")
     from vlbeit import inference
     from vlbeit.models.known import KNOWN
 
@@ -125,6 +142,28 @@ def evaluate(run: Run, words: Words = None, others: Others = None) -> None:
         written = list(map(str, found.written))
         written[0] += " (replaced)" if found.replaced else ""
         print(f"wrote {', '.join(written)}\nnext: {found.following}")
+
+
+def _score_file(
+    run: str | None,
+    words: list[str],
+    predictions: Path,
+    annotations: Path | None,
+    questions: Path | None,
+    out: Path,
+    only_answered: bool,
+) -> None:
+    from vlbeit import scoring
+
+    scoring.check_alone(run, words)
+    if annotations is None:
+        raise UsageError("--predictions needs --annotations: the official file, v2_mscoco_val2014_annotations.json")
+    found = scoring.score_file(predictions, annotations, questions, out, only_answered=only_answered)
+    print(*found.notes, sep="\n")
+    flat = [(name, value) for name, value in found.result.items() if isinstance(value, int | float)]
+    table.show(("metric", "value"), [(name, f"{value:.6g}") for name, value in flat])
+    print(f"wrote {found.written}: also by answer type, question type and question")
+    print("next: vlbeit submit check FILE --questions FILE, before answers to a test split go to the leaderboard")
 
 
 @app.command()

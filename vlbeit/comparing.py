@@ -1,11 +1,13 @@
 """Two evaluated runs, sample by sample: the paired difference of their scores and its interval. No torch.
 
 Both saw the same samples, so that what is hard for one is mostly hard for the other; the difference on every sample
-takes that out, and is far surer than the two numbers are.
+takes that out, and is far surer than the two numbers are. The interval is about other samples of the same kind; how
+much another seed of training would move a run it does not know.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,9 +71,9 @@ class Comparison(NamedTuple):
         if whole.interval is None:
             return f"one of {self.over} tells nothing about others"
         if whole.interval[0] <= 0 <= whole.interval[1]:
-            return f"zero lies in the interval: on other {self.over} either could come out ahead"
+            return f"zero lies in the interval: which is better these {self.over} do not tell"
         ahead, other = ("B", "A") if whole.difference > 0 else ("A", "B")
-        return f"zero lies outside the interval: {ahead} is better than {other} by more than the draw of {self.over}"
+        return f"zero lies outside the interval: {ahead} is better than {other}, not by the choice of {self.over} alone"
 
 
 def compare(a: Path, b: Path) -> Comparison:
@@ -88,7 +90,7 @@ def compare(a: Path, b: Path) -> Comparison:
     else:
         score, rows = next(iter(first.evaluation.get("interval", {})), "score"), _differences(first, second, keys)
     over = str(first.evaluation.get("interval_over", "samples"))
-    return Comparison(first, second, over, score, rows, notes, f"vlbeit runs {first.file.parent.parent}")
+    return Comparison(first, second, over, score, rows, notes, _list_of(first.file))
 
 
 def read(path: Path) -> Measured:
@@ -126,7 +128,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
     }
 
 
-def as_table(found: Comparison) -> tuple[Sequence[str], list[Sequence[str]]]:
+def as_table(found: Comparison) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     """Columns and rows for the terminal."""
     columns = ("", found.over, "A", "B", "B - A", "95 %", "B better", "B worse", "equal")
     rows = [
@@ -141,6 +143,12 @@ def as_table(found: Comparison) -> tuple[Sequence[str], list[Sequence[str]]]:
         for row in found.rows
     ]
     return columns, rows
+
+
+def _list_of(file: Path) -> str:
+    """The command that lists the runs beside the one that a file lies in."""
+    folder = file.parent.parent
+    return "vlbeit runs" if folder == Path("runs") else f"vlbeit runs {shlex.quote(str(folder))}"
 
 
 def _columns(

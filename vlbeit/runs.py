@@ -12,6 +12,7 @@ from vlbeit.engine.folder import RunFolder
 from vlbeit.errors import DataError
 
 COLUMNS = ("run", "task", "tower", "data", "metric", "95 %", "cost")
+_GROUPS = ("stage", "task", "model", "data")
 
 
 class RunLine(NamedTuple):
@@ -23,7 +24,7 @@ class RunLine(NamedTuple):
     data: str = ""
     metric: str = ""  # name of the number that the run is known by
     value: float | None = None
-    interval: list[float] | None = None  # 95 %
+    interval: tuple[float, float] | None = None  # 95 %
     over: str = ""  # what the interval was drawn over
     step: int | None = None  # of the last saved state
     samples: int | None = None  # seen in training, with repeats
@@ -42,7 +43,7 @@ def list_runs(folder: Path) -> list[RunLine]:
 def cells(line: RunLine) -> tuple[str, ...]:
     """The line as `COLUMNS` show it."""
     if line.damaged:
-        return (line.run, f"damaged: {line.damaged}", *[""] * (len(COLUMNS) - 2))
+        return (line.run, *[""] * (len(COLUMNS) - 2), f"damaged: {line.damaged}")
     number = f"{line.metric} {line.value:.4g}" if line.value is not None else "-"
     interval = "-" if line.interval is None else f"{table.between(line.interval)} ({line.over})"
     return (line.run, line.task, line.tower, line.data, number, interval, _cost(line))
@@ -50,19 +51,21 @@ def cells(line: RunLine) -> tuple[str, ...]:
 
 def _line(run: RunFolder) -> RunLine:
     try:
-        config = run.stored_config() or {}
-        step = run.last_step()
-        evaluation = evaluation_file.read_evaluation(run.evaluation_file) if run.evaluation_file.exists() else {}
-        environment = json.loads(run.environment_file.read_text()) if run.environment_file.exists() else {}
-        stage, task, model, data = (
-            str((config.get(group) or {}).get("name", "")) for group in ("stage", "task", "model", "data")
-        )
-        metric, value = evaluation_file.main_number(evaluation) or ("", None)
-        interval = (evaluation.get("interval") or {}).get(metric)
-        size = config.get("global_batch_size")
-        device = str(environment.get("device", ""))
-    except (DataError, OSError, ValueError, AttributeError) as error:
+        return _read(run)
+    except (DataError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         return RunLine(str(run.path), damaged=" ".join(str(error).split()))
+
+
+def _read(run: RunFolder) -> RunLine:
+    """Raises whatever a damaged file makes of it."""
+    config = run.stored_config() or {}
+    step = run.last_step()
+    evaluation = evaluation_file.read_evaluation(run.evaluation_file) if run.evaluation_file.exists() else {}
+    environment = evaluation_file.read_json(run.environment_file) if run.environment_file.exists() else {}
+    stage, task, model, data = ((config.get(group) or {}).get("name", "") for group in _GROUPS)
+    metric, value = evaluation_file.main_number(evaluation) or ("", None)
+    interval = evaluation.get("interval", {}).get(metric)
+    size = config.get("global_batch_size")
     return RunLine(
         run=str(run.path),
         task=task or stage,
@@ -70,12 +73,12 @@ def _line(run: RunFolder) -> RunLine:
         data=data,
         metric=metric,
         value=value,
-        interval=interval,
+        interval=None if interval is None else (float(interval[0]), float(interval[1])),
         over=str(evaluation.get("interval_over", "")) if interval else "",
         step=step,
         samples=step * size if step is not None and isinstance(size, int) else None,
         seconds=_seconds(run.metrics_file),
-        device=device,
+        device=str(environment.get("device", "")),
     )
 
 

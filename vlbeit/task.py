@@ -1,4 +1,4 @@
-"""Stage and Task: what a recipe offers to `launch`. Interfaces only; the work is done in the layers below.
+"""Stage and Task: what a recipe offers to `launch`. Interfaces; the work is done in the layers below.
 
 A recipe is the one place, beside `launch`, that reads config: it turns it into an objective, data, evaluators
 and parameter groups.
@@ -123,3 +123,9 @@ class Task(Recipe):
             f"task={self.config.task.name} offers nothing to export: its class has no method `exported`; "
             f"export the run that it started from, for its image features"
         )
+
+
+def check_no_text(text: str | None, task: str) -> None:
+    """Raise UsageError where the predictor of a task on pictures alone was given a text."""
+    if text is not None:
+        raise UsageError(f"a {task} run takes a picture alone: leave the question out")

@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from vlbeit.bootstrap import Interval, mean_interval
 from vlbeit.data.records import open_image
 from vlbeit.dist import gather_objects
-from vlbeit.errors import UsageError
+from vlbeit.task import check_no_text
 from vlbeit.types import Batch
 
 
@@ -113,8 +113,7 @@ class ClassificationPredictor:
 
         Raises UsageError where a `text` is given, ImageError for a picture that cannot be read.
         """
-        if text is not None:
-            raise UsageError("a classification run takes a picture alone: leave the question out")
+        check_no_text(text, "classification")
         device = next(self.objective.parameters()).device
         batch = {"sample_id": ["0"], "image": self.image(open_image(image))[None].to(device)}
         probability_V = self.objective.class_logits(batch)[0].float().softmax(dim=-1)

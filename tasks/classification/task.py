@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
-from vlbeit.data.records import open_image
+from vlbeit.data.labelled import LabelledSample
 from vlbeit.data.sources import check_classes, open_source
 from vlbeit.data.transforms import ClassificationEval, ClassificationTrain, Erasing
 from vlbeit.errors import DataError, UsageError
@@ -21,7 +21,7 @@ from vlbeit.models.groups import beit_decays, param_groups
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import encoder_spec
 from vlbeit.task import Task
-from vlbeit.types import DataSpec, Evaluator, Exportable, Meta, Predictor, Record, Records, Sample
+from vlbeit.types import DataSpec, Evaluator, Exportable, Meta, Predictor, Records
 
 from .evaluator import ClassificationEvaluator, ClassificationPredictor
 from .objective import ClassificationObjective
@@ -118,7 +118,7 @@ class Classification(Task):
             raise UsageError("task.subset=true is for `vlbeit evaluate`: a run is trained on the classes of its data")
         if not self.settings.subset:
             self._check_classes(meta["classes"])
-        return DataSpec(records, ClassificationTransform(self._image_transform(train)), collate)
+        return DataSpec(records, LabelledSample(self._image_transform(train)), collate)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         """Top-1 and top-5 accuracy; with `task.subset` among the classes of the data alone."""
@@ -177,17 +177,3 @@ class Classification(Task):
                 f"task.randaugment={settings.randaugment} is no policy of timm.data.auto_augment ({error}): "
                 f"such as {ClassificationSettings.randaugment}"
             ) from error
-
-
-class ClassificationTransform:
-    """A labelled record to a sample; runs in the loader's workers."""
-
-    def __init__(self, image: Callable[[Any], Tensor]) -> None:
-        self.image = image
-
-    def __call__(self, record: Record) -> Sample:
-        return {
-            "sample_id": record["id"],
-            "image": self.image(open_image(record["image"])),
-            "label": torch.tensor(record["label"]),
-        }

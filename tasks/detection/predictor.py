@@ -12,7 +12,7 @@ from torch import nn
 from vlbeit.data.drawing import draw_boxes, enlarged
 from vlbeit.data.outlines import from_runs
 from vlbeit.data.records import open_image
-from vlbeit.errors import UsageError
+from vlbeit.task import check_no_text
 from vlbeit.types import Sample
 
 
@@ -47,7 +47,7 @@ class DetectionPredictor:
 
         Raises UsageError where a `text` is given, ImageError for a picture that cannot be read.
         """
-        _check_no_text(text)
+        check_no_text(text, "detection")
         return self._rows(self._found(open_image(image)), top)
 
     def draw(self, image: Any, text: str | None = None, *, top: int = 5) -> tuple[list[Detection], Image.Image]:
@@ -55,7 +55,7 @@ class DetectionPredictor:
 
         Where none reaches it those of the rows are drawn. Small pictures are enlarged. Raises as a call does.
         """
-        _check_no_text(text)
+        check_no_text(text, "detection")
         picture = open_image(image)
         found = self._found(picture)
         drawn_n = (found["scores"] >= self.least_score).nonzero()[:, 0]
@@ -85,8 +85,3 @@ class DetectionPredictor:
         sample = self.image(picture)
         batch = {name: [value] for name, value in sample.items()} | {"image": sample["image"][None].to(device)}
         return self.objective.predict(batch)[0]
-
-
-def _check_no_text(text: str | None) -> None:
-    if text is not None:
-        raise UsageError("a detection run takes a picture alone: leave the question out")

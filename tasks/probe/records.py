@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from vlbeit.data.records import ImageError, open_image
+from vlbeit.data.records import ImageError
 from vlbeit.types import Record, Records, Sample
 
 from .cache import FeatureFolder
@@ -52,17 +51,3 @@ def feature_sample(record: Record) -> Sample:
         raise ImageError(f"the picture of {record['id']} could not be read when its features were computed")
     features = torch.from_numpy(record["features"])
     return {"sample_id": record["id"], "features": features, "label": record["label"]}
-
-
-class PictureSample:
-    """The picture of a labelled record as the tower sees it, to be looked at."""
-
-    def __init__(self, image: Callable[[Any], Tensor]) -> None:
-        self.image = image
-
-    def __call__(self, record: Record) -> Sample:
-        return {
-            "sample_id": record["id"],
-            "image": self.image(open_image(record["image"])),
-            "label": int(record["label"]),
-        }

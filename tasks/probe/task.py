@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, TextConfig, key, one_of, require
 from vlbeit.data.collate import collate
+from vlbeit.data.labelled import LabelledSample
 from vlbeit.data.sources import check_classes, open_records, open_source
 from vlbeit.data.text import Tokenizer, choose_tokenizer
 from vlbeit.data.transforms import ClassificationEval
@@ -32,7 +33,7 @@ from .extraction import Extraction, deviations
 from .neighbours import nearest, vote
 from .objective import ProbeObjective, probe_heads
 from .predictor import ProbePredictor
-from .records import FeatureRecords, PictureSample, feature_sample
+from .records import FeatureRecords, feature_sample
 from .zero_shot import ContrastPair, OpenClipPair, Pair, class_names, class_vectors
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class Probe(Task):
         """Samples with `features` and `label`. Raises DataError where the data has other classes than the run."""
         check_classes(self.config.data, open_source(self.config.data).classes(), meta["classes"])
         features = FeatureRecords(records, self._folders, "train" if train else "val")
-        return DataSpec(features, feature_sample, collate, DataSpec(records, PictureSample(self._image()), collate))
+        return DataSpec(features, feature_sample, collate, DataSpec(records, LabelledSample(self._image()), collate))
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         """One evaluator for all numbers."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlbeit.data.drawing import draw_segments, enlarged, palette, widened
 from vlbeit.data.records import open_image
-from vlbeit.errors import UsageError
+from vlbeit.task import check_no_text
 
 from .inference import Views
 from .objective import SegmentationObjective
@@ -44,7 +44,7 @@ class SegmentationPredictor:
 
         Raises UsageError where a `text` is given, ImageError for a picture that cannot be read.
         """
-        _check_no_text(text)
+        check_no_text(text, "segmentation")
         return self._shares(self.segments(image))[: max(top, 1)]
 
     def draw(self, image: Any, text: str | None = None, *, top: int = 5) -> tuple[list[Covered], Image.Image]:
@@ -52,7 +52,7 @@ class SegmentationPredictor:
 
         Raises as a call does.
         """
-        _check_no_text(text)
+        check_no_text(text, "segmentation")
         picture = open_image(image)
         segments_HW = self.segments(picture)
         shares = self._shares(segments_HW)
@@ -73,11 +73,6 @@ class SegmentationPredictor:
         return [
             Covered(self.classes[index], pixels[index].item() / segments_HW.numel()) for index in order if pixels[index]
         ]
-
-
-def _check_no_text(text: str | None) -> None:
-    if text is not None:
-        raise UsageError("a segmentation run takes a picture alone: leave the question out")
 
 
 def _with_legend(picture: Image.Image, shares: Sequence[Covered], classes: Sequence[str]) -> Image.Image:

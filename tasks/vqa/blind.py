@@ -15,6 +15,8 @@ from vlbeit.data.answers import majority_answers
 from vlbeit.data.stand_in import stand_in
 from vlbeit.types import Record, Records
 
+from .scoring import score_records
+
 
 class BlindGuess:
     """Answers a question from its text and type alone.
@@ -28,9 +30,23 @@ class BlindGuess:
         self.by_text = _most_frequent(zip(texts, answers, strict=True))
         self.by_type = _most_frequent(zip(train.column("question_type"), answers, strict=True))
         self.overall = Counter(answers).most_common(1)[0][0]
+        self._scored: tuple[Records, Sequence[float]] | None = None
 
     def __call__(self, question: str, question_type: str) -> str:
         return self.by_text.get(question_key(question), self.by_type.get(question_type, self.overall))
+
+    def scores(self, records: Records) -> Sequence[float]:
+        """What it scores on each question that has human answers; found once, however often a run is evaluated."""
+        if self._scored is None or self._scored[0] is not records:
+            columns = (records.column(name) for name in ("question_id", "question", "question_type"))
+            guesses = {int(key): self(text, kind) for key, text, kind in zip(*columns, strict=True)}
+            self._scored = records, score_records(records, guesses).values
+        return self._scored[1]
+
+    def majority_scores(self, records: Records) -> Sequence[float]:
+        """What `overall`, whatever is asked, scores on each question that has human answers."""
+        guesses = dict.fromkeys(map(int, records.column("question_id")), self.overall)
+        return score_records(records, guesses).values
 
 
 def question_key(text: str) -> str:

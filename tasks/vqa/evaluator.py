@@ -91,7 +91,7 @@ class VQAEvaluator:
         if not self.scores.values:
             raise DataError("these questions have no human answers to score against: vlbeit submit answers them")
         result, guess = numbers(self.scores), self.blind()
-        return result if guess is None else result | {"blind": percent(self._scores_of(guess))}
+        return result if guess is None else result | {"blind": percent(guess.scores(self.records))}
 
     def details(self) -> list[dict[str, Any]]:
         """One row per scored question of the last `compute`.
@@ -126,8 +126,8 @@ class VQAEvaluator:
         baselines: dict[str, Sequence[float]] = {}
         guess = self.blind()
         if guess is not None:
-            baselines["majority"] = self._scores_of(lambda question, kind: guess.overall)
-            baselines["question_only"] = self._scores_of(guess)
+            baselines["majority"] = guess.majority_scores(self.records)
+            baselines["question_only"] = guess.scores(self.records)
         baselines |= {name: control.scores.values for name, control in controls.items()}
         found = breakdown(self.scores, best, len(self.collector.answering.answers), baselines)
         official = schema(self.scores, None if guess is None else percent(baselines["question_only"]))
@@ -141,9 +141,3 @@ class VQAEvaluator:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up predictions where `state_dict` left them; JSON's text keys are welcome."""
         self.collector.load_state_dict(state)
-
-    def _scores_of(self, guess: Callable[[str, str], str]) -> Sequence[float]:
-        """What answers made of a question and its type score, in the order of `scores`."""
-        columns = (self.records.column(name) for name in ("question_id", "question", "question_type"))
-        guesses = {int(key): guess(text, kind) for key, text, kind in zip(*columns, strict=True)}
-        return score_records(self.records, guesses).values

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,10 +51,15 @@ def answer_score(prediction: str, answers: Sequence[str]) -> float:
 class Scores(NamedTuple):
     """What single questions scored: columns of equal length."""
 
-    question_ids: Sequence[int]
-    values: Sequence[float]  # in [0, 1]
-    answer_types: Sequence[str]
-    question_types: Sequence[str]
+    question_ids: list[int]
+    values: list[float]  # in [0, 1]
+    answer_types: list[str]
+    question_types: list[str]
+
+    def add(self, question_id: int, value: float, answer_type: str, question_type: str) -> None:
+        """Append one question."""
+        for column, item in zip(self, (question_id, value, answer_type, question_type), strict=True):
+            column.append(item)  # type: ignore[attr-defined]
 
     def official(self) -> dict[str, Any]:
         """The result under the names of the original: `overall`, `perAnswerType`, `perQuestionType`, `perQuestion`.
@@ -84,16 +90,20 @@ class VQAAccuracy(Metric):
     full_state_update = False
     higher_is_better = True
     is_differentiable = False
-    ids: list[Tensor]
-    values: list[Tensor]
-    types: list[Tensor]
+    rows: list[Tensor]
     names: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        # Texts cross processes as tensors: codes of the type names, and beside them the names as UTF-8 lines.
-        for state in ("ids", "values", "types", "names"):
-            self.add_state(state, default=[], dist_reduce_fx="cat")
+        # Texts cross processes as tensors: codes of the type names, and beside them the names as lines of UTF-8.
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self.add_state("names", default=[], dist_reduce_fx="cat")
+        self._begin()
+
+    def _begin(self) -> None:
+        """States of no question, which a process that is given none can send to the others."""
+        self.rows = [torch.empty(0, dtype=torch.int64, device=self.device)]
+        self.names = [torch.empty(0, dtype=torch.uint8, device=self.device)]
         self._named: set[str] = set()
 
     def update(
@@ -110,37 +120,28 @@ class VQAAccuracy(Metric):
         """
         keys = [NO_ID] * len(predictions) if question_ids is None else question_ids
         rows = [
-            (key, answer_score(prediction, humans), _code(answer_type), _code(question_type))
+            (key, _bits(answer_score(prediction, humans)), _code(answer_type), _code(question_type))
             for key, prediction, humans, answer_type, question_type in zip(
                 keys, predictions, answers, answer_types, question_types, strict=True
             )
             if humans
         ]
-        if not rows:
-            return
-        self.ids.append(torch.tensor([row[0] for row in rows], device=self.device))
-        self.values.append(torch.tensor([_bits(row[1]) for row in rows], device=self.device))
-        self.types.append(torch.tensor([row[2:] for row in rows], device=self.device))
-        new = {*answer_types, *question_types} - self._named
-        if new:
+        self.rows.append(torch.tensor(rows, dtype=torch.int64, device=self.device).flatten())
+        if new := {_line(name) for name in (*answer_types, *question_types)} - self._named:
             self._named |= new
-            text = "".join(f"{_line(name)}\n" for name in sorted(new)).encode()
+            text = "".join(f"{name}\n" for name in sorted(new)).encode()
             self.names.append(torch.tensor(list(text), dtype=torch.uint8, device=self.device))
 
     def scores(self) -> Scores:
         """Score and types of every question, in the order of the updates; a repeated id at its first place."""
-        if not self.ids:
-            return Scores([], [], [], [])
-        ids, bits, types = (dim_zero_cat(state).tolist() for state in (self.ids, self.values, self.types))
-        text = bytes(dim_zero_cat(self.names).tolist()).decode()
-        names = {_code(line): line for line in text.split("\n")}
+        names = {_code(line): line for line in bytes(dim_zero_cat(self.names).tolist()).decode().split("\n")}
+        found = Scores([], [], [], [])
         seen: set[int] = set()
-        rows = []
-        for key, value, (answer_type, question_type) in zip(ids, bits, types, strict=True):
+        for key, bits, answer_type, question_type in dim_zero_cat(self.rows).reshape(-1, 4).tolist():
             if key == NO_ID or key not in seen:
                 seen.add(key)
-                rows.append((key, _value(value), names[answer_type], names[question_type]))
-        return Scores(*(list(column) for column in zip(*rows, strict=True)))
+                found.add(key, _value(bits), names[answer_type], names[question_type])
+        return found
 
     def compute(self) -> dict[str, float]:
         """`overall`, one number for each answer type seen (yes/no, number, other), and `questions`.
@@ -156,7 +157,7 @@ class VQAAccuracy(Metric):
     def reset(self) -> None:
         """Forget every question."""
         super().reset()
-        self._named = set()
+        self._begin()
 
 
 def numbers(scores: Scores) -> dict[str, float]:
@@ -195,13 +196,15 @@ def count_types(types: Iterable[str]) -> Mapping[str, int]:
 
 
 def _ordered(types: Iterable[str]) -> list[str]:
-    return sorted(set(types), key=lambda name: (*OFFICIAL_TYPES, name).index(name) if name in OFFICIAL_TYPES else 3)
+    present = set(types)
+    return [name for name in OFFICIAL_TYPES if name in present] + sorted(present.difference(OFFICIAL_TYPES))
 
 
 def _line(name: str) -> str:
     return name.replace("\n", " ")
 
 
+@lru_cache(maxsize=1 << 12)
 def _code(name: str) -> int:
     """A number of 63 bits that stands for a type's name in every process."""
     return int.from_bytes(hashlib.blake2b(_line(name).encode(), digest_size=8).digest()) >> 1

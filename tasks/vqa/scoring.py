@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vlbeit.types import Records
 
 from .metric import Scores, answer_score, numbers
 
+Asked = tuple[int, Sequence[str], str, str]
+"""A question as scoring sees it: id, human answers, answer type, question type."""
+
 
 def score_records(records: Records, predictions: Mapping[int, str]) -> Scores:
-    """What question id -> answer scores on the questions that have human answers, in the order of the records.
-
-    A question without a prediction scores 0; one that stands in the records twice counts once.
-    """
+    """`score_questions` of the questions of a table, in its order; no image is touched."""
     names = ("question_id", "answers", "answer_type", "question_type")
-    rows: dict[int, tuple[float, str, str]] = {}
-    for key, humans, answer_type, question_type in zip(*(records.column(name) for name in names), strict=True):
-        key = int(key)
-        if humans and key not in rows:
+    return score_questions(zip(*(records.column(name) for name in names), strict=True), predictions)
+
+
+def score_questions(questions: Iterable[Asked], predictions: Mapping[int, str]) -> Scores:
+    """What question id -> answer scores on those that have human answers.
+
+    A question without a prediction scores 0; one that comes twice counts once.
+    """
+    found = Scores([], [], [], [])
+    seen: set[int] = set()
+    for key, humans, answer_type, question_type in questions:
+        if humans and key not in seen:
+            seen.add(key)
             score = answer_score(predictions[key], humans) if key in predictions else 0.0
-            rows[key] = (score, answer_type, question_type)
-    return (
-        Scores(list(rows), *(list(column) for column in zip(*rows.values(), strict=True)))
-        if rows
-        else Scores(*[[]] * 4)
-    )
+            found.add(key, score, answer_type, question_type)
+    return found
 
 
 def schema(scores: Scores, blind: float | None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def flat(steps):
 
 
 def same(left, right):
-    assert len(left) == len(right)
+    assert len(left) == len(right) > 0
     for one, two in zip(left, right, strict=True):
         assert one.keys() == two.keys()
         for name in one:

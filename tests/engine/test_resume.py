@@ -31,6 +31,20 @@ def assert_same_bits(left, right):
         assert torch.equal(value, final(right)[name]), name
 
 
+def watched(toy, micro_batch: int = 8):
+    """The toy's samples, which keep the steps that were trained on in `seen`."""
+
+    class Watched(toy.Samples):
+        def steps(self, start, stop):
+            for step, batches in enumerate(super().steps(start, stop), start):
+                self.seen.append(step)
+                yield batches
+
+    samples = Watched(micro_batch)
+    samples.seen = []
+    return samples
+
+
 @pytest.fixture(scope="module")
 def unbroken(toy, tmp_path_factory):
     torch.set_num_threads(1)
@@ -53,8 +67,10 @@ def test_crash_at_any_step(toy, tmp_path, unbroken, at):
 
     with pytest.raises(Crash):
         toy.make_engine(tmp_path, stream=Crashing(2), ema_decay=0.9).fit()
-    engine = toy.make_engine(tmp_path, micro_batch=2, ema_decay=0.9)
+    stream = watched(toy, micro_batch=2)
+    engine = toy.make_engine(tmp_path, stream=stream, ema_decay=0.9)
     state = engine.fit()
+    assert stream.seen == list(range(at // 4 * 4, 12))
     assert_same_bits(engine, unbroken)
     assert state == unbroken.state
     assert same_metrics(tmp_path, unbroken.folder.path)
@@ -79,10 +95,12 @@ def test_killed_anywhere(toy, tmp_path, unbroken):
     assert {path.name for path in tmp_path.iterdir()} == toy.KILLS.keys()
     for name in toy.KILLS:
         path = tmp_path / name
-        engine = toy.make_engine(path, micro_batch=2, ema_decay=0.9)
+        stream = watched(toy, micro_batch=2)
+        engine = toy.make_engine(path, stream=stream, ema_decay=0.9)
         before = engine.folder.last_step()
         assert before == {"first batch": None, "old state moved away": 12}.get(name, 4), name
         engine.fit()
+        assert stream.seen == list(range(before or 0, 12)), name
         assert_same_bits(engine, unbroken)
         assert same_metrics(path, unbroken.folder.path), name
         assert not list(path.rglob(".tmp-*"))
@@ -96,8 +114,10 @@ def test_every_optimizer_resumes_to_the_bit(toy, tmp_path, name):
     whole.fit()
     toy.make_engine(tmp_path, **settings).fit()
     (tmp_path / "last.json").write_text('{"step": 8}')
-    resumed = toy.make_engine(tmp_path, **settings)
+    stream = watched(toy)
+    resumed = toy.make_engine(tmp_path, stream=stream, **settings)
     resumed.fit()
+    assert stream.seen == [8, 9, 10, 11]
     assert_same_bits(resumed, whole)
 
 
@@ -136,9 +156,11 @@ def test_full_disk_leaves_the_state_before(toy, tmp_path, monkeypatch, unbroken,
         toy.make_engine(tmp_path, stream=Filling(2), ema_decay=0.9).fit()
     monkeypatch.undo()
     assert not list((tmp_path / "state").glob(".tmp-*"))
-    engine = toy.make_engine(tmp_path, micro_batch=2, ema_decay=0.9)
+    stream = watched(toy, micro_batch=2)
+    engine = toy.make_engine(tmp_path, stream=stream, ema_decay=0.9)
     assert engine.folder.last_step() == 4
     engine.fit()
+    assert stream.seen == list(range(4, 12))
     assert_same_bits(engine, unbroken)
 
 

@@ -373,6 +373,8 @@ def test_predictor(records, trained):
     assert predict(Image.new("RGB", (64, 20), COLOURS[2]), top=1)[0][0] == "blue"
     with pytest.raises(DataError, match=r"none\.png"):
         predict("none.png")
+    with pytest.raises(UsageError, match="a classification run takes a picture alone: leave the question out"):
+        predict(records[1]["image"], "which colour?")
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vlbeit.data.answers import CONTRACTIONS, clean_answer, normalize_answer
-from vlbeit.tasks.vqa.metric import VQAAccuracy, answer_score
+from vlbeit.tasks.vqa.metric import Scores, VQAAccuracy, answer_score, numbers, percent
+from vlbeit.tasks.vqa.scoring import schema
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqa_metric"
 
@@ -119,26 +122,96 @@ def test_golden_normal_forms():
     assert expected and {text: normalize_answer(text) for text, _ in expected} == dict(expected)
 
 
+def golden_rows():
+    """prediction, human answers, types and id of every golden question."""
+    results = {row["question_id"]: row["answer"] for row in json.loads((GOLDEN / "results.json").read_text())}
+    for row in json.loads((GOLDEN / "annotations.json").read_text())["annotations"]:
+        humans = [human["answer"] for human in row["answers"]]
+        yield results[row["question_id"]], humans, row["answer_type"], row["question_type"], row["question_id"]
+
+
+def official(expected):
+    return {name: expected[name] for name in ("overall", "perAnswerType", "perQuestionType", "perQuestion")}
+
+
 def test_golden_result():
     expected = json.loads((GOLDEN / "expected.json").read_text())
-    results = {row["question_id"]: row["answer"] for row in json.loads((GOLDEN / "results.json").read_text())}
-    accuracy, by_question = VQAAccuracy(), {}
-    for row in json.loads((GOLDEN / "annotations.json").read_text())["annotations"]:
-        score = answer_score(results[row["question_id"]], [human["answer"] for human in row["answers"]])
-        accuracy.add(score, row["answer_type"], row["question_type"])
-        by_question[str(row["question_id"])] = round(100 * score, 2)
-    assert by_question == expected["perQuestion"]
-    assert accuracy.by_question_type() == expected["perQuestionType"]
-    assert accuracy.compute() == {
-        "overall": expected["overall"],
-        **expected["perAnswerType"],
-        "questions": len(expected["perQuestion"]),
-    }
+    accuracy = VQAAccuracy()
+    rows = list(golden_rows())
+    for start in range(0, len(rows), 7):
+        accuracy.update(*zip(*rows[start : start + 7], strict=True))
+    assert accuracy.official() == official(expected)
+    assert accuracy.compute() == {"overall": expected["overall"], **expected["perAnswerType"], "questions": len(rows)}
 
 
-def test_accuracy_without_questions():
+def test_two_metrics_merge_and_a_repeated_question_counts_once():
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+    rows = list(golden_rows())
+    first, second, idle = VQAAccuracy(), VQAAccuracy(), VQAAccuracy()
+    first.update(*zip(*rows[:200], strict=True))
+    second.update(*zip(*rows[150:], strict=True))  # 50 of padding
+    first.merge_state(second)
+    first.merge_state(idle)
+    assert first.official() == official(expected)
+
+
+def test_without_ids_every_update_counts():
+    accuracy = VQAAccuracy()
+    for _ in range(2):
+        accuracy.update(["yes"], [["yes"] * 10], ["yes/no"], ["is"])
+    accuracy.update(["x"], [[]], [""], [""])  # no human answers, as in a test split
+    assert accuracy.compute() == {"overall": 100.0, "yes/no": 100.0, "questions": 2}
+    accuracy.reset()
     with pytest.raises(ValueError, match="no question"):
-        VQAAccuracy().compute()
+        numbers(accuracy.scores())
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        accuracy.update(["a", "b"], [["a"] * 10], ["other"], ["what"])
+
+
+def test_a_tie_is_rounded_as_by_python_2():
+    assert percent([1.0] + [0.0] * 31) == 3.13  # 3.125: Python 3 rounds it to 3.12
+    assert percent([1.0, 0.0, 0.0]) == 33.33
+
+
+def test_scores_are_added_up_in_the_order_of_the_humans():
+    # 3 of 10: 3 * 2/3 + 7 differs in its last bit with the place of the three
+    early, late = (answer_score("x", humans) for humans in (["x"] * 3 + list("abcdefg"), list("abcdefg") + ["x"] * 3))
+    assert early == pytest.approx(late, abs=1e-15) == pytest.approx(0.9)
+    assert answer_score("x", ["x", "y"]) == (0 + 1 / 3) / 2 and answer_score("x", ["x"]) == 0
+
+
+def test_types_are_listed_in_the_official_order():
+    scores = Scores([], [], [], [])
+    for number, kind in enumerate(("zebra", "other", "yes/no", "apple")):
+        scores.add(number, 1.0, kind, kind)
+    assert list(numbers(scores)) == ["overall", "yes/no", "other", "apple", "zebra", "questions"]
+    assert list(schema(scores, 12.5)) == [
+        "overall", "yes/no", "other", "apple", "zebra", "questions", "blind",
+        "perAnswerType", "perQuestionType", "perQuestion",
+    ]  # fmt: skip
+
+
+def test_two_processes_one_of_them_without_questions(tmp_path):
+    program = f"""
+import json, sys, torch.distributed as dist
+from vlbeit.tasks.vqa.metric import VQAAccuracy
+dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=int(sys.argv[1]), world_size=2)
+accuracy = VQAAccuracy()
+if sys.argv[1] == "1":
+    accuracy.update(["yes", "x"], [["yes"] * 10, ["x"] * 2 + ["y"] * 8], ["yes/no", "other"], ["is", "what"], [1, 2])
+print(json.dumps(accuracy.compute()))
+dist.destroy_process_group()
+"""
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", program, rank], stdout=subprocess.PIPE, text=True) for rank in "01"
+    ]
+    try:
+        said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    wanted = {"overall": 80.0, "yes/no": 100.0, "other": 60.0, "questions": 2}
+    assert [json.loads(text.splitlines()[-1]) for text in said] == [wanted, wanted]
 
 
 def test_clean_answer_keeps_inner_spaces():

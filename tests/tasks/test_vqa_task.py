@@ -231,7 +231,8 @@ def test_evaluator_state_goes_through_json(records, trained):
 def test_an_unanswered_question_scores_nothing(records):
     evaluator = VQAEvaluator(records, Answering(["no"]), lambda: None)
     evaluator.load_state_dict({"predictions": {"1001": "no"}})
-    assert evaluator.compute()["questions"] == 7 and dict(zip(*evaluator.scores[:2], strict=True))[1003] == 0.0
+    assert evaluator.compute()["questions"] == 7
+    assert {row["question_id"]: row["score"] for row in evaluator.details()}[1003] == 0.0
 
 
 def test_blind_is_left_out_without_training_records(records, caplog):

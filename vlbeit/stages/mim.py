@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
+from vlbeit.data.labelled import LabelledSample
 from vlbeit.data.masking import BlockwiseMask, RandomMask
 from vlbeit.data.randomness import drawn
 from vlbeit.data.records import open_image
@@ -139,7 +140,7 @@ class MIM(Stage):
             log.info("stage.probe: data=%s has no labelled pictures, so there is no `probe`", data.name)
             return None
         mean, std = self.config.normalization
-        transform = LabelledTransform(ClassificationEval(data.size, mean, std, crop_pct=1.0))
+        transform = LabelledSample(ClassificationEval(data.size, mean, std, crop_pct=1.0))
         try:
             train, val = (open_records(data, "labelled", split) for split in (data.train_split, data.val_split))
         except DataError as error:
@@ -156,17 +157,6 @@ class MIM(Stage):
                 for records in (train, val)
             )
         )
-
-
-class LabelledTransform:
-    """Record -> the middle of the picture, and its label."""
-
-    def __init__(self, image: ClassificationEval) -> None:
-        self.image = image
-
-    def __call__(self, record: Record) -> Sample:
-        image = self.image(open_image(record["image"]))
-        return {"sample_id": record["id"], "image": image, "label": record["label"]}
 
 
 class MIMTransform:
