@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,43 @@ def test_evaluate(in_chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"overall", "yes/no", "number", "other", "questions", "blind"} <= numbers.keys()
     assert numbers["questions"] == 24 and 0 < numbers["blind"] <= 100
     assert all(f"{name} " in printed for name in ("overall", "blind"))
+    low, high = numbers["interval"]["overall"]
+    assert low <= numbers["overall"] <= high and numbers["interval_over"] == "questions"
+    found = numbers["breakdown"]
+    assert sum(entry["questions"] for entry in found["question_type"].values()) == 24
+    assert list(found["baselines"]) == ["majority", "question_only", "blank", "shuffled"]
+    assert found["baselines"]["question_only"]["accuracy"] == numbers["blind"]
+    assert numbers["perAnswerType"] == {name: entry["accuracy"] for name, entry in found["answer_type"].items()}
+    assert all(f"\n{name} " in printed for name in ("answer type", "question type", "to compare with"))
+    assert main(["evaluate", "runs/vl-vqa", "task.controls=false", "data.workers=1"]) == 0  # no other evaluation
+    again = json.loads(Path("runs/vl-vqa/evaluation.json").read_text())
+    assert list(again["breakdown"].pop("baselines")) == ["majority", "question_only"] != found.pop("baselines")
+    assert again == numbers
+
+
+def test_compare_and_runs(in_chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        shutil.copytree("runs/vl-vqa", tmp_path / "runs" / name)
+    in_training = json.loads(Path("runs/vl-vqa/evaluation.json").read_text()) | {"step": 2}
+    in_training.pop("interval", None)
+    (tmp_path / "runs/two/evaluation.json").write_text(json.dumps(in_training))
+    with chdir(tmp_path):
+        assert main(["evaluate", "runs/one", "task.controls=false"]) == 0
+        capsys.readouterr()
+        assert main(["compare", "runs/one", "runs/two"]) == 1
+        assert "runs/two/evaluation.json was written in training" in capsys.readouterr().err
+        assert main(["evaluate", "runs/two", "task.controls=false", "data.limit=20"]) == 0
+        capsys.readouterr()
+        assert main(["compare", "runs/one", "runs/two/evaluation-scenes-val.json"]) == 2
+        assert "different data (runs/one: 24 of scenes; runs/two" in capsys.readouterr().err
+        assert main(["compare", "runs/one", "runs/one", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        assert rows[0]["samples"] == rows[0]["equal"] == 24 and {row["of"] for row in rows} > {"all", "yes/no"}
+        assert main(["runs", "--json"]) == 0
+        one, two = json.loads(capsys.readouterr().out)
+        assert one["metric"] == two["metric"] == "overall" and one["value"] == two["value"]
+        assert one["interval"] and two["interval"] is None and (one["task"], one["tower"]) == ("vqa", "vl tiny")
+        assert (one["step"], one["samples"], one["device"]) == (2, 16, "cpu") and one["seconds"] > 0
 
 
 def test_evaluate_of_other_data_makes_none(in_chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,7 @@ def identity(run: Trained, asked: Asked) -> dict[str, Any]:
         "questions": _rows_hash(asked.records),
         "pictures": asked.facts["pictures"],
         "config": _keys(asked.config),
+        **({"members": sorted(_weights_hash(member) for member in run.members.values())} if run.members else {}),
     }
 
 

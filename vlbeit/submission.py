@@ -56,11 +56,13 @@ def submit(
     questions: Path | None = None,
     images: Path | None = None,
     out: Path | None = None,
+    others: Sequence[str] = (),
 ) -> Submitted:
     """Answer a split of the run's data, or the questions of a file, and write the leaderboard's answer file, checked.
 
     Everything is kept in `submissions/ID/` of the run folder, where ID hangs on weights, questions and keys; `out` is
-    a copy. What an earlier command has answered, at whatever number of processes it was killed, is not asked again.
+    a copy. The answers of `others`, further runs, are averaged with this one's. What an earlier command has answered,
+    at whatever number of processes it was killed, is not asked again.
     Raises UserError; what was answered by then stays.
     """
     words = list(words)
@@ -69,6 +71,7 @@ def submit(
     if out is not None:
         check_out(out, *([questions] if questions else []))
     run = Trained(path, words)
+    run.join(path, others)
     if not hasattr(task_of(run, path), "submission"):
         raise UsageError(f"{path}: task={run.recipe.config.task.name} has no leaderboard file")
     accelerator = make_accelerator(run.config.device, run.config.precision)  # makes the process group
@@ -83,7 +86,7 @@ def submit(
     was_finished = on_main(lambda: submission.is_finished and submission.answers_file.exists())
     with ExitStack() as stack:
         on_main(lambda: _hold(stack, submission))
-        left = on_main(lambda: _begin(submission, identity, asks, {"run": path, "words": words}))
+        left = on_main(lambda: _begin(submission, identity, asks, {"run": path, "words": words, **run.recipe.noted()}))
         if left.rows:
             _answer(run, asks, left, sheet, submission, accelerator)
         submission.facts = on_main(lambda: _finish(submission, sheet, asks, out))

@@ -36,6 +36,11 @@ app = typer.Typer(
 )
 Answers = Annotated[Path, typer.Argument(metavar="FILE", help="answer file, of any program", show_default=False)]
 
+Others = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="RUN", help="another run: answers are those of both together", show_default=False),
+]
+
 
 @app.callback(invoke_without_command=True)
 def _what_to_do(context: typer.Context) -> None:
@@ -50,6 +55,7 @@ def answer(
     split: Annotated[str | None, typer.Option(help="of the run's data, or of data.root=DIR: test2015")] = None,
     questions: Annotated[Path | None, typer.Option(help="instead: official question file", show_default=False)] = None,
     images: Annotated[Path | None, typer.Option(help="folder of its images", show_default=False)] = None,
+    others: Others = None,
     out: Annotated[
         Path | None, typer.Option(help="copy of the answer file; without: RUN/submissions/ID/answers.json alone")
     ] = None,
@@ -57,7 +63,9 @@ def answer(
     """Answer every question and write the answer file; what was broken off goes on. `answer` may be left out."""
     from vlbeit import submission
 
-    found = submission.submit(run, words or [], split=split, questions=questions, images=images, out=out)
+    found = submission.submit(
+        run, words or [], split=split, questions=questions, images=images, out=out, others=others or []
+    )
     if dist.is_main():
         _print_submitted(found)
 

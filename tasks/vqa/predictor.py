@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from vlbeit.data.collate import collate
 from vlbeit.data.records import open_image
-from vlbeit.data.text import Tokenizer
 from vlbeit.errors import UsageError
 
 from .answering import Answering
+from .transform import VQATransform
 
 
 class VQAPredictor:
     """Answers a question about an image, with the probabilities of `Answering`."""
 
-    def __init__(
-        self, objective: nn.Module, image: Callable[[Any], Tensor], tokenizer: Tokenizer, answering: Answering
-    ) -> None:
+    def __init__(self, objective: nn.Module, transform: VQATransform, answering: Answering) -> None:
         self.objective = objective.eval()
-        self.image = image
-        self.tokenizer = tokenizer
+        self.transform = transform
         self.answering = answering
 
     def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> list[tuple[str, float]]:
@@ -34,13 +30,8 @@ class VQAPredictor:
         if text is None or not text.strip():
             raise UsageError('a VQA run needs a question: vlbeit predict RUN picture.jpg "how many dogs are there?"')
         device = next(self.objective.parameters()).device
-        ids_BT = torch.tensor([self.tokenizer(text)], device=device)
-        batch = {
-            "sample_id": ["0"],
-            "image": self.image(open_image(image))[None].to(device),
-            "text_ids": ids_BT,
-            "text_keep": torch.ones_like(ids_BT, dtype=torch.bool),
-        }
+        sample = self.transform({"id": "0", "image": open_image(image), "question": text, "answers": []})
+        batch = {name: value.to(device) for name, value in collate([sample]).items() if isinstance(value, Tensor)}
         probability_V = self.answering(self.objective, batch)[0]
         best = probability_V.topk(min(max(top, 1), len(probability_V)))
         return [

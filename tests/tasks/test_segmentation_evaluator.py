@@ -72,7 +72,14 @@ def test_the_numbers_of_a_case_small_enough_to_count():
     evaluator = evaluated([(found, label)])
     # class 0: 1 right of 2; class 1: 1 right of 2; the pixel of class 2 lies where nothing is scored
     assert evaluator.compute() == pytest.approx({"miou": 50, "macc": 75, "aacc": 200 / 3, "images": 1})
-    assert evaluator.details()["images"] == [{"sample_id": "0", "score": pytest.approx(2 / 3), "miou": 50}]
+    assert evaluator.details()["images"] == [
+        {
+            "sample_id": "0",
+            "score": pytest.approx(2 / 3),
+            "miou": 50,
+            "areas": [[0, 1, 1, 2], [1, 1, 2, 1]],
+        }
+    ]
 
 
 def test_a_class_that_is_only_predicted_has_iou_0_and_no_accuracy():
@@ -141,7 +148,7 @@ def test_nothing_to_score():
     pairs = pictures()
     evaluator = evaluated([*pairs, (np.zeros((2, 2)), empty)])
     assert evaluator.compute() == pytest.approx({**by_hand(pairs)[0], "images": 9})
-    assert evaluator.details()["images"][-1] == {"sample_id": "8", "score": None, "miou": None}
+    assert evaluator.details()["images"][-1] == {"sample_id": "8", "score": None, "miou": None, "areas": []}
     with pytest.raises(ValueError, match="no picture"):
         SegmentationEvaluator(CLASSES).compute()
 

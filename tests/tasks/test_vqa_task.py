@@ -213,6 +213,8 @@ def test_evaluator(records, trained, monkeypatch):
         "question_id": 1000,
         "answer": "red",
         "score": 1.0,
+        "answer_type": "other",
+        "question_type": "what color",
     }
     assert evaluator.compute() == numbers
 
