@@ -41,7 +41,9 @@ _FILES = ("image", "mask")
 _TYPES = {
     "id": pa.string(), "label": pa.int64(), "image_id": pa.int64(), "boxes": pa.list_(pa.list_(pa.float64())),
     "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
-    "outlines": pa.list_(pa.string()),
+    "outlines": pa.list_(pa.string()), "question": pa.string(), "question_id": pa.int64(),
+    "question_type": pa.string(), "answer_type": pa.string(), "answers": pa.list_(pa.string()),
+    "multiple_choice_answer": pa.string(),
 }  # fmt: skip
 Position = tuple[int, ...]
 

@@ -207,12 +207,12 @@ def test_evaluate_of_other_data_makes_none(in_chain: Path, tmp_path: Path, capsy
     assert main(["evaluate", "runs/vl-vqa", "data.val_split=train"]) == 0
     wrote = "wrote runs/vl-vqa/evaluation-scenes-train.json, runs/vl-vqa/vqa_details-scenes-train.json\n"
     assert wrote in capsys.readouterr().out
-    assert main(["evaluate", "runs/vl-vqa", "task.normalize_targets=true"]) == 0
+    assert main(["evaluate", "runs/vl-vqa", "task.targets=normalized"]) == 0
     assert "replaced" not in capsys.readouterr().out
-    assert main(["evaluate", "runs/vl-vqa", "task.normalize_targets=true"]) == 0
+    assert main(["evaluate", "runs/vl-vqa", "task.targets=normalized"]) == 0
     assert "wrote runs/vl-vqa/evaluation-changed.json (replaced), " in capsys.readouterr().out
     changed = json.loads(Path("runs/vl-vqa/evaluation-changed.json").read_text())
-    assert changed["words"] == ["task.normalize_targets=true"]
+    assert changed["words"] == ["task.targets=normalized"]
     assert Path("runs/vl-vqa/evaluation.json").read_bytes() == before
     for suffix in ("-scenes-train", "-changed"):
         for name in ("evaluation", "vqa_details"):

@@ -35,6 +35,10 @@ _OF_THE_PLACE = (  # what a disk, its permissions and names may refuse: no fault
 )  # fmt: skip
 Words = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", show_default=False)]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)]
+Others = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="RUN", help="another run: the answers are those of both", show_default=False),
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,6 +105,7 @@ def train(
 def evaluate(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="run folder or checkpoint")] = None,
     words: Words = None,
+    others: Others = None,
     predictions: Annotated[Path | None, typer.Option(help="instead of a run: answers to score")] = None,
     annotations: Annotated[Path | None, typer.Option(help="their official annotation file")] = None,
     questions: Annotated[Path | None, typer.Option(help="the question file: for the blind baseline")] = None,
@@ -119,7 +124,7 @@ def evaluate(
     from vlbeit import inference
     from vlbeit.models.known import KNOWN
 
-    found = inference.evaluate(run, words or [])
+    found = inference.evaluate(run, words or [], others or [])
     if dist.is_main():
         subset = any(word.startswith("task.subset=") for word in words or [])  # what is published is of all classes
         published = KNOWN[run].metrics if run in KNOWN and not subset else {}

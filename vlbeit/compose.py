@@ -158,7 +158,11 @@ def from_values(values: Any, origin: str) -> RunConfig:
     """A config from its plain values, as a checkpoint's config.json carries them; `DataError` names the `origin`."""
     stage, task = group_names(values, origin)
     try:
-        schema = OmegaConf.structured(RunConfig(**_settings(stage, task)))
+        settings = _settings(stage, task)
+        for group, known in settings.items():
+            if isinstance(values.get(group), dict):
+                values = {**values, group: known.upgraded(dict(values[group]))}
+        schema = OmegaConf.structured(RunConfig(**settings))
         return _to_config(OmegaConf.merge(schema, OmegaConf.create(values)))
     except (OmegaConfBaseException, ValueError, UsageError) as error:
         raise DataError(f"{origin}: {_first_line(error)}") from error

@@ -61,6 +61,11 @@ class Settings:
 
     name: str = key("", "name under which the stage or task is registered")
 
+    @classmethod
+    def upgraded(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """The values that an older version stored, under the keys of this one."""
+        return stored
+
 
 @dataclass
 class ModelConfig:
@@ -120,6 +125,11 @@ class DataConfig:
     name: str = key("scenes", "data source")
     root: str = key("data/scenes", "folder (or file) of the data")
     image_size: Any = key(224, "side in pixels, or [height, width]; a multiple of the patch size")
+    resize: str = key(
+        "square",
+        "square: every picture to image_size, whatever its aspect | pad: in its own aspect, filled up with the mean "
+        "colour | native: in its own aspect, in batches of one size, image_size at most (pad, native: task=vqa alone)",
+    )
     normalize: str = key("half", "half: mean and std 0.5 (BEiT v1 22k, VLMo) | imagenet: the ImageNet statistics")
     workers: int = key(2, "loader processes; 0 loads in the main process")
     max_bad_fraction: float = key(
@@ -131,13 +141,21 @@ class DataConfig:
     limit: int | None = key(None, "use the first records only: for a quick try")
     columns: list[str] = key([], "names of the columns of a table of your own: [question:its_name,answers:its_name]")
     images: str = key("", "folder that the image paths of a table are relative to; empty: the table's own")
-    split_seed: int = key(0, "what decides which images are held out, where a data set is split by us")
-    held_out: float = key(0, "images that a split by us holds out: a number, or a share below 1; 0: the source's own")
+    split_seed: int = key(0, "seed of which images are held out, where we split a data set (vqa_v2: rest_val)")
+    held_out: float = key(
+        0,
+        "images held out there: a number, or a share below 1; 0: the source's own (vqa_v2: 1000, or a tenth)",
+    )
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
         require(0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
         require(self.limit is None or self.limit > 0, f"data.limit={self.limit} must be positive, or null for all")
+        one_of("data.resize", self.resize, ("square", "pad", "native"))
+        require(
+            0 <= self.held_out < 1 or self.held_out == int(self.held_out) > 0,
+            f"data.held_out={self.held_out:g} must be a number of images, or a share below 1",
+        )
         one_of("data.normalize", self.normalize, ("half", "imagenet"))
         sides = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size]
         require(

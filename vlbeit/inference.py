@@ -74,14 +74,18 @@ class Evaluation(NamedTuple):
     over: str = ""  # what the intervals were drawn over: pictures, questions
 
 
-def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
+def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -> Evaluation:
     """Numbers of a run over its validation split; writes evaluation.json, and details where there are any.
 
     With `words` that change what is measured it writes evaluation-DATA-SPLIT.json (other data) or
-    evaluation-changed.json instead: evaluation.json is the number that the run is known by.
+    evaluation-changed.json instead: evaluation.json is the number that the run is known by. With `others`, runs whose
+    answers are averaged with this one's, it is evaluation-ensemble.json.
     """
+    from vlbeit import ensembling
+
     words = list(words)
     run = Trained(path, words)
+    ensembling.join(run, path, others)
     config = run.config
     stored = _config(run.checkpoint) if run.is_run else config
     if config.data == stored.data:
@@ -95,7 +99,7 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
     loader = eval_loader(config, run.recipe.data(records, run.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
     controls = _controls(run, records, accelerator)
-    suffix = _suffix(stored, config)
+    suffix = _suffix(stored, config) + ("-ensemble" if others else "")
     folder = _folder(run, path)
     replaced = suffix != "" and (folder / f"evaluation{suffix}.json").exists()
     if run.is_run:
@@ -108,6 +112,7 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
     findings = evaluation_file.collect(evaluators, controls)
     origin = {
         "split": config.data.val_split,
+        **run.recipe.noted(),
         **({"words": words} if suffix else {}),
         "metric": run.recipe.metric.removeprefix("-"),
         "data": {

@@ -88,13 +88,25 @@ class Records(Protocol):
         ...
 
 
+class Layout(NamedTuple):
+    """By what the records of a split are put together to batches; each has a value for every record, or is None."""
+
+    grids: Sequence[tuple[int, int]] | None = None  # rows and columns of patches: a batch is of one grid
+    lengths: Sequence[int] | None = None  # of texts: evaluation puts similar ones together
+    pictures: Sequence[Any] | None = None  # what names a picture: evaluation reads its samples one after the other
+
+
 class DataSpec(NamedTuple):
-    """How the samples of one split are made."""
+    """How the samples of one split are made.
+
+    Where the layout has grids, the transform finds the one of its batch in the record, as `grid`.
+    """
 
     records: Records
     transform: Callable[[Record], Sample]  # runs in workers, seeded by (seed, epoch, index)
     collate: Callable[[list[Sample]], Batch]
     shown: DataSpec | None = None  # as many samples for people to look at, where these are no pictures or texts
+    layout: Layout = Layout()
 
 
 class Evaluator(Protocol):

@@ -55,6 +55,7 @@ ALIASES = {
     "pretrained": "init",
     "checkpoint": "init",
     "auto_resume": "resume",
+    "normalize_targets": "task.targets",  # its name in release 0.1
     "resume_from_checkpoint": "resume",
 }
 

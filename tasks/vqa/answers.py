@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vlbeit.data.answers import clean_answer, normalize_answer
+from vlbeit.data.answers import clean_answer, known_answers, normalize_answer
 from vlbeit.errors import DataError, UsageError
 from vlbeit.types import Records
 
 from .metric import answer_score, percent
 
+log = logging.getLogger(__name__)
+
 SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)  # target of an answer that 0, 1, 2, 3, 4 or more humans gave
+_FEW = 10  # answers that may stand in alphabetical order by chance
 
 
 def read_answers(path: Path, key: str = "task.answers") -> list[str]:
@@ -43,6 +47,12 @@ def read_answers(path: Path, key: str = "task.answers") -> list[str]:
         ) from error
     if not answers or not all(isinstance(answer, str) for answer in answers):
         raise DataError(f"{path}: the list is empty, or not of texts; give the answers in the classifier's order")
+    if len(answers) > _FEW and answers == sorted(answers):
+        log.warning(
+            "%s: the answers stand in alphabetical order, and published classifiers have theirs in the order of first "
+            "appearance in train and val: a list in another order than the classifier's gives each row a wrong answer",
+            path,
+        )
     if twice := [answer for answer, count in Counter(answers).items() if count > 1]:
         raise DataError(f"{path}: {len(twice)} answers stand there twice, such as {twice[0]!r}; each has one label")
     return answers
@@ -51,8 +61,7 @@ def read_answers(path: Path, key: str = "task.answers") -> list[str]:
 class AnswerVocabulary:
     """Ids of the known answers, and the soft targets that go with them.
 
-    `normalize` brings the human answers into the vocabulary's normal form before they are matched. The published rule
-    matches them raw, so that "t-shirt" gives no target although "t shirt" is known.
+    `normalize` brings the human answers into the vocabulary's normal form before they are matched (`known_answers`).
     """
 
     def __init__(self, answers: Sequence[str], *, normalize: bool = False) -> None:
@@ -65,13 +74,12 @@ class AnswerVocabulary:
 
     def soft_scores(self, humans: Sequence[str]) -> dict[int, float]:
         """Answer id -> score in {0.3, 0.6, 0.9, 1}; empty if no human answer is in the vocabulary."""
-        counts = Counter(normalize_answer(answer) if self.normalize else answer for answer in humans)
-        known = ((self.ids.get(answer), count) for answer, count in counts.items())
-        return {index: SOFT_SCORES[min(count, 4)] for index, count in known if index is not None}
+        counts = known_answers(humans, self.ids, normalize=self.normalize)
+        return {self.ids[answer]: SOFT_SCORES[min(count, 4)] for answer, count in counts.items()}
 
     def knows(self, humans: Sequence[str]) -> bool:
         """Whether a human answer is in the vocabulary: whether the question can be trained on."""
-        return any((normalize_answer(answer) if self.normalize else answer) in self.ids for answer in humans)
+        return bool(known_answers(humans, self.ids, normalize=self.normalize))
 
     def answerable(self, records: Records) -> list[int]:
         """Rows of the records that can be trained on."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vlbeit.bootstrap import Interval, mean_interval
@@ -14,6 +13,7 @@ from vlbeit.dist import gather_objects, is_main
 from vlbeit.errors import DataError
 from vlbeit.types import Batch, Records
 
+from .answering import Answering
 from .answers import best_scores
 from .blind import BlindGuess
 from .breakdown import Table, breakdown, tables
@@ -23,20 +23,18 @@ from .submit import write_answers
 
 
 class AnswerCollector:
-    """The answer with the highest logit for every question of the records; a question seen twice counts once."""
+    """The likeliest answer to every question of the records; a question seen twice counts once."""
 
-    def __init__(self, records: Records, answers: Sequence[str]) -> None:
-        self.answers = list(answers)
+    def __init__(self, records: Records, answering: Answering) -> None:
+        self.answering = answering
         self.question_ids = [int(key) for key in records.column("question_id")]
         self.question_of = dict(zip(records.column("id"), self.question_ids, strict=True))
         self.predictions: dict[int, str] = {}
 
-    @torch.no_grad()
     def update(self, objective: nn.Module, batch: Batch) -> None:
         """Answer the questions of one batch."""
-        best_B = objective.answer_logits(batch).argmax(dim=-1).tolist()
-        for sample_id, index in zip(batch["sample_id"], best_B, strict=True):
-            self.predictions[self.question_of[sample_id]] = self.answers[index]
+        for sample_id, answer in zip(batch["sample_id"], self.answering.best(objective, batch), strict=True):
+            self.predictions[self.question_of[sample_id]] = answer
 
     def compute(self) -> dict[str, float]:
         """`answers`: how many questions are answered, over all processes."""
@@ -72,9 +70,9 @@ class VQAEvaluator:
 
     over = "questions"
 
-    def __init__(self, records: Records, answers: Sequence[str], blind: Callable[[], BlindGuess | None]) -> None:
+    def __init__(self, records: Records, answering: Answering, blind: Callable[[], BlindGuess | None]) -> None:
         self.records = records
-        self.collector = AnswerCollector(records, answers)
+        self.collector = AnswerCollector(records, answering)
         self.blind = blind
         self.scores = Scores([], [], [], [])  # of the last `compute`
         self._predicted: dict[int, str] = {}
@@ -122,7 +120,7 @@ class VQAEvaluator:
 
         The official results by type, and the `breakdown`. `controls` have seen the same questions with other pictures.
         """
-        reached = best_scores(self.records.column("answers"), self.collector.answers)
+        reached = best_scores(self.records.column("answers"), self.collector.answering.answers)
         keys = map(int, self.records.column("question_id"))
         best = {key: score for key, score in zip(keys, reached, strict=True) if score is not None}
         baselines: dict[str, Sequence[float]] = {}
@@ -131,7 +129,7 @@ class VQAEvaluator:
             baselines["majority"] = guess.majority_scores(self.records)
             baselines["question_only"] = guess.scores(self.records)
         baselines |= {name: control.scores.values for name, control in controls.items()}
-        found = breakdown(self.scores, best, len(self.collector.answers), baselines)
+        found = breakdown(self.scores, best, len(self.collector.answering.answers), baselines)
         official = schema(self.scores, None if guess is None else percent(baselines["question_only"]))
         del official["perQuestion"]  # which the details have
         return {**official, "breakdown": found}, tables(found)

@@ -64,6 +64,22 @@ def vqa_root(tmp_path, draw):
     return root
 
 
+@pytest.fixture
+def genome_root(vqa_root, draw):
+    """The same with Visual Genome: picture 7 is its own, 8 is COCO's 1 (train), 9 is COCO's 3 (val)."""
+    asked = {7: [(70, "What color?", "Dark blue.")], 8: [(80, "How many?", "Two."), (81, "Why?", "No.")]}
+    asked[9] = [(90, "What is in 3?", "A30.")]
+    value = [
+        {"id": image, "qas": [{"qa_id": n, "image_id": image, "question": q, "answer": a} for n, q, a in rows]}
+        for image, rows in asked.items()
+    ]
+    _write(vqa_root / "question_answers.json", value)
+    _write(vqa_root / "image_data.json", [{"image_id": i, "coco_id": c} for i, c in ((7, None), (8, 1), (9, 3))])
+    for image in asked:
+        draw(vqa_root / ("VG_100K" if image < 9 else "VG_100K_2") / f"{image}.jpg")
+    return vqa_root
+
+
 def _write(path: Path, value) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))

@@ -171,5 +171,5 @@ def test_shards_that_another_program_wrote_anew(tmp_path, pictures):
 
 def test_both_sides_agree_on_the_columns():
     assert all(index._TYPES[name] == kind for name, kind in shards._TYPES.items())
-    for kind in ("labelled", "masks", "boxes"):
+    for kind in ("labelled", "masks", "boxes", "vqa"):
         assert set(KINDS[kind]) <= {*shards._TYPES, "image", "mask"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlbeit.data.answers import build_vocabulary, majority_answer, majority_answers
+from vlbeit.data.answers import Coverage, build_vocabulary, coverage, majority_answer, majority_answers
 from vlbeit.errors import DataError, UsageError
 from vlbeit.tasks.vqa.answers import AnswerVocabulary, ceiling, read_answers
 from vlbeit.tasks.vqa.blind import BlindGuess
@@ -34,6 +34,8 @@ def test_vocabulary_counts_normal_forms_in_order_of_appearance():
     assert build_vocabulary(answers, 2) == ["t shirt", "2", "no"]
     assert build_vocabulary(answers, 3) == ["2"]
     assert build_vocabulary(answers, 1) == ["t shirt", "2", "no", "rare"]
+    assert build_vocabulary(answers, 1, 2) == ["t shirt", "2"]  # "no" comes as often, and later
+    assert build_vocabulary(answers, 3, 2) == ["2"] and build_vocabulary(answers, 1, 9) == build_vocabulary(answers, 1)
 
 
 def test_soft_scores():
@@ -43,6 +45,23 @@ def test_soft_scores():
     assert vocabulary.soft_scores(["t-shirt"] * 2 + ["t shirt"]) == {2: 0.3}
     assert AnswerVocabulary(["t shirt"], normalize=True).soft_scores(["t-shirt"] * 2 + ["t shirt"]) == {0: 0.9}
     assert vocabulary.soft_scores(["other"]) == {}
+
+
+def test_coverage_compares_the_two_ways_of_matching():
+    rows = [
+        question("a", ["yes"] * 10),
+        question("b", ["t-shirt"] * 6 + ["t shirt"] * 4),  # raw 4 are enough for a target of 1, normalised 10
+        question("c", ["t-shirt"] * 9 + ["t shirt"]),  # 0.3 raw, 1 normalised
+        question("d", ["Two"] * 10),  # nothing raw
+        question("e", ["blue"] * 10),
+        question("f", []),  # hidden answers do not count
+    ]
+    assert coverage(Table(rows), ["yes", "t shirt", "2"]) == Coverage(
+        questions=5, majority=4, raw=3, normalized=4, differing=2
+    )
+    raw, normalized = (AnswerVocabulary(["yes", "t shirt", "2"], normalize=way) for way in (False, True))
+    assert [len(way.answerable(Table(rows))) for way in (raw, normalized)] == [3, 4]
+    assert sum(raw.soft_scores(row["answers"]) != normalized.soft_scores(row["answers"]) for row in rows) == 2
 
 
 def test_answerable_leaves_out_what_no_target_reaches():
@@ -152,3 +171,12 @@ def test_questions_without_humans_have_no_ceiling():
     assert ceiling(Table([question("x", []), question("x", ["yes"] * 10)]), ["yes"]) == (100.0, 1)
     with pytest.raises(ValueError, match="no question has human answers"):
         ceiling(Table([question("x", [])]), ["yes"])
+
+
+def test_answers_in_alphabetical_order_are_named(tmp_path, caplog):
+    words = [f"word {row:02}" for row in range(20)]
+    for answers, said in ((words, True), (words[::-1], False), (words[:5], False)):
+        caplog.clear()
+        (tmp_path / "answers.json").write_text(json.dumps(answers))
+        assert read_answers(tmp_path / "answers.json") == answers
+        assert ("in alphabetical order" in caplog.text) == said

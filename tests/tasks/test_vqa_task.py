@@ -16,6 +16,7 @@ from vlbeit.data.records import ListRecords
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.presets import PRESETS
 from vlbeit.tasks.vqa import RECIPE as VQA
+from vlbeit.tasks.vqa.answering import Answering
 from vlbeit.tasks.vqa.evaluator import AnswerCollector, VQAEvaluator
 from vlbeit.tasks.vqa.task import VQASettings
 
@@ -220,15 +221,15 @@ def test_evaluator(records, trained, monkeypatch):
 
 def test_evaluator_state_goes_through_json(records, trained):
     recipe, meta, objective, _ = trained
-    first = VQAEvaluator(records, meta["answers"], lambda: None)
+    first = VQAEvaluator(records, Answering(meta["answers"]), lambda: None)
     first.update(objective.eval(), batch_of(recipe.data(records, meta, train=False)))
-    second = VQAEvaluator(records, meta["answers"], lambda: None)
+    second = VQAEvaluator(records, Answering(meta["answers"]), lambda: None)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.compute() == first.compute() and "blind" not in second.compute()
 
 
 def test_an_unanswered_question_scores_nothing(records):
-    evaluator = VQAEvaluator(records, ["no"], lambda: None)
+    evaluator = VQAEvaluator(records, Answering(["no"]), lambda: None)
     evaluator.load_state_dict({"predictions": {"1001": "no"}})
     assert evaluator.compute()["questions"] == 7
     assert {row["question_id"]: row["score"] for row in evaluator.details()}[1003] == 0.0
@@ -275,7 +276,7 @@ def test_questions_without_annotations_can_be_answered(records, trained):
     hidden = ListRecords([{**records[i], "answers": [], "answer_type": "", "question_type": ""} for i in range(3)])
     batch = batch_of(recipe.data(hidden, meta, train=False))
     assert not batch["target"].any()
-    evaluator = VQAEvaluator(hidden, meta["answers"], lambda: None)
+    evaluator = VQAEvaluator(hidden, Answering(meta["answers"]), lambda: None)
     evaluator.update(objective.eval(), batch)
     with pytest.raises(DataError, match="no human answers"):
         evaluator.compute()
@@ -296,8 +297,8 @@ def test_answers_of_all_processes_are_merged(records, tmp_path, monkeypatch):
     """Two processes that both answered question 1003, as a sampler that pads would have them."""
     parts = [{key: "no" for key in range(1000, 1004)}, {key: "no" for key in range(1003, 1007)}]
     monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.gather_objects", lambda own: parts)
-    assert VQAEvaluator(records, ["no"], lambda: None).compute()["questions"] == 7
-    collector = AnswerCollector(records, ["no"])
+    assert VQAEvaluator(records, Answering(["no"]), lambda: None).compute()["questions"] == 7
+    collector = AnswerCollector(records, Answering(["no"]))
     monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.is_main", lambda: False)
     assert collector.write(tmp_path / "other.json") == 7 and not (tmp_path / "other.json").exists()
     monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.is_main", lambda: True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from vlbeit.types import Records
 
@@ -80,10 +81,14 @@ def majority_answer(answers: Sequence[str]) -> str:
     return Counter(answers).most_common(1)[0][0] if answers else ""
 
 
-def build_vocabulary(majority: Iterable[str], min_count: int) -> list[str]:
-    """Normalised answers that stand for at least `min_count` questions, in order of first appearance."""
+def build_vocabulary(majority: Iterable[str], min_count: int, max_answers: int | None = None) -> list[str]:
+    """Normalised answers that stand for at least `min_count` questions, in order of first appearance.
+
+    Of more than `max_answers` of them the most frequent, in the same order; of equally frequent ones the first.
+    """
     counts = Counter(normalize_answer(answer) for answer in majority)
-    return [answer for answer, count in counts.items() if count >= min_count]
+    chosen = {answer for answer, count in counts.most_common(max_answers) if count >= min_count}
+    return [answer for answer in counts if answer in chosen]
 
 
 def majority_answers(records: Records) -> list[str]:
@@ -93,3 +98,45 @@ def majority_answers(records: Records) -> list[str]:
     """
     columns = records.column("multiple_choice_answer"), records.column("answers")
     return [given or majority_answer(humans) for given, humans in zip(*columns, strict=True)]
+
+
+def known_answers(humans: Sequence[str], known: Container[str], *, normalize: bool) -> Counter[str]:
+    """How many humans gave each of the known answers: as they are written, or `normalize`d.
+
+    The published rule takes them as written, so that "t-shirt" is no match although "t shirt" is known.
+    """
+    texts = map(normalize_answer, humans) if normalize else humans
+    return Counter([text for text in texts if text in known])
+
+
+class Coverage(NamedTuple):
+    """Of how many `questions` with human answers a vocabulary holds something."""
+
+    questions: int
+    majority: int  # the normal form of the majority answer
+    raw: int  # an answer as a human wrote it: what training by the published rule can use
+    normalized: int  # the normal form of a human's answer
+    differing: int  # something else by the one rule than by the other: other soft targets
+
+
+def coverage(records: Records, answers: Iterable[str]) -> Coverage:
+    """What a vocabulary covers of the questions. Read as columns, no image is touched."""
+    known = frozenset(answers)
+    total = dict.fromkeys(Coverage._fields, 0)
+    for humans, majority in zip(records.column("answers"), majority_answers(records), strict=True):
+        if not humans:
+            continue
+        raw = normalized = _targets(humans, known, normalize=False)
+        if any(normalize_answer(text) != text for text in {*humans}):
+            normalized = _targets(humans, known, normalize=True)
+        total["questions"] += 1
+        total["majority"] += normalize_answer(majority) in known
+        total["raw"] += bool(raw)
+        total["normalized"] += bool(normalized)
+        total["differing"] += raw != normalized
+    return Coverage(**total)
+
+
+def _targets(humans: Sequence[str], known: Container[str], *, normalize: bool) -> dict[str, int]:
+    """Known answer -> how many humans gave it, of whom the fifth adds nothing to its target."""
+    return {answer: min(count, 4) for answer, count in known_answers(humans, known, normalize=normalize).items()}

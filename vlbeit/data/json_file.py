@@ -30,16 +30,24 @@ class JsonFile:
 
         Raises `DataError`, with line and column where the file is no JSON, and where it has no such key.
         """
-        try:
-            yield from self._items(key)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{self.path}, line {error.lineno} column {error.colno}: not JSON ({error.msg}); get the file again"
-            ) from error
+        yield from self._named(self._items(key))
+
+    def elements(self) -> Iterator[tuple[int, Any]]:
+        """As `items`, of a file that is an array itself."""
+        yield from self._named(self._array(self._skip(0)))
 
     def at(self, start: int) -> Any:
         """The value that begins there, as `items` gave it."""
         return _DECODE(self._text, start)[0]
+
+    def _named(self, found: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """The same, with a `DataError` that says where the file is no JSON."""
+        try:
+            yield from found
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{self.path}, line {error.lineno} column {error.colno}: not JSON ({error.msg}); get the file again"
+            ) from error
 
     def _items(self, key: str) -> Iterator[tuple[int, Any]]:
         text = self._text
@@ -91,4 +99,10 @@ def json_rows(path: Path, key: str) -> Iterator[Any]:
     Raises `DataError` with line and column where the file is no JSON.
     """
     for _, item in JsonFile(path).items(key):
+        yield item
+
+
+def json_list(path: Path) -> Iterator[Any]:
+    """As `json_rows`, of a file that is an array itself."""
+    for _, item in JsonFile(path).elements():
         yield item

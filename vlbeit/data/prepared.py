@@ -62,6 +62,12 @@ def prepared_classes(root: Path, kind: str) -> list[str] | None:
     return list(facts["classes"]) if facts is not None and facts["kind"] == kind else None
 
 
+def prepared_arguments(root: Path) -> dict[str, Any] | None:
+    """What a folder was prepared with; None where `root` was not made by `vlbeit prepare`."""
+    facts = _facts(root)
+    return None if facts is None else dict(facts.get("arguments", {}))
+
+
 class _Shard(NamedTuple):
     path: Path
     rows: int

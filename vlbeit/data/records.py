@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -218,6 +220,26 @@ class ChosenRecords:
     def column(self, name: str) -> Sequence[Any]:
         whole = list(self._records.column(name))  # a memory-mapped column is slow to read value by value
         return [whole[row] for row in self._rows]
+
+
+class JoinedRecords:
+    """Several tables of one kind, one behind the other."""
+
+    def __init__(self, parts: Sequence[Records]) -> None:
+        self._parts = parts
+        self._ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        part = bisect_right(self._ends, index)
+        return self._parts[part][index - (self._ends[part - 1] if part else 0)]
+
+    def column(self, name: str) -> Sequence[Any]:
+        return [value for part in self._parts for value in part.column(name)]
 
 
 def take(records: Records, count: int | None) -> Records:

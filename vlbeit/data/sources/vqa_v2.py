@@ -1,33 +1,26 @@
-"""VQA v2: the official question and annotation files and COCO image folders (visualqa.org)."""
+"""VQA v2: the official question and annotation files and COCO image folders (visualqa.org), or a prepared folder."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterator
+import json
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from vlbeit.data.index import cached_table
-from vlbeit.data.json_file import json_rows
-from vlbeit.data.records import KINDS
+from vlbeit.data.prepared import prepared_arguments, prepared_records
+from vlbeit.data.records import KINDS, ChosenRecords, JoinedRecords
 from vlbeit.data.sources.base import DataSource
-from vlbeit.errors import DataError, some
+from vlbeit.data.visual_genome import genome_files, genome_rows
+from vlbeit.data.vqa_files import QuestionFiles, official_files, question_rows
+from vlbeit.data.vqa_splits import GENOME, PARTS, held_out_images, split_parts
+from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
-_SUBTYPES = {
-    "train": ("train2014",), "val": ("val2014",), "test": ("test2015",), "test-dev": ("test-dev2015",),
-    "trainval": ("train2014", "val2014"),
-}  # fmt: skip
-_NUMBER = re.compile(r"(\d+)\.(?:jpe?g|png)$", re.IGNORECASE)
+log = logging.getLogger(__name__)
 
-
-class _Files(NamedTuple):
-    """One question file, its annotations (None: hidden) and the folder of its images."""
-
-    questions: Path
-    annotations: Path | None
-    images: Path
+STORED_SPLITS = "splits.json"  # of a prepared folder: seed, number of images, and those of rest_val
 
 
 class VQAv2(DataSource):
@@ -35,20 +28,116 @@ class VQAv2(DataSource):
 
     kinds: ClassVar[tuple[str, ...]] = ("vqa", "images")
 
-    def records(self, kind: str, split: str) -> Records:
-        if split not in _SUBTYPES:
-            raise DataError(f"vqa_v2 has no split {split!r}; it has {', '.join(_SUBTYPES)}")
-        parts = [self._files(subtype) for subtype in _SUBTYPES[split]]
-        for path in (path for part in parts for path in part if path is not None):
-            if not path.exists():
-                raise DataError(f"{path} does not exist; the split {split!r} needs it: set data.root= or add the file")
-        return _table(parts, kind, self.config.cache)
+    def check(self) -> None:
+        """Raise `DataError` unless the data is there, and that which a prepared folder was made of."""
+        super().check()
+        origin = (prepared_arguments(self.root) or {}).get("root")
+        if origin is not None and not Path(origin).is_dir():
+            raise DataError(
+                f"{self.root} was prepared from {origin}, which is no longer there, and its images with it: prepare it "
+                f"anew from where they lie now"
+            )
 
-    def _files(self, subtype: str) -> _Files:
-        questions = self.root / f"v2_OpenEnded_mscoco_{subtype}_questions.json"
-        if subtype.startswith("test"):  # the answers are hidden; test-dev is a part of test2015 and uses its images
-            return _Files(questions, None, self.root / "test2015")
-        return _Files(questions, self.root / f"v2_mscoco_{subtype}_annotations.json", self.root / subtype)
+    def records(self, kind: str, split: str) -> Records:
+        parts = split_parts(split)
+        found = {part: self._part(part, split) for part in parts if part != GENOME}
+        if GENOME in parts:
+            found[GENOME] = self._genome(found.values())
+        tables = [found[part] for part in parts]
+        records = tables[0] if len(tables) == 1 else JoinedRecords(tables)
+        return Pictures(records) if kind == "images" else records
+
+    def _part(self, part: str, split: str) -> Records:
+        """A single split; of `trainable_val` and `rest_val` the rows of val whose images are on that side."""
+        if part not in ("trainable_val", "rest_val"):
+            return self._table(part, split)
+        whole = self._table(PARTS[part], split)
+        images = list(whole.column("image_id"))
+        held_out = set(self._held_out(images))
+        return ChosenRecords(
+            whole, [row for row, image in enumerate(images) if (image in held_out) == (part == "rest_val")]
+        )
+
+    def _table(self, part: str, split: str) -> Records:
+        """All of train, val, test, test-dev or vg: of a prepared folder, else of the official files."""
+        prepared = prepared_records(self.root, "vqa", part, self.config.cache)
+        if prepared is not None:
+            return prepared
+        genome = part == GENOME
+        files = genome_files(self.root) if genome else official_files(self.root, part)
+        for path in files.missing():
+            raise DataError(f"{path} does not exist; the split {split!r} needs it: set data.root= or add the file")
+        if isinstance(files, QuestionFiles):
+            return _table(files, self.config.cache)
+        sources = [files.questions, *files.folders, *([files.images] if files.images else [])]
+        return cached_table(self.config.cache, "vqa_v2-vg", sources, KINDS["vqa"], lambda: genome_rows(files))
+
+    def _held_out(self, images: Sequence[int]) -> Sequence[int]:
+        """The images of `rest_val`: those that a prepared folder stores, else those of the seed."""
+        stored, config = self.root / STORED_SPLITS, self.config
+        if prepared_arguments(self.root) is None:
+            return held_out_images(images, config.split_seed, config.held_out)
+        try:
+            facts = json.loads(stored.read_text(encoding="utf-8"))
+            held_out, seed = [int(image) for image in facts["rest_val"]], facts["seed"]
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{stored} is missing or damaged ({error}); prepare the folder anew") from error
+        typed = (config.split_seed, config.held_out)
+        if any(typed) and held_out_images(images, *typed) != held_out:
+            log.warning(
+                "%s holds out %d images, drawn with seed %s: data.split_seed=%s data.held_out=%g have no say",
+                stored, len(held_out), seed, *typed,
+            )  # fmt: skip
+        return held_out
+
+    def _genome(self, others: Iterable[Records]) -> Records:
+        """Visual Genome without the pictures that it shares with val and test, but for those of the other splits.
+
+        About half of its pictures are COCO's: training on their answers would tell what val asks.
+        """
+        genome = self._table(GENOME, GENOME)
+        images = list(genome.column("image_id"))
+        if images and not any(image > 0 for image in images):
+            log.warning(
+                "%s: no picture of Visual Genome is known as one of COCO's, which image_data.json tells: where some "
+                "are of val, they are trained on, and numbers on val say less",
+                self.root,
+            )
+            return genome
+        asked = {image for name in ("val", "test") for image in self._images_of(name)}
+        allowed = {image for records in others for image in records.column("image_id")}
+        rows = [row for row, image in enumerate(images) if image not in asked or image in allowed]
+        if len(rows) < len(images):
+            log.info(
+                "%d of %d questions of Visual Genome are left out: their pictures are COCO's of val or test",
+                len(images) - len(rows), len(images),
+            )  # fmt: skip
+        return ChosenRecords(genome, rows)
+
+    def _images_of(self, part: str) -> Iterable[int]:
+        """Numbers of a split's images; none where the split is not at hand."""
+        arguments = prepared_arguments(self.root)
+        there = not official_files(self.root, part).missing() if arguments is None else part in arguments["splits"]
+        return self._table(part, part).column("image_id") if there else ()
+
+
+class Pictures:
+    """The images that questions ask about, each once, in the order of their first question."""
+
+    def __init__(self, questions: Records) -> None:
+        rows: dict[int, int] = {}
+        for row, image in enumerate(questions.column("image_id")):
+            rows.setdefault(image, row)
+        self._questions = ChosenRecords(questions, list(rows.values()))
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def __getitem__(self, index: int) -> Record:
+        return _picture(self._questions[index]["image"])
+
+    def column(self, name: str) -> Sequence[Any]:
+        return [_picture(image)[name] for image in self._questions.column("image")]
 
 
 def vqa_table(questions: Path, annotations: Path | None, images: Path, cache: str | Path = "") -> Records:
@@ -57,121 +146,19 @@ def vqa_table(questions: Path, annotations: Path | None, images: Path, cache: st
     An image is found by the number at the end of its name: COCO_val2014_000000000042.jpg, 000000000042.jpg, 42.png.
     Raises `DataError` naming file, ids and remedy.
     """
-    for path in (questions, annotations, images):
-        if path is not None and not path.exists():
-            raise DataError(f"{path} does not exist")
-    return _table([_Files(questions, annotations, images)], "vqa", cache)
+    files = QuestionFiles(questions, annotations, images)
+    for path in files.missing():
+        raise DataError(f"{path} does not exist")
+    return _table(files, cache)
 
 
-def _table(parts: list[_Files], kind: str, cache: str | Path) -> Records:
-    def rows() -> Iterator[Record]:
-        for part in parts:
-            yield from _image_rows(part) if kind == "images" else _question_rows(part)
-
-    sources = [path for part in parts for path in part if path is not None]
-    return cached_table(cache, f"vqa_v2-{kind}", sources, KINDS[kind], rows)
+def _table(files: QuestionFiles, cache: str | Path) -> Records:
+    sources = [path for path in files if path is not None]
+    return cached_table(cache, "vqa_v2-vqa", sources, KINDS["vqa"], lambda: question_rows(files))
 
 
-def _question_rows(files: _Files) -> Iterator[Record]:
-    """The records of one question file; whatever does not fit is collected and raised at the end."""
-    images = _image_names(files.images)
-    answers = _answers(files.annotations) if files.annotations else None
-    seen: set[int] = set()
-    twice, unanswered, lost = [], [], []
-    for row in _typed_rows(files.questions, "questions", _question):
-        number, image = row["question_id"], images.get(row["image_id"])
-        if number in seen:
-            twice.append(number)
-        elif image is None:
-            lost.append(number)
-        elif answers is not None and number not in answers:
-            unanswered.append(number)
-        elif not (twice or unanswered or lost):
-            yield {**row, "id": str(number), "image": image, **(answers[number] if answers else _HIDDEN)}
-        seen.add(number)
-    _refuse(twice, f"{files.questions}: question_id used twice", "remove the copies")
-    _refuse(
-        lost, f"{files.questions}: questions whose image is not in {files.images}",
-        "complete the folder, or remove the questions",
-    )  # fmt: skip
-    _refuse(
-        unanswered, f"{files.questions}: questions without annotation in {files.annotations}",
-        "take both files from the same release, or remove the questions",
-    )  # fmt: skip
-    if answers is not None:
-        _refuse(
-            sorted(answers.keys() - seen), f"{files.annotations}: annotations without question in {files.questions}",
-            "take both files from the same release, or remove the annotations",
-        )  # fmt: skip
-
-
-_HIDDEN: Record = {"question_type": "", "answer_type": "", "answers": [], "multiple_choice_answer": ""}
-
-
-def _refuse(ids: list[int], what: str, remedy: str) -> None:
-    if ids:
-        raise DataError(f"{what}: {some(ids)}; {remedy}")
-
-
-def _question(row: dict[str, Any]) -> Record:
-    return {
-        "question_id": int(row["question_id"]),
-        "image_id": int(row["image_id"]),
-        "question": str(row["question"]),
-    }
-
-
-def _annotation(row: dict[str, Any]) -> Record:
-    return {
-        "question_id": int(row["question_id"]),
-        "question_type": str(row["question_type"]),
-        "answer_type": str(row["answer_type"]),
-        "answers": [str(item["answer"]) for item in row["answers"]],
-        "multiple_choice_answer": str(row.get("multiple_choice_answer") or ""),
-    }
-
-
-def _answers(annotations: Path) -> dict[int, Record]:
-    """Question id -> question_type, answer_type and raw answers."""
-    found: dict[int, Record] = {}
-    twice = []
-    for row in _typed_rows(annotations, "annotations", _annotation):
-        number = row.pop("question_id")
-        if number in found:
-            twice.append(number)
-        found[number] = row
-    _refuse(twice, f"{annotations}: question_id annotated twice", "remove the copies")
-    return found
-
-
-def _image_rows(files: _Files) -> Iterator[Record]:
-    """The images that the questions ask about, each once, in the order of their first question."""
-    images = _image_names(files.images)
-    numbers = dict.fromkeys(row["image_id"] for row in _typed_rows(files.questions, "questions", _question))
-    _refuse(
-        [number for number in numbers if number not in images],
-        f"{files.questions}: image_id without image in {files.images}",
-        "complete the folder, or remove the questions",
-    )
-    for number in numbers:
-        yield {"id": Path(images[number]).name, "image": images[number]}
-
-
-def _image_names(folder: Path) -> dict[int, str]:
-    """Image number -> path, from one listing of the folder; where two names have the number, COCO's own wins."""
-    with os.scandir(folder) as entries:
-        names = sorted((entry.name for entry in entries), key=lambda name: (name.startswith("COCO_"), name))
-    return {int(match[1]): str(folder / match.string) for match in map(_NUMBER.search, names) if match}
-
-
-def _typed_rows(path: Path, key: str, convert: Callable[[dict[str, Any]], Record]) -> Iterator[Record]:
-    for position, row in enumerate(json_rows(path, key)):
-        try:
-            yield convert(row)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: {key}[{position}] is not as in VQA v2 ({type(error).__name__}: {error}); correct the file"
-            ) from error
+def _picture(image: str) -> Record:
+    return {"id": Path(image).name, "image": image}
 
 
 SOURCE = VQAv2
