@@ -132,6 +132,9 @@ def test_overfits_and_leaves_the_tower_alone(tmp_path, records):
     assert not [p for p in objective.encoder.parameters() if p.requires_grad or p.grad is not None]
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
     assert evaluator.details()[0] == {"sample_id": "0", "score": 1.0, "knn": 1.0}
+    intervals = evaluator.intervals()
+    assert set(intervals) == {"linear", "knn"} and intervals["linear"] == (100, 100)
+    assert intervals["knn"][0] <= numbers["knn"] <= intervals["knn"][1]
     predict = recipe.predictor(objective, meta)
     found = predict(records[2]["image"], top=2)
     assert found[0][0] == "blue" and len(found) == 2
