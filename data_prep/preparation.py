@@ -84,7 +84,7 @@ def run(out: Path, plan: Plan, options: Options, report: Report | None) -> dict[
     say = report or (lambda line: None)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out), warnings.catch_warnings():
+    with alone(out), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are named as huge
         folder = Folder(out, plan.layout, shard_bytes=options.shard_mb * 10**6)
         if options.verify:
@@ -145,7 +145,7 @@ def _write(folder: Folder, split: Split, examine: Callable[[Item], Finding], thr
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Iterator[None]:
     """Keeps a second process out of the folder."""
     from filelock import FileLock, Timeout
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 Report = Callable[[str], None]
+Thing = TypeVar("Thing")
 _EVERY = 10.0  # seconds between two lines
 
 
@@ -46,6 +47,16 @@ class Progress:
         eta = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
         done, total = size(self.bytes), size(self.total)
         return f"{self.what}: {self.files:,} files, {done} of {total}, {size(int(rate))}/s, ETA {eta}"
+
+
+def counted(things: Iterable[Thing], what: str, report: Report) -> Iterator[Thing]:
+    """The same things; now and then a line says how many it were: `reading val2014: 120,000 questions`."""
+    said = time.monotonic()
+    for number, thing in enumerate(things, 1):
+        if time.monotonic() - said >= _EVERY:
+            said = time.monotonic()
+            report(what.format(f"{number:,}"))
+        yield thing
 
 
 def size(count: int) -> str:

@@ -226,7 +226,7 @@ class _Shard:
         self._out, self._layout, self._split, self._names = out, layout, split, names
         self._path = out / f"{split}-{number:05d}.parquet"
         self._temporary = out / f".tmp-{self._path.name}"
-        self._schema = _schema(layout)
+        self._schema = schema(layout)
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[Record] = []  # the rows of the next row group
         self._waiting_bytes = 0
@@ -310,7 +310,7 @@ class _Shard:
         return item.targets[name]
 
 
-def _schema(layout: Layout) -> pa.Schema:
+def schema(layout: Layout) -> pa.Schema:
     """Columns of a shard: those of the kind, and the lengths of what lies inside. None is ever null."""
     inside = layout.format == "parquet"
     files = pa.binary() if inside else pa.string()

@@ -258,20 +258,6 @@ def test_predict(in_chain: Path, scenes: Path, capsys: pytest.CaptureFixture[str
     assert "train a task on it" in capsys.readouterr().err
 
 
-def test_submit(in_chain: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    questions = scenes / "v2_OpenEnded_mscoco_test2015_questions.json"
-    out = tmp_path / "answers.json"
-    words = ["submit", "runs/vl-vqa", "--questions", str(questions), "--images", str(scenes / "test2015")]
-    assert main([*words, "--out", str(out)]) == 0
-    entries = json.loads(out.read_text())
-    wanted = sorted(q["question_id"] for q in json.loads(questions.read_text())["questions"])
-    assert [entry["question_id"] for entry in entries] == wanted
-    assert {type(entry["answer"]) for entry in entries} == {str}
-    assert main([*words[:-1], str(tmp_path), "--out", str(tmp_path / "none.json")]) == 1
-    assert not (tmp_path / "none.json").exists()
-    assert main(["submit", "runs/mim-classification", *words[2:]]) == 2
-
-
 @pytest.mark.parametrize(
     "words, expected",
     [

@@ -31,7 +31,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["tasks"], ["models"], ["--help"], ["train", "oops=1", "--hlp"], ["prepare"], ["inspect"]],
+    [["tasks"], ["models"], ["--help"], ["train", "oops=1", "--hlp"], ["prepare"], ["inspect"], ["submit", "--help"]],
 )
 def test_fast_verbs_load_nothing_heavy(arguments: list[str]) -> None:
     code = (

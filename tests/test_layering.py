@@ -22,8 +22,8 @@ ROWS = (
     ("stages", "tasks"),
     (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
-        "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes",
-        "ensembling", "evaluation_file", "comparing", "scoring",
+        "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes", "scoring",
+        "submitting", "submission", "asked", "answer_parts", "ledger", "evaluation_file", "comparing",
     ),
     ("cli",),
     ("__main__",),
@@ -33,7 +33,8 @@ ROW = {f"vlbeit.{unit}": number for number, row in enumerate(ROWS) for unit in r
 PURE = {
     f"vlbeit.data.{name}"
     for name in (
-        "records", "instances", "json_file", "class_names", "answers", "vqa_files", "vqa_splits", "visual_genome",
+        "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
+        "answer_file", "answer_check",
     )
 }  # fmt: skip
 SHARED_ROWS = (0, 6)  # their modules may import each other

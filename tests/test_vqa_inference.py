@@ -40,9 +40,23 @@ def test_two_runs_answer_together(evaluated, capsys):
     assert main(["evaluate", "runs/vl-vqa", "--with", "runs/mim"]) == 2
     assert "--with runs/mim: it is a run of mim, not one that answers questions" in capsys.readouterr().err
     assert main(["evaluate", "runs/mim", "--with", "second"]) == 2
-    assert "--with is for runs of a task" in capsys.readouterr().err
+    assert "runs/mim is a run of stage=mim: train a task on it" in capsys.readouterr().err
     assert main(["evaluate", "runs/mim-classification", "--with", "second"]) == 2
     assert "task=classification cannot be evaluated together" in capsys.readouterr().err
+
+
+def test_two_runs_submit_together(evaluated, scenes, tmp_path):
+    words = ["submit", "runs/vl-vqa", "task.test_flip=true", f"data.root={scenes}", "--split", "test2015"]
+    try:
+        assert main([*words, "--with", "second", "--out", str(tmp_path / "both.json")]) == 0
+        assert main([*words, "--out", str(tmp_path / "one.json")]) == 0
+        facts = [json.loads(path.read_text()) for path in Path("runs/vl-vqa/submissions").glob("*/submission.json")]
+    finally:
+        shutil.rmtree("runs/vl-vqa/submissions")
+    assert sorted(each.get("ensemble", []) for each in facts) == [[], ["second"]], "two submissions, not one"
+    assert all(each["test_flip"] is True for each in facts)
+    both, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("both", "one"))
+    assert both == one, "a run and its copy are as good as the run"
 
 
 def test_the_flipped_picture_is_said(evaluated):

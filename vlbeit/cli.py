@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import typer
 
 import vlbeit
-from vlbeit import dist, inspecting, registry, table
+from vlbeit import dist, inspecting, registry, submitting, table
 from vlbeit.errors import Interrupted, UsageError, UserError
+from vlbeit.submitting import Others
 
 app = typer.Typer(
     name="vlbeit",
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(inspecting.app, name="inspect")
+app.add_typer(submitting.app, name="submit")
 _FREE = {"ignore_unknown_options": True}  # `--lr 1e-3` reaches the words, which name the right key
 _OF_THE_PLACE = (  # what a disk, its permissions and names may refuse: no fault of ours
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR,
@@ -35,10 +37,6 @@ _OF_THE_PLACE = (  # what a disk, its permissions and names may refuse: no fault
 )  # fmt: skip
 Words = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", show_default=False)]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)]
-Others = Annotated[
-    list[str] | None,
-    typer.Option("--with", metavar="RUN", help="another run: the answers are those of both", show_default=False),
-]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -190,19 +188,6 @@ def predict(
     else:
         print("nothing found")
     print(*([] if out is None else [f"wrote {out}"]), f"next: vlbeit evaluate {shlex.quote(run)}", sep="\n")
-
-
-@app.command()
-def submit(
-    run: Run,
-    questions: Annotated[Path, typer.Option(help="official question file", show_default=False)],
-    images: Annotated[Path, typer.Option(help="folder of its images", show_default=False)],
-    out: Annotated[Path, typer.Option(help="answer file to write")] = Path("answers.json"),
-) -> None:
-    """Answer every question of a file and write the answer file of the leaderboard."""
-    from vlbeit import inference
-
-    inference.submit(run, questions=questions, images=images, out=out)
 
 
 @app.command()

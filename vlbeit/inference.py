@@ -1,9 +1,8 @@
-"""What a trained run is for: numbers over a split, answers for one image, an answer file."""
+"""What a trained run is for: numbers over a split, answers for one image."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -54,6 +53,20 @@ class Trained:
         else:
             adopt.take_weights(self.objective, self.checkpoint, self.meta, say)
         self.objective.eval()
+        self.members: dict[str, Trained] = {}  # that answer together with this one, by path
+
+    def join(self, path: str, others: Sequence[str]) -> None:
+        """Evaluate and submit from now on together with other runs, each counted once; `path` is this one's.
+
+        Raises UserError for one that cannot be read, is named twice, or does not fit.
+        """
+        if not others:
+            return
+        task = task_of(self, path)
+        if len({path, *others}) <= len(others):
+            raise UsageError(f"--with {' --with '.join(others)}: a run is named twice; each counts once")
+        self.members = {other: Trained(other) for other in others}
+        task.join(self.meta, {name: (each.config, each.meta, each.objective) for name, each in self.members.items()})
 
     @property
     def spec(self) -> EncoderSpec:
@@ -81,11 +94,9 @@ def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -
     evaluation-changed.json instead: evaluation.json is the number that the run is known by. With `others`, runs whose
     answers are averaged with this one's, it is evaluation-ensemble.json.
     """
-    from vlbeit import ensembling
-
     words = list(words)
     run = Trained(path, words)
-    ensembling.join(run, path, others)
+    run.join(path, others)
     config = run.config
     stored = _config(run.checkpoint) if run.is_run else config
     if config.data == stored.data:
@@ -99,7 +110,7 @@ def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -
     loader = eval_loader(config, run.recipe.data(records, run.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
     suffix = _suffix(stored, config) + ("-ensemble" if others else "")
-    folder = _folder(run, path)
+    folder = folder_of(run, path)
     replaced = suffix != "" and (folder / f"evaluation{suffix}.json").exists()
     if run.is_run:
         following = suggest.after_evaluation(config)
@@ -160,7 +171,7 @@ def pipeline(path: str | Path, device: str = "auto") -> Predictor:
     a device that is not there.
     """
     run = Trained(path)
-    task = _task(run, path)
+    task = task_of(run, path)
     return task.predictor(run.objective.to(choose_device(device)), run.meta)
 
 
@@ -177,7 +188,7 @@ def predict(
         drawing.check_picture_file(out)
         check_out(out, image)
     run = Trained(path)
-    task = _task(run, path)
+    task = task_of(run, path)
     predictor: Any = task.predictor(run.objective.to(choose_device("auto")), run.meta)
     if out is None:
         return predictor(picture, question, top=top)
@@ -199,31 +210,12 @@ def open_picture(image: Path) -> Image.Image:
         raise DataError(f"{error}; give the path of a picture") from error
 
 
-def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
-    """Answer every question of a file and write the leaderboard's answer file, checked."""
-    from vlbeit.data.sources.vqa_v2 import vqa_table
-
-    check_out(out, questions)
-    run = Trained(path)
-    task = _task(run, path)
-    if not hasattr(task, "submission"):
-        raise UsageError(f"{path}: task={run.config.task.name} has no leaderboard file")
-    with tempfile.TemporaryDirectory() as cache:
-        records = vqa_table(questions, None, images, Path(run.config.data.cache or cache))
-        accelerator = make_accelerator(run.config.device, run.config.precision)
-        collector = task.submission(records, run.meta)
-        loader = eval_loader(run.config, task.data(records, run.meta, train=False))
-        run_evaluators(run.objective, loader, {"answers": collector}, accelerator)
-        say(f"wrote {out}: {collector.write(out)} answers, checked against {questions}")
-    say("next: upload it to the VQA challenge on EvalAI (https://visualqa.org/challenge.html)")
-
-
 def _config(checkpoint: Checkpoint) -> RunConfig:
     """The config that the checkpoint carries."""
     return compose.from_values(checkpoint.config, str(checkpoint.path / "config.json"))
 
 
-def _folder(run: Trained, path: str) -> Path:
+def folder_of(run: Trained, path: str) -> Path:
     """Where the numbers go: into the run, or beside the weights of a checkpoint folder of ours."""
     if not run.is_run:
         return adopt.folder_for(path, run.config)
@@ -239,7 +231,8 @@ def _suffix(stored: RunConfig, config: RunConfig) -> str:
     return "-changed" if keys else ""
 
 
-def _task(run: Trained, path: Any) -> Task:
+def task_of(run: Trained, path: Any) -> Task:
+    """The task of a run. Raises UsageError for one of a stage."""
     if not isinstance(run.recipe, Task):
         raise UsageError(f"{path} is a run of stage={run.config.tower}: train a task on it, such as task=vqa")
     return run.recipe

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
 Record: TypeAlias = dict[str, Any]
@@ -125,6 +127,18 @@ class Evaluator(Protocol):
     def compute(self) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class AnswerFile(Protocol):
+    """What a task with a leaderboard makes of a test: its method `submission(records, meta)` gives one."""
+
+    def answer(self, objective: nn.Module, batch: Batch) -> Mapping[str, str]:
+        """Sample id -> answer, of every sample of the batch."""
+        ...
+
+    def write(self, path: Path, answers: Mapping[str, str]) -> int:
+        """Write the file of all answers by sample id, whole or not at all, and check it; return how many."""
+        ...
 
 
 class Predictor(Protocol):

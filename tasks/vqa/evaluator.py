@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from vlbeit.bootstrap import Interval, mean_interval
-from vlbeit.dist import gather_objects, is_main
+from vlbeit.dist import gather_objects
 from vlbeit.errors import DataError
 from vlbeit.types import Batch, Records
 
@@ -19,7 +18,6 @@ from .blind import BlindGuess
 from .breakdown import Table, breakdown, tables
 from .metric import Scores, numbers, percent
 from .scoring import schema, score_records
-from .submit import write_answers
 
 
 class AnswerCollector:
@@ -51,14 +49,6 @@ class AnswerCollector:
     def gather(self) -> dict[int, str]:
         """Question id -> answer over all processes."""
         return {key: answer for part in gather_objects(self.predictions) for key, answer in part.items()}
-
-    def write(self, path: str | Path) -> int:
-        """Write the answer file of all processes' answers, on the main one; return the number of questions.
-
-        Raises DataError, with nothing overwritten, unless every question of the records has its answer.
-        """
-        predictions = self.gather()
-        return write_answers(path, predictions, self.question_ids) if is_main() else len(predictions)
 
 
 class VQAEvaluator:

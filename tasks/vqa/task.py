@@ -28,10 +28,11 @@ from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor
 from .answering import Answering, Member
 from .answers import AnswerVocabulary, read_answers
 from .blind import BlankPictures, BlindGuess, ShuffledPictures
-from .evaluator import AnswerCollector, VQAEvaluator
+from .evaluator import VQAEvaluator
 from .objective import VQAObjective, answer_heads
 from .predictor import VQAPredictor
 from .reading import Reading
+from .submit import AnswerSheet
 from .vocabulary import VocabularyChoice
 
 log = logging.getLogger(__name__)
@@ -224,9 +225,9 @@ class VQA(Task):
             limited=("text",),
         )
 
-    def submission(self, records: Records, meta: Meta) -> AnswerCollector:
-        """What `vlbeit submit` feeds with batches and then asks to `write(path)`."""
-        return AnswerCollector(records, self._answering(meta))
+    def submission(self, records: Records, meta: Meta) -> AnswerSheet:
+        """What `vlbeit submit` asks for the answers to every batch, and then to write all of them."""
+        return AnswerSheet(records, self._answering(meta))
 
     def _answering(self, meta: Meta) -> Answering:
         return Answering(meta["answers"], flip=self.settings.test_flip, members=list(self.members.values()))

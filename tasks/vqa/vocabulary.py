@@ -12,7 +12,7 @@ from vlbeit.config import DataConfig
 from vlbeit.data.answers import Coverage, build_vocabulary, coverage, majority_answers
 from vlbeit.data.records import JoinedRecords
 from vlbeit.data.sources import open_records
-from vlbeit.data.vqa_splits import without_genome
+from vlbeit.data.vqa_v2_splits import without_genome
 from vlbeit.errors import UsageError
 from vlbeit.types import Meta, Records
 

@@ -17,7 +17,7 @@ from vlbeit.errors import DataError, UsageError
 from vlbeit.models.presets import PRESETS
 from vlbeit.tasks.vqa import RECIPE as VQA
 from vlbeit.tasks.vqa.answering import Answering
-from vlbeit.tasks.vqa.evaluator import AnswerCollector, VQAEvaluator
+from vlbeit.tasks.vqa.evaluator import VQAEvaluator
 from vlbeit.tasks.vqa.task import VQASettings
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
@@ -258,17 +258,18 @@ def test_predictor(records, trained):
 
 def test_answer_file(records, trained, tmp_path):
     recipe, meta, objective, _ = trained
-    collector = recipe.submission(records, meta)
-    assert isinstance(collector, AnswerCollector)
+    sheet = recipe.submission(records, meta)
     spec = recipe.data(records, meta, train=False)
-    collector.update(objective.eval(), batch_of(spec, 6))
-    with pytest.raises(DataError, match="question 1006 without an answer"):
-        collector.write(tmp_path / "answers.json")
+    answers = sheet.answer(objective.eval(), batch_of(spec, 6))
+    with pytest.raises(DataError, match=r"without an answer: 1 \(1006\)"):
+        sheet.write(tmp_path / "answers.json", answers)
     assert not (tmp_path / "answers.json").exists()
-    collector.update(objective, batch_of(spec))
-    assert collector.write(tmp_path / "answers.json") == 7
+    assert sheet.write(tmp_path / "answers.json", sheet.answer(objective, batch_of(spec))) == 7
     written = json.loads((tmp_path / "answers.json").read_text())
     assert written[0] == {"question_id": 1000, "answer": "red"}
+    twice = ListRecords([{**records[i], "id": str(i), "question_id": 1000 + i // 2} for i in range(3)])
+    with pytest.raises(DataError, match=r"stand for two questions: 1 \(1000\)"):
+        recipe.submission(twice, meta)
 
 
 def test_questions_without_annotations_can_be_answered(records, trained):
@@ -293,16 +294,8 @@ def test_padding_does_not_change_an_answer(records, trained):
         torch.testing.assert_close(objective.answer_logits(alone)[0], together[i], rtol=1e-4, atol=1e-4)
 
 
-def test_answers_of_all_processes_are_merged(records, tmp_path, monkeypatch):
+def test_answers_of_all_processes_are_merged(records, monkeypatch):
     """Two processes that both answered question 1003, as a sampler that pads would have them."""
     parts = [{key: "no" for key in range(1000, 1004)}, {key: "no" for key in range(1003, 1007)}]
     monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.gather_objects", lambda own: parts)
     assert VQAEvaluator(records, Answering(["no"]), lambda: None).compute()["questions"] == 7
-    collector = AnswerCollector(records, Answering(["no"]))
-    monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.is_main", lambda: False)
-    assert collector.write(tmp_path / "other.json") == 7 and not (tmp_path / "other.json").exists()
-    monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.is_main", lambda: True)
-    assert collector.write(tmp_path / "answers.json") == 7
-    assert [row["question_id"] for row in json.loads((tmp_path / "answers.json").read_text())] == list(
-        range(1000, 1007)
-    )

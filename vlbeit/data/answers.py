@@ -11,9 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
-
-from vlbeit.types import Records
+from typing import Any, NamedTuple, Protocol
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # everything else stays: ' : $ % & # * and all non-ASCII marks
 ARTICLES = frozenset(("a", "an", "the"))
@@ -49,6 +47,12 @@ def _misspellings(word: str) -> list[str]:
 
 CONTRACTIONS = {wrong: word for word in _REPAIRED.split() for wrong in _misspellings(word)}
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the original has this one the wrong way round
+
+
+class Columns(Protocol):
+    """A table that gives all values of a field, as records do."""
+
+    def column(self, name: str) -> Sequence[Any]: ...
 
 
 def clean_answer(text: str) -> str:
@@ -91,7 +95,7 @@ def build_vocabulary(majority: Iterable[str], min_count: int, max_answers: int |
     return [answer for answer in counts if answer in chosen]
 
 
-def majority_answers(records: Records) -> list[str]:
+def majority_answers(records: Columns) -> list[str]:
     """The one answer that stands for each question: `multiple_choice_answer` where the data has it, else the majority.
 
     Read as columns, no image is touched.
@@ -119,7 +123,7 @@ class Coverage(NamedTuple):
     differing: int  # something else by the one rule than by the other: other soft targets
 
 
-def coverage(records: Records, answers: Iterable[str]) -> Coverage:
+def coverage(records: Columns, answers: Iterable[str]) -> Coverage:
     """What a vocabulary covers of the questions. Read as columns, no image is touched."""
     known = frozenset(answers)
     total = dict.fromkeys(Coverage._fields, 0)

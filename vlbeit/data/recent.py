@@ -18,9 +18,10 @@ class Recent(Generic[Value]):
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """What `make` gave for the key, made now where it is not kept. It must not be changed by who gets it."""
-        if key not in self._kept:
-            self._kept[key] = make()
-            if len(self._kept) > self.most:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        value = self._kept[key] = make()
+        if len(self._kept) > self.most:
+            self._kept.popitem(last=False)
+        return value

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from vlbeit.data.answers import normalize_answer
 from vlbeit.data.json_file import json_list
-from vlbeit.data.vqa_files import image_files, refuse, typed_rows
+from vlbeit.data.vqa_v2_files import image_files, refuse, typed_rows
 from vlbeit.types import Record
 
 _COPIES = 10  # of the one answer: as many as VQA v2 has, so that it is a soft target of 1

@@ -10,7 +10,7 @@ import pytest
 from vlbeit.config import DataConfig
 from vlbeit.data.records import JoinedRecords, ListRecords
 from vlbeit.data.sources import open_records
-from vlbeit.data.vqa_splits import held_out_images, split_parts, without_genome
+from vlbeit.data.vqa_v2_splits import held_out_images, split_parts, without_genome
 from vlbeit.errors import DataError
 
 
@@ -64,7 +64,7 @@ def test_held_out_images_depend_on_the_seed_and_their_numbers_alone():
     assert [int(image) for image in held_out_images(range(12), 0, 4)] == [3, 7, 9, 11]  # for all times
     assert len(held_out_images(range(20), 0, 0.01)) == 1
     for held, known in ((3, range(3)), (0, range(1)), (0.9, range(2))):
-        with pytest.raises(DataError, match="leaves a part of it empty"):
+        with pytest.raises(DataError, match="one part would be empty"):
             held_out_images(known, 0, held)
 
 

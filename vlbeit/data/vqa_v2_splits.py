@@ -54,7 +54,7 @@ def held_out_images(images: Iterable[int], seed: int, held_out: float = 0) -> li
     count = max(1, round(held_out * len(known))) if 0 < held_out < 1 else int(held_out)
     count = count or (HELD_OUT if len(known) >= 10 * HELD_OUT else -(-len(known) // 10))
     if not 0 < count < len(known):
-        raise DataError(f"data.held_out={held_out:g} of {len(known)} images of val leaves a part of it empty")
+        raise DataError(f"{count} of the {len(known)} images of val cannot be held out: one part would be empty")
     return sorted(sorted(known, key=lambda image: _draw(seed, image))[:count])
 
 
