@@ -14,6 +14,7 @@ import random
 import resource
 import tempfile
 import time
+from itertools import accumulate
 from pathlib import Path
 
 from vlbeit.config import DataConfig
@@ -23,7 +24,7 @@ from vlbeit.data_prep import vqa_v2
 from vlbeit.data_prep.vqa_v2_parts import PUBLISHED
 
 WORDS = [f"word {number}" for number in range(20_000)]
-WEIGHTS = [1 / number for number in range(1, len(WORDS) + 1)]
+WEIGHTS = list(accumulate(1 / number for number in range(1, len(WORDS) + 1)))  # cumulative
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def draw(root: Path, share: float) -> None:
 
 def annotation(question: int, image: int, rng: random.Random) -> dict[str, object]:
     """Seven humans agree, three have another answer."""
-    most, others = rng.choices(WORDS, WEIGHTS, k=2)
+    most, others = rng.choices(WORDS, cum_weights=WEIGHTS, k=2)
     answers = [most] * 7 + [others] * 3
     return {
         "question_id": question, "image_id": image, "question_type": "what is", "answer_type": "other",

@@ -51,8 +51,10 @@ class Progress:
 
 def counted(things: Iterable[Thing], what: str, report: Report) -> Iterator[Thing]:
     """The same things; now and then a line says how many it were: `reading val2014: 120,000 questions`."""
-    said = time.monotonic()
+    said = None
     for number, thing in enumerate(things, 1):
+        if said is None:  # the first may have taken long: a file is read whole before it
+            said = time.monotonic()
         if time.monotonic() - said >= _EVERY:
             said = time.monotonic()
             report(what.format(f"{number:,}"))

@@ -55,7 +55,7 @@ class Part(NamedTuple):
     pairs: Path | None = None  # of complementary questions, where they are there
 
     @property
-    def index(self) -> str:
+    def index_name(self) -> str:
         """Name of the file that holds its records in the prepared folder."""
         return f"{self.name}-00000.parquet"
 
@@ -82,7 +82,7 @@ class Part(NamedTuple):
                     answers += sum(len(row["answers"]) for row in chunk)
                     writer.write_table(pa.Table.from_pylist(chunk, schema=_SCHEMA))
 
-        path = write_by(out / self.index, write)
+        path = write_by(out / self.index_name, write)
         if not questions:
             raise DataError(f"{self.tables[0]} has no question; get the file again")
         facts = {"pairs": _pairs(self.pairs, questions)} if self.pairs else {}
