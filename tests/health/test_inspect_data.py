@@ -167,10 +167,11 @@ def test_rows_that_are_not_as_they_should_be(copy: Any) -> None:
     copy.edit(copy.questions(VAL), damage)
     copy.edit(copy.annotations(TRAIN), lambda rows: rows.insert(0, 5))
     copy.edit(copy.annotations(TRAIN), lambda rows: rows[1].update(image_id=10**30))
+    copy.edit(copy.annotations(TRAIN), lambda rows: rows[2]["answers"].insert(0, "a text"))
     report = copy.report()
     found = by_code(report)
     wrong = {finding.split: finding.ids for finding in report.findings if finding.code == "malformed-row"}
-    assert wrong == {TRAIN: ["annotations[0]", "annotations[1]"], VAL: ["questions[2]", "questions[4]"]}
+    assert wrong == {TRAIN: [f"annotations[{place}]" for place in range(3)], VAL: ["questions[2]", "questions[4]"]}
     assert found["empty-question"].ids == [number]
 
 

@@ -104,7 +104,7 @@ def typed_rows(path: Path, key: str, rows: Iterable[Any], convert: Callable[[Any
     for position, row in enumerate(rows):
         try:
             yield convert(row)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{path}: {key}[{position}] is not as published ({type(error).__name__}: {error}); correct the file"
             ) from error

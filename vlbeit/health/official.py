@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -84,22 +84,29 @@ class _Reader:
     def rows(self, convert: Callable[[Any], Row]) -> list[Row]:
         """Rows up to the end or to the damage; those that are not as in VQA v2 are left out and named."""
         rows: list[Row] = []
-        wrong: list[str] = []
-        reason = ""
+        wrong: dict[str, str] = {}
+        for position, item in self._whole_items(rows):
+            place = f"{self.key}[{position}]"
+            try:
+                rows.append(convert(item))
+                if lack := _lack(item, self.key):  # of a row that can be used all the same
+                    wrong[place] = lack
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                wrong[place] = f"{type(error).__name__}: {error}"
+                self.part.whole = False
+        if wrong:
+            reason = next(iter(wrong.values()))
+            text = f"{self.path}: rows not as in VQA v2: {some(list(wrong))} ({reason})"
+            self._note("malformed-row", list(wrong), text)
+        return rows
+
+    def _whole_items(self, rows: Sequence[Row]) -> Iterator[tuple[int, Any]]:
+        """The items up to the end or to the damage, which is noted."""
         try:
-            for position, item in enumerate(self._items()):
-                try:
-                    rows.append(convert(item))
-                except (KeyError, TypeError, ValueError, OverflowError) as error:
-                    wrong.append(f"{self.key}[{position}]")
-                    reason = reason or f"{type(error).__name__}: {error}"
+            yield from enumerate(self._items())
         except (DataError, RecursionError) as error:
             self._note("damaged-file", [self.path.name], f"{error}; {len(rows):,} {self.key} stand before that")
             self.part.whole = False
-        if wrong:
-            self._note("malformed-row", wrong, f"{self.path}: rows not as in VQA v2: {some(wrong)} ({reason})")
-            self.part.whole = False
-        return rows
 
     def _items(self) -> Iterator[Any]:
         try:
@@ -122,6 +129,19 @@ class _Reader:
         self.part.findings += found(code, self.part.name, ids, message)
 
 
+_FIELDS = {"questions": ("question",), "annotations": ("question_type", "answer_type", "answers")}
+
+
+def _lack(row: dict[str, Any], key: str) -> str:
+    """What the training reader misses in a row; "" where it is whole."""
+    if lacking := [name for name in _FIELDS[key] if name not in row]:
+        return f"no {' and '.join(lacking)}"
+    answers = row.get("answers", [])
+    if not isinstance(answers, list):
+        return "answers is no list"
+    return "" if all(isinstance(item, dict) and "answer" in item for item in answers) else "an answer without text"
+
+
 def _number(row: Any, name: str) -> int:
     """An id. KeyError, TypeError, ValueError or OverflowError where it is none that an index can hold."""
     if not isinstance(row, dict):
@@ -135,7 +155,14 @@ def _number(row: Any, name: str) -> int:
 def _question(row: Any) -> Question:
     number, image = _number(row, "question_id"), _number(row, "image_id")
     text = row.get("question")
-    return Question(number, image, text if isinstance(text, str) else "")
+    return Question(number, image, _checked(text) if isinstance(text, str) else "")
+
+
+def _checked(text: str) -> str:
+    """The text. UnicodeEncodeError where no index can hold it: half of a surrogate pair."""
+    if not text.isascii():
+        text.encode()
+    return text
 
 
 def _annotator() -> Callable[[Any], Annotation]:
@@ -143,7 +170,9 @@ def _annotator() -> Callable[[Any], Annotation]:
     held: dict[str, str] = {}
 
     def text(value: Any) -> str:
-        return held.setdefault(value, value) if isinstance(value, str) else ""
+        if not isinstance(value, str):
+            return ""
+        return held[value] if value in held else held.setdefault(value, _checked(value))
 
     def convert(row: Any) -> Annotation:
         number = _number(row, "question_id")
