@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlbeit.bootstrap import mean_interval
 from vlbeit.data.records import ListRecords, open_image
+from vlbeit.tasks.vqa.answering import Answering
 from vlbeit.tasks.vqa.answers import best_scores, ceiling
 from vlbeit.tasks.vqa.blind import BlankPictures, BlindGuess, ShuffledPictures
 from vlbeit.tasks.vqa.breakdown import breakdown, entry, tables
@@ -40,7 +41,7 @@ def records():
 
 
 def evaluated(records, answers, **predictions):
-    evaluator = VQAEvaluator(records, answers, lambda: BlindGuess(records))
+    evaluator = VQAEvaluator(records, Answering(answers), lambda: BlindGuess(records))
     evaluator.load_state_dict({"predictions": {key.removeprefix("q"): text for key, text in predictions.items()}})
     evaluator.compute()
     return evaluator
@@ -85,7 +86,7 @@ def test_best_scores_are_by_question(records):
 
 
 def test_no_baseline_without_training_questions(records):
-    evaluator = VQAEvaluator(records, ["yes"], lambda: None)
+    evaluator = VQAEvaluator(records, Answering(["yes"]), lambda: None)
     evaluator.compute()
     values, _ = evaluator.report({})
     assert values["breakdown"]["baselines"] == {} and values["blind"] is None
