@@ -175,6 +175,25 @@ def test_evaluate(in_chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert again == numbers
 
 
+def test_what_was_found_is_kept_when_a_control_is_stopped(
+    in_chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree("runs/vl-vqa", tmp_path / "one")
+    seen = []
+
+    def stopped(*arguments: Any) -> dict[str, float]:
+        seen.append(1)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+        return run_evaluators(*arguments)
+
+    monkeypatch.setattr(inference, "run_evaluators", stopped)
+    assert main(["evaluate", str(tmp_path / "one")]) == 130
+    numbers = json.loads((tmp_path / "one/evaluation.json").read_text())
+    assert list(numbers["breakdown"]["baselines"]) == ["majority", "question_only"] and numbers["interval"]
+    assert len(json.loads((tmp_path / "one/vqa_details.json").read_text())) == numbers["questions"]
+
+
 def test_compare_and_runs(in_chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two"):
         shutil.copytree("runs/vl-vqa", tmp_path / "runs" / name)

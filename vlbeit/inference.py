@@ -109,7 +109,6 @@ def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -
     evaluators = run.recipe.evaluators(records, run.meta)
     loader = eval_loader(config, run.recipe.data(records, run.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
-    controls = _controls(run, records, accelerator)
     suffix = _suffix(stored, config) + ("-ensemble" if others else "")
     folder = folder_of(run, path)
     replaced = suffix != "" and (folder / f"evaluation{suffix}.json").exists()
@@ -118,25 +117,40 @@ def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -
     else:
         sizes = [f"data={config.data.name}", *adopt.words_for(run.spec)]
         following = suggest.after_adoption(path, words, sizes)
-    if not accelerator.is_main_process:
-        return Evaluation(numbers, [], [], replaced, following)
-    findings = evaluation_file.collect(evaluators, controls)
-    origin = {
-        "split": config.data.val_split,
+    found = Evaluation(numbers, [], [], replaced, following)
+    known = {**numbers, **_origin(run, records, words if suffix else [])} if accelerator.is_main_process else {}
+    if known:  # now, since the controls may take as long again, and be stopped
+        found = _kept(found, known, folder, suffix, evaluation_file.collect(evaluators, {}))
+    controls = _controls(run, records, accelerator)
+    if known and controls:
+        found = _kept(found, known, folder, suffix, evaluation_file.collect(evaluators, controls))
+    return found
+
+
+def _origin(run: Trained, records: Records, words: Sequence[str]) -> dict[str, Any]:
+    """Of an evaluation what was evaluated and how; `words` where they changed what the run is known by."""
+    data = run.config.data
+    return {
+        "split": data.val_split,
         **run.recipe.noted(),
-        **({"words": words} if suffix else {}),
+        **({"words": list(words)} if words else {}),
         "metric": run.recipe.metric.removeprefix("-"),
         "data": {
-            "name": config.data.name,
-            "split": config.data.val_split,
+            "name": data.name,
+            "split": data.val_split,
             "samples": len(records),
             "fingerprint": evaluation_file.fingerprint(records, run.recipe.kind),
         },
     }
-    written = evaluation_file.write(folder, suffix, {**numbers, **origin}, findings)
-    values = findings.values
-    intervals, over = values.get("interval", {}), values.get("interval_over", "")
-    return Evaluation(numbers, findings.tables, written, replaced, following, intervals, over)
+
+
+def _kept(
+    found: Evaluation, known: Mapping[str, Any], folder: Path, suffix: str, findings: evaluation_file.Findings
+) -> Evaluation:
+    """The evaluation with its findings, written."""
+    written = evaluation_file.write(folder, suffix, known, findings)
+    intervals, over = findings.values.get("interval", {}), findings.values.get("interval_over", "")
+    return found._replace(tables=findings.tables, written=written, intervals=intervals, over=over)
 
 
 def _controls(run: Trained, records: Records, accelerator: Accelerator) -> dict[str, dict[str, Evaluator]]:

@@ -174,3 +174,17 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     one = evaluated(pictures())
     expected = [one.compute(), one.details()]
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [expected, expected]
+
+
+def test_intervals_are_those_of_sets_drawn_anew_by_hand():
+    pairs = pictures(count=25)
+    evaluator = evaluated([*pairs, (np.zeros((2, 2)), np.full((2, 2), 255))])  # the last one has nothing to score
+    numbers = evaluator.compute()
+    generator = np.random.default_rng(5)
+    drawn = [by_hand([pairs[i] for i in generator.integers(25, size=25)])[0] for _ in range(300)]
+    for name, (low, high) in evaluator.intervals().items():
+        values = [each[name] for each in drawn]
+        assert low < numbers[name] < high
+        expected = np.quantile(values, [0.025, 0.975]).tolist()
+        assert [low, high] == pytest.approx(expected, abs=0.5 * np.std(values))
+    assert set(evaluator.intervals()) == {"miou", "macc", "aacc"}
