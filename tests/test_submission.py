@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,12 +25,6 @@ from vlbeit.tasks.vqa.submit import AnswerSheet
 QUESTIONS = "v2_OpenEnded_mscoco_test2015_questions.json"
 COUNT = 36  # of the test part of the scenes
 POINTS = ("in a batch", "in answers.json", "before submission.json", "before the parts go")
-HERE = """
-import sys
-sys.path.insert(0, {folder!r})
-from test_submission import killed_at
-killed_at({point!r}, {words!r})
-"""
 
 
 def killed_at(point: str, words: list[str]) -> None:
@@ -259,29 +254,27 @@ def test_two_commands_at_once(place: Path, scenes: Path, capsys: pytest.CaptureF
     assert main(command(scenes)) == 0
 
 
-def _processes(words: list[str], count: int, point: str) -> list[int]:
+def _processes(words: list[str], count: int, point: str) -> list[int | None]:
     """Exit codes of the command line on so many gloo processes, all of which are killed at the point."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    code = HERE.format(folder=str(Path(__file__).parent), point=point, words=words)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(count)
-    ]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+    ranks = [get_context("fork").Process(target=_rank, args=(rank, group, point, words)) for rank in range(count)]
     try:
         for rank in ranks:
-            rank.communicate(timeout=150)
+            rank.start()
+        for rank in ranks:
+            rank.join(120)
     finally:
         for rank in ranks:
             rank.kill()
-    return [rank.returncode for rank in ranks]
+    return [rank.exitcode for rank in ranks]
+
+
+def _rank(rank: int, group: dict[str, str], point: str, words: list[str]) -> None:
+    os.environ.update({**group, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    killed_at(point, words)
 
 
 def test_two_processes_killed_three_go_on(place: Path, scenes: Path, whole: bytes) -> None:
@@ -306,3 +299,28 @@ def test_what_cannot_be_answered(place: Path, chain: Path, scenes: Path, capsys:
     assert "has no split 'tset'" in capsys.readouterr().err
     assert main(["submit"]) == 0 and "check" in capsys.readouterr().out
     assert not Path("runs/vqa/submissions").exists()
+
+
+def test_a_full_disk(
+    place: Path, scenes: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = submission.PartWriter.add
+
+    def add(self: Any, answers: Any, unreadable: Any) -> None:
+        if len(asked) > 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, answers, unreadable)
+
+    with monkeypatch.context() as full:
+        full.setattr(submission.PartWriter, "add", add)
+        assert main(command(scenes)) == 1
+    assert "the disk is full: free space and run the same command again" in capsys.readouterr().err
+    assert len(_kept(only())) == 8
+    asked.clear()
+    assert main(command(scenes)) == 0 and len(asked) == COUNT - 8
+
+
+def test_what_the_main_process_refuses_ends_all(place: Path, scenes: Path) -> None:
+    assert main(command(scenes)) == 0
+    only().answers_file.write_text("[]")
+    assert _processes(command(scenes), 2, "never") == [1, 1]

@@ -158,6 +158,10 @@ def test_the_questions_of_another_file_are_found_beside_it(check: Callable[..., 
 def test_val_is_for_scoring(check: Callable[..., Any]) -> None:
     report = check([{"question_id": key, "answer": "yes"} for key in (1, 2, 3)], 0, "--strict", asked="val2014")
     assert report["phases"] == [] and report["next"].startswith("vlbeit evaluate --predictions answers.json")
+    assert "--annotations FILE --questions v2_OpenEnded_mscoco_val2014_questions.json" in report["next"]
+    Path("v2_mscoco_val2014_annotations.json").touch()
+    report = check([{"question_id": key, "answer": "yes"} for key in (1, 2, 3)], 0, asked="val2014")
+    assert "--annotations v2_mscoco_val2014_annotations.json" in report["next"]
 
 
 def test_printed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ def _begin(submission: Submission, identity: dict[str, Any], asks: Asked, typed:
         )
         for leftover in submission.folder.glob(f"{TEMPORARY}*"):  # of a kill
             leftover.unlink()
-    ids = list(asks.records.column("id"))
+    ids = asks.records.column("id")[:]
     kept = read_parts(submission.parts)
     rows = [row for row, sample_id in enumerate(ids) if sample_id not in kept.answers]
     before = f", {len(ids) - len(rows)} of them are answered already" if len(rows) < len(ids) else ""
@@ -164,7 +164,7 @@ def _finish(submission: Submission, sheet: AnswerFile, asks: Asked, out: Path | 
     """Make of all parts the answer file; on the main process, when all are through. Returns the submission's facts."""
     if not submission.is_finished:
         kept = read_parts(submission.parts)
-        ids = list(asks.records.column("id"))
+        ids = asks.records.column("id")[:]
         if lost := [sample_id for sample_id in ids if sample_id not in kept.answers]:
             raise DataError(
                 f"{submission.parts} lacks the answers to {some(lost)} questions: do all processes see that folder? "
@@ -184,7 +184,7 @@ def _finish(submission: Submission, sheet: AnswerFile, asks: Asked, out: Path | 
     return submission.facts
 
 
-def _unreadable(asks: Asked, ids: list[str], unreadable: set[str]) -> dict[str, Any]:
+def _unreadable(asks: Asked, ids: Sequence[str], unreadable: set[str]) -> dict[str, Any]:
     """The questions that were answered on a grey picture, and their pictures."""
     rows = [row for row, sample_id in enumerate(ids) if sample_id in unreadable]
     found = [{"id": ids[row], "picture": described(asks.records[row]["image"])} for row in rows]

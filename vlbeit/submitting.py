@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,7 +106,7 @@ def _print_submitted(found: Submitted) -> None:
     elif "file" in asked:
         print(f"next: vlbeit submit check {file} --questions {shlex.quote(asked['file'])}")
     else:
-        print(f"next: vlbeit submit {shlex.quote(found.run)} --split {SENT} answers what the VQA challenge asks")
+        print(f"next: vlbeit evaluate {shlex.quote(found.run)} data.val_split={asked['split']}")
 
 
 def _as_json(report: Report) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         },
         "accepted": not report.errors,
         "phases": list(report.phases),
-        "findings": [finding._asdict() for finding in report.findings],
+        "findings": [asdict(finding) for finding in report.findings],
         "next": _following(report),
     }
 
@@ -150,4 +151,6 @@ def _following(report: Report) -> str:
         return f"vlbeit submit upload {file} --phase test-dev --method NAME"
     if report.questions.subset.startswith("test"):
         return f"vlbeit submit RUN --split {SENT}"
-    return f"vlbeit evaluate --predictions {file} --annotations FILE --questions {asked} --out result.json"
+    beside = report.questions.path.with_name(f"v2_mscoco_{report.questions.subset}_annotations.json")
+    annotations = shlex.quote(str(beside)) if beside.exists() else "FILE"
+    return f"vlbeit evaluate --predictions {file} --annotations {annotations} --questions {asked}"

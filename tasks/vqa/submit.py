@@ -21,11 +21,11 @@ class AnswerSheet:
     def __init__(self, records: Records, answering: Answering) -> None:
         """Raises DataError where a question id stands for two questions: the server takes one answer to each."""
         self.answering = answering
-        ids = [int(key) for key in records.column("question_id")]
+        ids = [int(key) for key in records.column("question_id")[:]]
         twice = [key for key, count in Counter(ids).items() if count > 1]
         if twice:
             raise DataError(f"question ids that stand for two questions: {some(twice)}; answer their files one by one")
-        self.question_of = dict(zip(records.column("id"), ids, strict=True))
+        self.question_of = dict(zip(records.column("id")[:], ids, strict=True))
 
     def answer(self, objective: nn.Module, batch: Batch) -> dict[str, str]:
         """Sample id -> the likeliest answer to its question."""

@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -29,7 +30,8 @@ class Questions(NamedTuple):
     subset: str
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """Something in an answer file: an error, for which the server rejects it, or a warning, which looks like a slip."""
 
     code: str

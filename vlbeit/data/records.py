@@ -218,7 +218,7 @@ class ChosenRecords:
         return self._records[self._rows[index]]
 
     def column(self, name: str) -> Sequence[Any]:
-        whole = list(self._records.column(name))  # a memory-mapped column is slow to read value by value
+        whole = self._records.column(name)[:]  # a memory-mapped column is slow to read value by value
         return [whole[row] for row in self._rows]
 
 
