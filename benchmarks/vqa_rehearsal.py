@@ -27,6 +27,9 @@ from vlbeit.tasks.vqa.metric import VQAAccuracy
 
 SERVER = Path(__file__).parents[1] / "tests" / "leaderboard" / "evalai_server.py"
 TOKEN = "rehearsal"
+QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
+ANNOTATIONS = "hidden_test2015_annotations.json"
+OTHER = 1_000_000  # what is added to the numbers of pictures
 
 
 def main() -> None:
@@ -38,7 +41,7 @@ def main() -> None:
     out: Path = options.out
     root, hidden = official_files(out, options.images)
     index, run, answers = out / "vqa_v2", out / "vl-vqa", out / "answers.json"
-    questions = root / "v2_OpenEnded_mscoco_test2015_questions.json"
+    questions = root / QUESTIONS.format("test2015")
     vlbeit("prepare", "vqa_v2", "--root", root, "--out", index)
     vlbeit("inspect", "data", index)
     data = [f"data.root={index}", "data=vqa_v2"]
@@ -55,7 +58,7 @@ def main() -> None:
         received = next(iter(server.media.items()))
     vlbeit("submit", "estimate", run)
     result = out / "result.json"
-    files = ("--annotations", hidden / "v2_mscoco_val2014_annotations.json")
+    files = ("--annotations", hidden / ANNOTATIONS)
     vlbeit("evaluate", "--predictions", answers, *files, "--out", result)
     ours = json.loads(result.read_text())["overall"]
     theirs = json.loads(received[1])[0]["test-dev"]["overall"]
@@ -69,22 +72,28 @@ def official_files(out: Path, images: int) -> tuple[Path, Path]:
     root, hidden = out / "official", out / "hidden"
     for seed, folder in enumerate((root, hidden)):
         vlbeit("prepare", "scenes", "--out", folder, "--images", images, "--seed", seed)
-    name = "v2_OpenEnded_mscoco_{}_questions.json"
-    asked = json.loads((hidden / name.format("val2014")).read_text())
-    (root / name.format("test2015")).write_text(json.dumps({**asked, "data_subtype": "test2015"}))
+    renumber(hidden / QUESTIONS.format("val2014"), "questions", root / QUESTIONS.format("test2015"))
+    renumber(hidden / "v2_mscoco_val2014_annotations.json", "annotations", hidden / ANNOTATIONS)
     shutil.rmtree(root / "test2015")
     (root / "test2015").mkdir()
     for picture in (hidden / "val2014").iterdir():
-        shutil.copy(picture, root / "test2015" / picture.name.replace("val2014", "test2015"))
+        number = int(picture.stem.rpartition("_")[2]) + OTHER
+        shutil.copy(picture, root / "test2015" / f"COCO_test2015_{number:012d}.jpg")
     return root, hidden
+
+
+def renumber(source: Path, key: str, target: Path) -> None:
+    """Both sets count from 1: pictures and questions of the second get numbers of their own."""
+    content = json.loads(source.read_text())
+    for row in content[key]:
+        row["image_id"] += OTHER
+        row["question_id"] += 1000 * OTHER
+    target.write_text(json.dumps({**content, "data_subtype": "test2015"}))
 
 
 def served(questions: Path, hidden: Path) -> Any:
     """The local server, scoring by the official rules."""
-    rows = {
-        row["question_id"]: row
-        for row in json.loads((hidden / "v2_mscoco_val2014_annotations.json").read_text())["annotations"]
-    }
+    rows = {row["question_id"]: row for row in json.loads((hidden / ANNOTATIONS).read_text())["annotations"]}
 
     def score(entries: list[dict[str, Any]]) -> dict[str, float]:
         accuracy = VQAAccuracy()

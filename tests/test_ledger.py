@@ -62,6 +62,13 @@ def test_found_by_file_copy_run_id_and_folder(here: Path) -> None:
     assert ledger.find("copied.json").file == submission.answers_file
 
 
+@pytest.mark.parametrize("place", ["study/answers.json", "runs/study/answers.json", "answers.json"])
+def test_a_copy_is_known_beside_its_run_and_from_where_runs_are(place: str, here: Path) -> None:
+    submission = finished("study/a" if place.startswith("study") else "runs/study/a")
+    shutil.copy(submission.answers_file, place)
+    assert ledger.find(place).folder.resolve() == submission.folder.resolve()
+
+
 def test_a_run_is_known_by_its_newest_finished_one(here: Path) -> None:
     old = finished("runs/a", created="2026-01-01T00:00:00+00:00")
     new = finished("runs/a", ASKED | {"weights": "x"}, created="2026-01-02T00:00:00+00:00")

@@ -85,7 +85,7 @@ def find(what: str | Path) -> Submission:
     """The submission of an answer file, of a run (its newest finished one), or with an id; also its folder by path.
 
     An answer file is known by its content, wherever it was copied to: in its own folder, in `submissions/` beside it,
-    in `runs/*/submissions/`. One that is in no ledger gets a place beside it, not yet written. A run or id is looked
+    in those of the runs beside it, in `runs/*/submissions/` and one folder deeper. One that is in no ledger gets a place beside it, not yet written. A run or id is looked
     for by path, then in `runs/`.
     Raises UsageError where there is none, DataError where a file cannot be read.
     """
@@ -125,10 +125,10 @@ def _of_file(path: Path) -> Submission:
 
 
 def _nearby(folder: Path) -> Iterator[Submission]:
-    """Those beside a folder's files, then those of the runs here."""
-    yield from submissions_of(folder)
-    for run in sorted(Path("runs").glob("*")):
-        yield from submissions_of(run)
+    """Those beside a folder's files, of the runs that lie there, then of the runs here."""
+    places = [folder, *sorted(folder.glob("*")), *sorted(Path("runs").glob("*")), *sorted(Path("runs").glob("*/*"))]
+    for place in dict.fromkeys(places):
+        yield from submissions_of(place)
 
 
 def _newest(run: Path) -> Submission:
