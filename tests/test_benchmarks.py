@@ -115,6 +115,16 @@ def test_every_benchmark_can_be_imported(claims, script):
     assert importlib.import_module(script)
 
 
+def test_vqa_inference_prints_its_ratios(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    words = "vqa_inference --model tiny --size 32 --pictures 3 --questions 2 --batch 4 --rounds 1 --device cpu"
+    monkeypatch.setattr("sys.argv", words.split())
+    importlib.import_module("vqa_inference").main()
+    printed = capsys.readouterr().out
+    assert printed.count("questions/s   x ") == 5 and printed.count("x 1.00") >= 2
+    assert "patches a picture: square 4, native 3" in printed  # of 2x2, 1x2 and 2x2
+
+
 def test_scoring_speed_compares_equal_scores(monkeypatch, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr("sys.argv", ["vqa_scoring.py", "--questions", "300", "--naive", "300"])

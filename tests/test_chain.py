@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,62 @@ def test_evaluate(in_chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"overall", "yes/no", "number", "other", "questions", "blind"} <= numbers.keys()
     assert numbers["questions"] == 24 and 0 < numbers["blind"] <= 100
     assert all(f"{name} " in printed for name in ("overall", "blind"))
+    low, high = numbers["interval"]["overall"]
+    assert low <= numbers["overall"] <= high and numbers["interval_over"] == "questions"
+    found = numbers["breakdown"]
+    assert sum(entry["questions"] for entry in found["question_type"].values()) == 24
+    assert list(found["baselines"]) == ["majority", "question_only", "blank", "shuffled"]
+    assert found["baselines"]["question_only"]["accuracy"] == numbers["blind"]
+    assert numbers["perAnswerType"] == {name: entry["accuracy"] for name, entry in found["answer_type"].items()}
+    assert all(f"\n{name} " in printed for name in ("answer type", "question type", "to compare with"))
+    assert main(["evaluate", "runs/vl-vqa", "task.controls=false", "data.workers=1"]) == 0  # no other evaluation
+    again = json.loads(Path("runs/vl-vqa/evaluation.json").read_text())
+    assert list(again["breakdown"].pop("baselines")) == ["majority", "question_only"] != found.pop("baselines")
+    assert again == numbers
+
+
+def test_what_was_found_is_kept_when_a_control_is_stopped(
+    in_chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree("runs/vl-vqa", tmp_path / "one")
+    seen = []
+
+    def stopped(*arguments: Any) -> dict[str, float]:
+        seen.append(1)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+        return run_evaluators(*arguments)
+
+    monkeypatch.setattr(inference, "run_evaluators", stopped)
+    assert main(["evaluate", str(tmp_path / "one")]) == 130
+    numbers = json.loads((tmp_path / "one/evaluation.json").read_text())
+    assert list(numbers["breakdown"]["baselines"]) == ["majority", "question_only"] and numbers["interval"]
+    assert len(json.loads((tmp_path / "one/vqa_details.json").read_text())) == numbers["questions"]
+
+
+def test_compare_and_runs(in_chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        shutil.copytree("runs/vl-vqa", tmp_path / "runs" / name)
+    in_training = json.loads(Path("runs/vl-vqa/evaluation.json").read_text()) | {"step": 2}
+    in_training.pop("interval", None)
+    (tmp_path / "runs/two/evaluation.json").write_text(json.dumps(in_training))
+    with chdir(tmp_path):
+        assert main(["evaluate", "runs/one", "task.controls=false"]) == 0
+        capsys.readouterr()
+        assert main(["compare", "runs/one", "runs/two"]) == 1
+        assert "runs/two/evaluation.json was written in training" in capsys.readouterr().err
+        assert main(["evaluate", "runs/two", "task.controls=false", "data.limit=20"]) == 0
+        capsys.readouterr()
+        assert main(["compare", "runs/one", "runs/two/evaluation-scenes-val.json"]) == 2
+        assert "different data (runs/one: 24 of scenes; runs/two" in capsys.readouterr().err
+        assert main(["compare", "runs/one", "runs/one", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        assert rows[0]["samples"] == rows[0]["equal"] == 24 and {row["of"] for row in rows} > {"all", "yes/no"}
+        assert main(["runs", "--json"]) == 0
+        one, two = json.loads(capsys.readouterr().out)
+        assert one["metric"] == two["metric"] == "overall" and one["value"] == two["value"]
+        assert one["interval"] and two["interval"] is None and (one["task"], one["tower"]) == ("vqa", "vl tiny")
+        assert (one["step"], one["samples"], one["device"]) == (2, 16, "cpu") and one["seconds"] > 0
 
 
 def test_evaluate_of_other_data_makes_none(in_chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,20 +256,6 @@ def test_predict(in_chain: Path, scenes: Path, capsys: pytest.CaptureFixture[str
     assert main(["predict", "runs/vl-vqa", picture]) == 2
     assert main(["predict", "runs/mim", picture]) == 2
     assert "train a task on it" in capsys.readouterr().err
-
-
-def test_submit(in_chain: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    questions = scenes / "v2_OpenEnded_mscoco_test2015_questions.json"
-    out = tmp_path / "answers.json"
-    words = ["submit", "runs/vl-vqa", "--questions", str(questions), "--images", str(scenes / "test2015")]
-    assert main([*words, "--out", str(out)]) == 0
-    entries = json.loads(out.read_text())
-    wanted = sorted(q["question_id"] for q in json.loads(questions.read_text())["questions"])
-    assert [entry["question_id"] for entry in entries] == wanted
-    assert {type(entry["answer"]) for entry in entries} == {str}
-    assert main([*words[:-1], str(tmp_path), "--out", str(tmp_path / "none.json")]) == 1
-    assert not (tmp_path / "none.json").exists()
-    assert main(["submit", "runs/mim-classification", *words[2:]]) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ from PIL import Image
 from vlbeit import inference, table
 from vlbeit.cli import main
 from vlbeit.errors import DataError, UsageError
+from vlbeit.evaluation_file import class_tables
 
 HEAVY = ("torch", "hydra", "omegaconf", "transformers", "accelerate", "datasets", "timm", "numpy")
 VERBS = (
     *("train", "evaluate", "predict", "submit", "convert", "export"),
-    *("prepare", "checks", "demo", "tasks", "runs", "models", "inspect"),
+    *("prepare", "checks", "demo", "tasks", "runs", "compare", "models", "inspect"),
 )
 
 
@@ -30,7 +31,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["tasks"], ["models"], ["--help"], ["train", "oops=1", "--hlp"], ["prepare"], ["inspect"]],
+    [["tasks"], ["models"], ["--help"], ["train", "oops=1", "--hlp"], ["prepare"], ["inspect"], ["submit", "--help"]],
 )
 def test_fast_verbs_load_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -183,11 +184,11 @@ def test_evaluate_shows_every_table_with_a_row_per_class(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     details = {"classes": [{"class": "sky", "iou": 61.25}, {"class": "tree", "iou": None}], "images": [{"id": "1"}]}
-    tables = inference._class_tables(details)
-    assert tables == [details["classes"]] == inference._class_tables(details["classes"])
-    assert inference._class_tables([]) == inference._class_tables({"note": "x", "empty": []}) == []
+    tables = class_tables(details)
+    assert tables == [details["classes"]] == class_tables(details["classes"])
+    assert class_tables([]) == class_tables({"note": "x", "empty": []}) == []
     found = inference.Evaluation({"miou": 61.25}, tables, [Path("evaluation.json"), Path("d.json")], False, "go on")
-    monkeypatch.setattr(inference, "evaluate", lambda run, words: found)
+    monkeypatch.setattr(inference, "evaluate", lambda *_: found)
     assert main(["evaluate", "runs/mim"]) == 0
     assert capsys.readouterr().out == (
         "metric  value\nmiou    61.25\n\nclass  iou\nsky    61.25\ntree   -\n"
@@ -206,19 +207,6 @@ def test_prepare_scenes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert main(["prepare", "scenes", "--out", "here", "--images", "20", "--seed", "3"]) == 0
     assert (tmp_path / "here").is_dir()
     assert capsys.readouterr().out.splitlines()[-1] == "next: vlbeit train stage=tokenizer data.root=here"
-
-
-def test_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["runs"]) == 1
-    assert "runs is not a folder" in capsys.readouterr().err
-    for name, config in (("mim", "stage: {name: mim}\n"), ("bad", "stage: [")):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "config.yaml").write_text(config)
-    (tmp_path / "runs" / "mim" / "last.json").write_text('{"step": 120, "state": "step-000120"}')
-    (tmp_path / "runs" / "mim" / "evaluation.json").write_text('{"mim": 1.23456, "split": "val"}')
-    assert main(["runs"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[2] == ["runs/mim", "mim", "120", "mim", "1.235"] and lines[1][:2] == ["runs/bad", "damaged:"]
 
 
 def test_models(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

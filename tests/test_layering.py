@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 MOUNTS = {"vlbeit": "vlbeit", "vlbeit.tasks": "tasks", "vlbeit.data_prep": "data_prep", "vlbeit.configs": "configs"}
 # A module imports from rows before its own, and from its own unit. A unit is the longest name here that it begins with.
 ROWS = (
-    ("types", "errors", "registry", "dist", "config", "files", "table", "hub"),
+    ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "bootstrap"),
     ("nn", "data"),
     ("models",),
     ("objectives", "engine"),
@@ -23,6 +23,7 @@ ROWS = (
     (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
         "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes", "scoring",
+        "submitting", "submission", "asked", "answer_parts", "ledger", "evaluation_file", "comparing",
     ),
     ("cli",),
     ("__main__",),
@@ -34,6 +35,7 @@ PURE = {
     for name in (
         "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
         "picture_names", "row_files", "vqa_rows", "vqa_splits",
+        "answer_file", "answer_check",
     )
 }  # fmt: skip
 SHARED_ROWS = (0, 6)  # their modules may import each other

@@ -191,7 +191,7 @@ def _config_before(config: RunConfig, path: str, stage: str, typed: Sequence[str
 
 def _is_shared(key: str) -> bool:
     """Whether a typed key is meant for the runs before too. Those of the model are taken from the config as a whole."""
-    if key in ("data.train_split", "data.val_split"):
+    if key in ("data.train_split", "data.val_split", "data.resize"):
         return False
     return key.startswith(("data.", "text.")) or key in ("seed", "device", "precision")
 

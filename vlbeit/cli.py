@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import typer
 
 import vlbeit
-from vlbeit import dist, inspecting, registry, table
+from vlbeit import dist, inspecting, registry, submitting, table
 from vlbeit.errors import Interrupted, UsageError, UserError
+from vlbeit.submitting import Others
 
 app = typer.Typer(
     name="vlbeit",
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(inspecting.app, name="inspect")
+app.add_typer(submitting.app, name="submit")
 _FREE = {"ignore_unknown_options": True}  # `--lr 1e-3` reaches the words, which name the right key
 _OF_THE_PLACE = (  # what a disk, its permissions and names may refuse: no fault of ours
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR,
@@ -101,13 +103,14 @@ def train(
 def evaluate(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="run folder or checkpoint")] = None,
     words: Words = None,
+    others: Others = None,
     predictions: Annotated[Path | None, typer.Option(help="instead of a run: answers to score")] = None,
     annotations: Annotated[Path | None, typer.Option(help="their official annotation file")] = None,
     questions: Annotated[Path | None, typer.Option(help="the question file: for the blind baseline")] = None,
     out: Annotated[Path, typer.Option(help="where the score of --predictions goes")] = Path("result.json"),
     only_answered: Annotated[bool, typer.Option("--only-answered", help="Leave out what has no answer.")] = False,
 ) -> None:
-    """Evaluate a run: prints its numbers, by class too where it has such, and writes evaluation.json.
+    """Evaluate a run: prints its numbers, by class or type too where it has such, and writes evaluation.json.
 
     With --predictions: the official VQA score of an answer file that any program wrote, or of lmms-eval's samples.
     """
@@ -119,17 +122,21 @@ def evaluate(
     from vlbeit import inference
     from vlbeit.models.known import KNOWN
 
-    found = inference.evaluate(run, words or [])
+    found = inference.evaluate(run, words or [], others or [])
     if dist.is_main():
         subset = any(word.startswith("task.subset=") for word in words or [])  # what is published is of all classes
         published = KNOWN[run].metrics if run in KNOWN and not subset else {}
-        rows = [(name, f"{value:.6g}", published.get(name, "")) for name, value in found.numbers.items()]
-        columns = 3 if published else 2
-        table.show(("metric", "value", "published")[:columns], [row[:columns] for row in rows])
-        for by_class in found.classes:
+        columns = {"metric": list(found.numbers), "value": [f"{value:.6g}" for value in found.numbers.values()]}
+        if found.intervals:
+            spans = {name: table.between(interval) for name, interval in found.intervals.items()}
+            columns[f"95 % over {found.over}"] = [spans.get(name, "") for name in found.numbers]
+        if published:
+            columns["published"] = [str(published.get(name, "")) for name in found.numbers]
+        table.show(list(columns), zip(*columns.values(), strict=True))
+        for rows in found.tables:
             print()
-            names = list(by_class[0])
-            table.show(names, [[table.cell(row.get(name)) or "-" for name in names] for row in by_class])
+            names = list(rows[0])
+            table.show(names, [[table.cell(row.get(name)) or "-" for name in names] for row in rows])
         written = list(map(str, found.written))
         written[0] += " (replaced)" if found.replaced else ""
         print(f"wrote {', '.join(written)}\nnext: {found.following}")
@@ -181,19 +188,6 @@ def predict(
     else:
         print("nothing found")
     print(*([] if out is None else [f"wrote {out}"]), f"next: vlbeit evaluate {shlex.quote(run)}", sep="\n")
-
-
-@app.command()
-def submit(
-    run: Run,
-    questions: Annotated[Path, typer.Option(help="official question file", show_default=False)],
-    images: Annotated[Path, typer.Option(help="folder of its images", show_default=False)],
-    out: Annotated[Path, typer.Option(help="answer file to write")] = Path("answers.json"),
-) -> None:
-    """Answer every question of a file and write the answer file of the leaderboard."""
-    from vlbeit import inference
-
-    inference.submit(run, questions=questions, images=images, out=out)
 
 
 @app.command()
@@ -298,13 +292,39 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for
 
 
 @app.command()
-def runs(folder: Annotated[Path, typer.Argument()] = Path("runs")) -> None:
-    """List the runs of a folder."""
-    from vlbeit.runs import list_runs
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="evaluated run, or its evaluation-X.json")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="another one on the same data")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Compare two evaluated runs of one task sample by sample: how far apart they are, and how sure that is."""
+    from vlbeit import comparing
 
-    found = list_runs(folder)
-    table.show(("run", "stage", "task", "step", "evaluation"), found)
-    print(f"next: vlbeit evaluate {shlex.quote(found[-1].run)}" if found else "next: vlbeit train stage=mim")
+    found = comparing.compare(Path(run_a), Path(run_b))
+    if as_json:
+        print(json.dumps(comparing.as_json(found), indent=1, ensure_ascii=False))
+        return
+    columns, rows = comparing.as_table(found)
+    print(found.heading)
+    table.show(columns, rows)
+    print(*found.notes, found.verdict, f"next: {found.next}", sep="\n")
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument()] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the runs of a folder: task, tower, data, what each reached and what it cost."""
+    from vlbeit import runs as listing
+
+    found = listing.list_runs(folder)
+    if as_json:
+        print(json.dumps([run._asdict() for run in found], indent=1, ensure_ascii=False))
+        return
+    table.show(listing.COLUMNS, [listing.cells(run) for run in found])
+    whole = [run for run in found if not run.damaged]
+    print(f"next: vlbeit evaluate {shlex.quote(whole[-1].run)}" if whole else "next: vlbeit train stage=mim")
 
 
 @app.command()

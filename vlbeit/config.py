@@ -125,6 +125,11 @@ class DataConfig:
     name: str = key("scenes", "data source")
     root: str = key("data/scenes", "folder (or file) of the data")
     image_size: Any = key(224, "side in pixels, or [height, width]; a multiple of the patch size")
+    resize: str = key(
+        "square",
+        "square: every picture to image_size, whatever its aspect | pad: in its own aspect, filled up with the mean "
+        "colour | native: in its own aspect, in batches of one size, image_size at most (pad, native: task=vqa alone)",
+    )
     normalize: str = key("half", "half: mean and std 0.5 (BEiT v1 22k, VLMo) | imagenet: the ImageNet statistics")
     workers: int = key(2, "loader processes; 0 loads in the main process")
     max_bad_fraction: float = key(
@@ -153,6 +158,7 @@ class DataConfig:
         require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
         require(0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
         require(self.limit is None or self.limit > 0, f"data.limit={self.limit} must be positive, or null for all")
+        one_of("data.resize", self.resize, ("square", "pad", "native"))
         require(
             0 <= self.held_out < 1 or self.held_out == int(self.held_out) > 0,
             f"data.held_out={self.held_out:g} must be a number of images, or a share below 1",

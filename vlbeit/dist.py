@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from vlbeit.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +106,21 @@ def broadcast_object(value: Value) -> Value:
     box = [value]
     group.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(work: Callable[[], Value]) -> Value:
+    """What `work` gives on the main process, on every process; so is what it raises, for the user or of the disk."""
+    result: Any = None
+    failed: Exception | None = None
+    if is_main():
+        try:
+            result = work()
+        except (UserError, OSError) as error:
+            failed = error
+    result, failed = broadcast_object((result, failed))
+    if failed is not None:
+        raise failed
+    return result
 
 
 @contextmanager

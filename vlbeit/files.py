@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> Path:
     """`write_bytes` of one JSON value, ended by a newline."""
     return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The value with NaN and Inf as None: strict JSON has neither."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256(path: str | Path) -> str:

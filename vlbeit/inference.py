@@ -1,30 +1,30 @@
-"""What a trained run is for: numbers over a split, answers for one image, an answer file."""
+"""What a trained run is for: numbers over a split, answers for one image."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlbeit import adopt, chain, compose, files, suggest
+from vlbeit import adopt, chain, compose, evaluation_file, suggest
 from vlbeit.config import RunConfig
 from vlbeit.data import drawing
 from vlbeit.data.records import ImageError, open_image
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.engine.device import choose_device, make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
-from vlbeit.engine.sinks import finite
 from vlbeit.errors import DataError, UsageError
 from vlbeit.launch import eval_loader, say
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe, Task
-from vlbeit.types import Meta, Predictor
+from vlbeit.types import Evaluator, Meta, Predictor, Records
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from PIL import Image
 
 
@@ -53,6 +53,20 @@ class Trained:
         else:
             adopt.take_weights(self.objective, self.checkpoint, self.meta, say)
         self.objective.eval()
+        self.members: dict[str, Trained] = {}  # that answer together with this one, by path
+
+    def join(self, path: str, others: Sequence[str]) -> None:
+        """Evaluate and submit from now on together with other runs, each counted once; `path` is this one's.
+
+        Raises UserError for one that cannot be read, is named twice, or does not fit.
+        """
+        if not others:
+            return
+        task = task_of(self, path)
+        if len({path, *others}) <= len(others):
+            raise UsageError(f"--with {' --with '.join(others)}: a run is named twice; each counts once")
+        self.members = {other: Trained(other) for other in others}
+        task.join(self.meta, {name: (each.config, each.meta, each.objective) for name, each in self.members.items()})
 
     @property
     def spec(self) -> EncoderSpec:
@@ -65,20 +79,24 @@ class Evaluation(NamedTuple):
     """What `evaluate` found, and where it wrote it."""
 
     numbers: dict[str, float]
-    classes: list[list[dict[str, Any]]]  # tables with a row per class
+    tables: list[evaluation_file.Table]  # by class, by type, ...
     written: list[Path]  # by the main process; the numbers first
     replaced: bool  # an evaluation that may have been of other words
     following: str  # the command to try next
+    intervals: Mapping[str, Sequence[float]] = MappingProxyType({})  # 95 %, of some of the numbers
+    over: str = ""  # what the intervals were drawn over: pictures, questions
 
 
-def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
+def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -> Evaluation:
     """Numbers of a run over its validation split; writes evaluation.json, and details where there are any.
 
     With `words` that change what is measured it writes evaluation-DATA-SPLIT.json (other data) or
-    evaluation-changed.json instead: evaluation.json is the number that the run is known by.
+    evaluation-changed.json instead: evaluation.json is the number that the run is known by. With `others`, runs whose
+    answers are averaged with this one's, it is evaluation-ensemble.json.
     """
     words = list(words)
     run = Trained(path, words)
+    run.join(path, others)
     config = run.config
     stored = _config(run.checkpoint) if run.is_run else config
     if config.data == stored.data:
@@ -91,28 +109,59 @@ def evaluate(path: str, words: Iterable[str] = ()) -> Evaluation:
     evaluators = run.recipe.evaluators(records, run.meta)
     loader = eval_loader(config, run.recipe.data(records, run.meta, train=False))
     numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
-    folder = _folder(run, path)
-    suffix = _suffix(stored, config)
-    target = folder / f"evaluation{suffix}.json"
-    replaced = suffix != "" and target.exists()
-    written: list[Path] = []
-    classes: list[list[dict[str, Any]]] = []
-    if accelerator.is_main_process:
-        changed = {"words": words} if suffix else {}
-        written.append(
-            files.write_json(target, {**finite(numbers), "split": config.data.val_split, **changed}, indent=2)
-        )
-        for name, evaluator in evaluators.items():
-            if hasattr(evaluator, "details"):
-                details = evaluator.details()
-                written.append(files.write_json(folder / f"{name}_details{suffix}.json", details))
-                classes += _class_tables(details)
+    suffix = _suffix(stored, config) + ("-ensemble" if others else "")
+    folder = folder_of(run, path)
+    replaced = suffix != "" and (folder / f"evaluation{suffix}.json").exists()
     if run.is_run:
         following = suggest.after_evaluation(config)
     else:
         sizes = [f"data={config.data.name}", *adopt.words_for(run.spec)]
         following = suggest.after_adoption(path, words, sizes)
-    return Evaluation(numbers, classes, written, replaced, following)
+    found = Evaluation(numbers, [], [], replaced, following)
+    known = {**numbers, **_origin(run, records, words if suffix else [])} if accelerator.is_main_process else {}
+    if known:  # now, since the controls may take as long again, and be stopped
+        found = _kept(found, known, folder, suffix, evaluation_file.collect(evaluators, {}))
+    controls = _controls(run, records, accelerator)
+    if known and controls:
+        found = _kept(found, known, folder, suffix, evaluation_file.collect(evaluators, controls))
+    return found
+
+
+def _origin(run: Trained, records: Records, words: Sequence[str]) -> dict[str, Any]:
+    """Of an evaluation what was evaluated and how; `words` where they changed what the run is known by."""
+    data = run.config.data
+    return {
+        "split": data.val_split,
+        **run.recipe.noted(),
+        **({"words": list(words)} if words else {}),
+        "metric": run.recipe.metric.removeprefix("-"),
+        "data": {
+            "name": data.name,
+            "split": data.val_split,
+            "samples": len(records),
+            "fingerprint": evaluation_file.fingerprint(records, run.recipe.kind),
+        },
+    }
+
+
+def _kept(
+    found: Evaluation, known: Mapping[str, Any], folder: Path, suffix: str, findings: evaluation_file.Findings
+) -> Evaluation:
+    """The evaluation with its findings, written."""
+    written = evaluation_file.write(folder, suffix, known, findings)
+    intervals, over = findings.values.get("interval", {}), findings.values.get("interval_over", "")
+    return found._replace(tables=findings.tables, written=written, intervals=intervals, over=over)
+
+
+def _controls(run: Trained, records: Records, accelerator: Accelerator) -> dict[str, dict[str, Evaluator]]:
+    """What a task shows besides, seen and computed: control -> evaluators."""
+    controls = run.recipe.controls(records, run.meta) if isinstance(run.recipe, Task) else {}
+    seen: dict[str, dict[str, Evaluator]] = {}
+    for name, spec in controls.items():
+        say(f"the same {len(records)} samples as a control: {name} (task.controls=false leaves it out)")
+        seen[name] = dict(run.recipe.evaluators(records, run.meta))
+        run_evaluators(run.objective, eval_loader(run.config, spec), seen[name], accelerator)
+    return seen
 
 
 def pipeline(path: str | Path, device: str = "auto") -> Predictor:
@@ -122,7 +171,7 @@ def pipeline(path: str | Path, device: str = "auto") -> Predictor:
     a device that is not there.
     """
     run = Trained(path)
-    task = _task(run, path)
+    task = task_of(run, path)
     return task.predictor(run.objective.to(choose_device(device)), run.meta)
 
 
@@ -139,7 +188,7 @@ def predict(
         drawing.check_picture_file(out)
         check_out(out, image)
     run = Trained(path)
-    task = _task(run, path)
+    task = task_of(run, path)
     predictor: Any = task.predictor(run.objective.to(choose_device("auto")), run.meta)
     if out is None:
         return predictor(picture, question, top=top)
@@ -161,53 +210,29 @@ def open_picture(image: Path) -> Image.Image:
         raise DataError(f"{error}; give the path of a picture") from error
 
 
-def submit(path: str, *, questions: Path, images: Path, out: Path) -> None:
-    """Answer every question of a file and write the leaderboard's answer file, checked."""
-    from vlbeit.data.sources.vqa_v2 import vqa_table
-
-    check_out(out, questions)
-    run = Trained(path)
-    task = _task(run, path)
-    if not hasattr(task, "submission"):
-        raise UsageError(f"{path}: task={run.config.task.name} has no leaderboard file")
-    with tempfile.TemporaryDirectory() as cache:
-        records = vqa_table(questions, None, images, Path(run.config.data.cache or cache))
-        accelerator = make_accelerator(run.config.device, run.config.precision)
-        collector = task.submission(records, run.meta)
-        loader = eval_loader(run.config, task.data(records, run.meta, train=False))
-        run_evaluators(run.objective, loader, {"answers": collector}, accelerator)
-        say(f"wrote {out}: {collector.write(out)} answers, checked against {questions}")
-    say("next: upload it to the VQA challenge on EvalAI (https://visualqa.org/challenge.html)")
-
-
 def _config(checkpoint: Checkpoint) -> RunConfig:
     """The config that the checkpoint carries."""
     return compose.from_values(checkpoint.config, str(checkpoint.path / "config.json"))
 
 
-def _folder(run: Trained, path: str) -> Path:
+def folder_of(run: Trained, path: str) -> Path:
     """Where the numbers go: into the run, or beside the weights of a checkpoint folder of ours."""
     if not run.is_run:
         return adopt.folder_for(path, run.config)
     return run.checkpoint.path.parent if run.checkpoint.path.name == "checkpoint" else run.checkpoint.path
 
 
-def _class_tables(details: Any) -> list[list[dict[str, Any]]]:
-    """Of an evaluator's details, one table or several by name, those whose rows are classes."""
-    tables = details.values() if isinstance(details, dict) else [details]
-    lists = [table for table in tables if isinstance(table, list) and table]
-    return [table for table in lists if all(isinstance(row, dict) and "class" in row for row in table)]
-
-
 def _suffix(stored: RunConfig, config: RunConfig) -> str:
     """What sets the files of an evaluation apart that is not the one the run is known by."""
-    if config.data != stored.data:
+    keys = [key for key, _, _ in compose.differing_keys(stored, config)]
+    if any(key.startswith("data.") for key in keys):
         split = config.data.val_split
         return f"-{config.data.name}-{Path(config.data.root).name if split == '.' else split}"
-    return "-changed" if compose.differing_keys(stored, config) else ""
+    return "-changed" if keys else ""
 
 
-def _task(run: Trained, path: Any) -> Task:
+def task_of(run: Trained, path: Any) -> Task:
+    """The task of a run. Raises UsageError for one of a stage."""
     if not isinstance(run.recipe, Task):
         raise UsageError(f"{path} is a run of stage={run.config.tower}: train a task on it, such as task=vqa")
     return run.recipe

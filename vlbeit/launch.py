@@ -171,7 +171,7 @@ def _settle_micro_batch(
         return stored
 
     def make_batch(size: int) -> Batch:
-        return next(_stream(config, spec, size * world, size, workers=0).steps(0, 1))[0]
+        return _stream(config, spec, size * world, size, workers=0).heaviest()
 
     return probe_micro_batch(objective, make_batch, max(1, config.global_batch_size // world), accelerator)
 

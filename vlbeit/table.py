@@ -25,6 +25,12 @@ def cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def between(interval: Sequence[float], signed: bool = False) -> str:
+    """The two ends of an interval to two digits: `61.02 to 64.90`, signed for a difference."""
+    low, high = interval
+    return f"{low:+.2f} to {high:+.2f}" if signed else f"{low:.2f} to {high:.2f}"
+
+
 def plain(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> list[str]:
     """The lines of a table: columns padded to their widest cell and two spaces apart."""
     table = [list(columns), *map(list, rows)]

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlbeit.config import OptimConfig, RunConfig, Settings
+from vlbeit.config import OptimConfig, RunConfig, Settings, require
 from vlbeit.errors import UsageError
 from vlbeit.types import DataSpec, Evaluator, Exportable, Meta, Predictor, Records
 
@@ -26,8 +26,15 @@ class Recipe(ABC):
     Config: ClassVar[type[Settings]] = Settings  # its defaults are the published recipe
     kind: ClassVar[str]  # the kind of record it needs, a key of vlbeit.data.records.KINDS
     metric: ClassVar[str]  # the number of the evaluation that picks the best weights; "-name": lower is better
+    resizes: ClassVar[tuple[str, ...]] = ("square",)  # values of data.resize that it can work with
 
     def __init__(self, config: RunConfig) -> None:
+        what = "task" if config.task is not None else "stage"
+        name = config.tower if config.task is None else config.task.name
+        require(
+            config.data.resize in self.resizes,
+            f"data.resize={config.data.resize} is not for {what}={name}, which takes {', '.join(self.resizes)}",
+        )
         self.config = config
 
     def check(self) -> None:  # noqa: B027  (most recipes need nothing of their own)
@@ -71,6 +78,10 @@ class Recipe(ABC):
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         """Named evaluators over the validation records."""
 
+    def noted(self) -> dict[str, Any]:
+        """What else a report must say about how its numbers or answers were made: JSON values."""
+        return {}
+
     @abstractmethod
     def param_groups(self, objective: Objective, optim: OptimConfig) -> list[dict[str, Any]]:
         """Optimizer groups: `params`, `weight_decay`, `lr_scale`; every trainable parameter once."""
@@ -90,6 +101,21 @@ class Task(Recipe):
     @abstractmethod
     def predictor(self, objective: Objective, meta: Meta) -> Predictor:
         """A function of one image (and a question)."""
+
+    def join(self, meta: Meta, others: Mapping[str, tuple[RunConfig, Meta, Objective]]) -> None:
+        """From now on evaluate and submit together with `others`, by path. `meta` is this run's.
+
+        Raises UsageError, as here, where the task cannot, or one of the others does not fit.
+        """
+        raise UsageError(f"task={self.config.task.name} cannot be evaluated together with other runs: leave --with out")
+
+    def controls(self, records: Records, meta: Meta) -> Mapping[str, DataSpec]:
+        """More that `vlbeit evaluate`, not training, shows to evaluators of their own: name -> data.
+
+        The same samples with something taken away, such as their pictures: what is reached without it. Each
+        evaluator's `report` gets its fellows that saw them. None here.
+        """
+        return {}
 
     def exported(self, objective: Objective, meta: Meta) -> Exportable:
         """What `vlbeit export` writes. Raises UsageError, as here, where the task offers nothing."""

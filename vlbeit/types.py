@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
 Record: TypeAlias = dict[str, Any]
@@ -88,22 +90,55 @@ class Records(Protocol):
         ...
 
 
+class Layout(NamedTuple):
+    """By what the records of a split are put together to batches; each has a value for every record, or is None."""
+
+    grids: Sequence[tuple[int, int]] | None = None  # rows and columns of patches: a batch is of one grid
+    lengths: Sequence[int] | None = None  # of texts: evaluation puts similar ones together
+    pictures: Sequence[Any] | None = None  # what names a picture: evaluation reads its samples one after the other
+
+
 class DataSpec(NamedTuple):
-    """How the samples of one split are made."""
+    """How the samples of one split are made.
+
+    Where the layout has grids, the transform finds the one of its batch in the record, as `grid`.
+    """
 
     records: Records
     transform: Callable[[Record], Sample]  # runs in workers, seeded by (seed, epoch, index)
     collate: Callable[[list[Sample]], Batch]
     shown: DataSpec | None = None  # as many samples for people to look at, where these are no pictures or texts
+    layout: Layout = Layout()
 
 
 class Evaluator(Protocol):
-    """A metric over a split. `update` sees every batch once; `compute` gives named numbers."""
+    """A metric over a split. `update` sees every batch once; `compute` gives named numbers.
+
+    For `vlbeit evaluate` it may also have, of the last `compute`:
+
+    - `details()`: JSON for a file of its own. Rows with `sample_id` (or `question_id`) and `score` in [0, 1], null
+      where there is none, as a list or as the value of a name, are what `vlbeit compare` pairs.
+    - `intervals()`: 95 % intervals of some of the numbers, in their unit, made by drawing among `over` ("pictures").
+    - `report(controls)`: more JSON values for evaluation.json, and tables for the terminal, lists of rows that map a
+      column to its value. `controls` are its fellows that saw other data (`vlbeit.task.Task.controls`), by name.
+    """
 
     def update(self, objective: nn.Module, batch: Batch) -> None: ...
     def compute(self) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class AnswerFile(Protocol):
+    """What a task with a leaderboard makes of a test: its method `submission(records, meta)` gives one."""
+
+    def answer(self, objective: nn.Module, batch: Batch) -> Mapping[str, str]:
+        """Sample id -> answer, of every sample of the batch."""
+        ...
+
+    def write(self, path: Path, answers: Mapping[str, str]) -> int:
+        """Write the file of all answers by sample id, whole or not at all, and check it; return how many."""
+        ...
 
 
 class Predictor(Protocol):

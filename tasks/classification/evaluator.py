@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from vlbeit.bootstrap import Interval, mean_interval
 from vlbeit.data.records import open_image
 from vlbeit.dist import gather_objects
 from vlbeit.task import check_no_text
@@ -32,6 +33,8 @@ class ClassificationEvaluator:
     By torchmetrics, picture by picture: one that is seen twice counts once, so that padding by a sampler, or a picture
     on two processes, cannot move the number.
     """
+
+    over = "pictures"
 
     def __init__(self, num_classes: int, rows: Sequence[int] | None = None) -> None:
         """`rows`: of the classifier, those that are compared; the labels count among them, in this order."""
@@ -80,6 +83,12 @@ class ClassificationEvaluator:
     def details(self) -> list[dict[str, Any]]:
         """One row per picture of the last `compute`: sample_id, and score 1 where the best guess was right."""
         return [{"sample_id": key, "score": float(hit.top1)} for key, hit in sorted(self._gathered.items())]
+
+    def intervals(self) -> dict[str, Interval]:
+        """Of `top1`, and `top5` where it is one of the numbers: percent, over pictures."""
+        hits = list(self._gathered.values())
+        found = {"top1": mean_interval([100 * hit.top1 for hit in hits])}
+        return found | ({"top5": mean_interval([100 * hit.top5 for hit in hits])} if self.num_classes > 5 else {})
 
     def state_dict(self) -> dict[str, Any]:
         """The pictures so far, of this process."""

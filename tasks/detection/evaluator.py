@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vlbeit.bootstrap import Interval, mean_interval
 from vlbeit.data.outlines import Runs, outline_masks, to_runs
 from vlbeit.dist import broadcast_object, gather_objects, is_main
 from vlbeit.errors import UsageError
 from vlbeit.types import Batch
+
+from .agreement import picture_f1
 
 Rows = dict[str, Any]  # of one picture: lists of plain values
 _NUMBERS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")
@@ -38,11 +41,14 @@ class DetectionEvaluator:
         masks: also measure masks: `segm_map` and the like.
     """
 
+    over = "pictures"
+
     def __init__(self, classes: Sequence[str], masks: bool = False) -> None:
         self.classes = list(classes)
         self.masks = masks
         self.pictures: dict[str, Rows] = {}  # sample id -> what was found there and what is there
         self._per_class: dict[str, list[float | None]] = {}
+        self._scores: dict[str, float] = {}  # sample id -> F1
 
     @torch.no_grad()
     def update(self, objective: nn.Module, batch: Batch) -> None:
@@ -60,14 +66,16 @@ class DetectionEvaluator:
         """`map` (IoU 0.50 to 0.95), `map_50`, `map_75`, `map_small`, `map_medium`, `map_large`, `mar_100`, `images`.
 
         Percent, over all processes. What no box is there for, such as large ones, is left out; with masks the same
-        again as `segm_map` and so on. The main process computes, the others wait. Raises ValueError where nothing was
-        evaluated.
+        again as `segm_map` and so on. Also `f1`, of boxes: the mean over pictures of `agreement.picture_f1`. The main
+        process computes, the others wait. Raises ValueError where nothing was evaluated.
         """
         pictures = {key: rows for part in gather_objects(self.pictures) for key, rows in part.items()}
         if not pictures:
             raise ValueError("no picture was evaluated")
-        result, self._per_class = broadcast_object(self._numbers(pictures) if is_main() else ({}, {}))
-        return result | {"images": len(pictures)}
+        found = (*self._numbers(pictures), _scores(pictures)) if is_main() else ({}, {}, {})
+        result, self._per_class, self._scores = broadcast_object(found)
+        f1 = 100 * sum(self._scores.values()) / len(pictures)
+        return result | {"f1": f1, "images": len(pictures)}
 
     def _numbers(self, pictures: Mapping[str, Rows]) -> tuple[dict[str, float], dict[str, list[float | None]]]:
         """The numbers over all pictures, and those of every class."""
@@ -84,12 +92,22 @@ class DetectionEvaluator:
             per_class[f"{ours}map"] = [100 * value if value >= 0 else None for value in values]
         return result, per_class
 
-    def details(self) -> list[dict[str, Any]]:
-        """One row per class of the last `compute`: class, map and segm_map; null where the split has none of it."""
-        return [
+    def details(self) -> dict[str, list[dict[str, Any]]]:
+        """Of the last `compute`: `classes`, a row for each (class, map, segm_map), and `images`, a row for each.
+
+        map and segm_map are null where the split has none of the class. sample_id, score: F1 in [0, 1].
+        """
+        classes = [
             {"class": name, **{number: values[label] for number, values in self._per_class.items()}}
             for label, name in enumerate(self.classes)
         ]
+        images = [{"sample_id": key, "score": score} for key, score in sorted(self._scores.items())]
+        return {"classes": classes, "images": images}
+
+    def intervals(self) -> dict[str, Interval]:
+        """Of `f1`, in percent, over pictures; average precision is no mean over them."""
+        low, high = mean_interval(list(self._scores.values()))
+        return {"f1": (100 * low, 100 * high)}
 
     def state_dict(self) -> dict[str, Any]:
         """The detections so far, of this process."""
@@ -147,6 +165,11 @@ class DetectionEvaluator:
     def _places(self, count: int) -> dict[str, Tensor]:
         """What stands for masks until they are put in."""
         return {"masks": torch.zeros(count, 1, 1, dtype=torch.bool)} if self.masks else {}
+
+
+def _scores(pictures: Mapping[str, Rows]) -> dict[str, float]:
+    """F1 by sample id."""
+    return {key: picture_f1(rows["found"], rows["truth"]) for key, rows in pictures.items()}
 
 
 def _true_runs(outlines: Sequence[str], size: tuple[int, int], name: str, unreadable: bool) -> list[Runs]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vlbeit.bootstrap import Interval, mean_interval
 from vlbeit.dist import gather_objects
 from vlbeit.types import Batch
 
@@ -28,6 +29,8 @@ class Rivals(NamedTuple):
 
 class ProbeEvaluator:
     """Share of pictures, in percent, that each classifier gets right. A sample that is seen twice counts once."""
+
+    over = "pictures"
 
     def __init__(self, rivals: Rivals) -> None:
         self.rivals = rivals
@@ -85,6 +88,18 @@ class ProbeEvaluator:
         """One row per picture of the last `compute`: sample_id, and 1 where the best layer (`score`) and each rival
         (`knn`, `zero_shot`) was right, else 0."""
         return self._rows
+
+    def intervals(self) -> dict[str, Interval]:
+        """Of `linear`, `knn` and `zero_shot`, as far as they are there: percent, over pictures.
+
+        `linear` is the best layer on these very pictures, and its interval knows nothing of that choice.
+        """
+        columns = {"linear": "score", "knn": "knn", "zero_shot": "zero_shot"}
+        return {
+            name: mean_interval([100 * row[column] for row in self._rows])
+            for name, column in columns.items()
+            if self._rows and column in self._rows[0]
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The guesses so far, of this process."""

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from vlbeit.bootstrap import Interval, statistic_interval
+from vlbeit.data.areas import Areas, ratios, set_numbers, stacked
 from vlbeit.data.drawing import IGNORED
 from vlbeit.dist import gather_objects
 from vlbeit.errors import DataError
 from vlbeit.types import Batch
-
-Areas = list[list[int]]
-"""Rows of class, pixels that are right, pixels predicted, pixels labelled, of the classes that occur in a picture."""
 
 
 class SegmentationEvaluator:
@@ -29,6 +28,8 @@ class SegmentationEvaluator:
     - right). A class that is neither labelled nor predicted anywhere is left out of the mean. The mean of IoUs by
     picture or by batch is another, larger or smaller number. A picture that is seen twice counts once.
     """
+
+    over = "pictures"
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = list(classes)
@@ -75,28 +76,33 @@ class SegmentationEvaluator:
                 f"no pixel of {len(self._gathered)} masks is scored, all are 255 or, with task.reduce_zero_label=true, "
                 "0: look at the masks and at task.reduce_zero_label"
             )
-        iou_K, accuracy_K = _ratios(areas_K3)
-        return {
-            "miou": 100 * float(np.nanmean(iou_K)),
-            "macc": 100 * float(np.nanmean(accuracy_K)),
-            "aacc": 100 * float(areas_K3[:, 0].sum() / areas_K3[:, 2].sum()),
-            "images": len(self._gathered),
-        }
+        return {name: float(value) for name, value in set_numbers(areas_K3).items()} | {"images": len(self._gathered)}
 
     def details(self) -> dict[str, list[dict[str, Any]]]:
         """Two tables of the last `compute`.
 
         `classes`: class, iou and acc in percent, pixels labelled; null where a class does not occur. `images`:
         sample_id, score: share of its pixels that are right, null where none is scored; miou: mean IoU in percent over
-        the classes in this picture, whose mean is not the set's miou.
+        the classes in this picture, whose mean is not the set's miou; areas: class, pixels right, predicted, labelled.
         """
         areas_K3 = self._total()
-        iou_K, accuracy_K = _ratios(areas_K3)
+        iou_K, accuracy_K = ratios(areas_K3)
         classes = [
             {"class": name, "iou": _percent(iou), "acc": _percent(accuracy), "pixels": int(pixels)}
             for name, iou, accuracy, pixels in zip(self.classes, iou_K, accuracy_K, areas_K3[:, 2], strict=True)
         ]
         return {"classes": classes, "images": [_image_row(*item) for item in sorted(self._gathered.items())]}
+
+    def intervals(self) -> dict[str, Interval]:
+        """Of `miou`, `macc` and `aacc`: percent, over pictures, whose areas are drawn and summed anew each time."""
+        classes = len(self.classes)
+        scored = [rows for rows in self._gathered.values() if rows]
+        areas_NF = stacked(scored, classes).reshape(-1, classes * 3)
+
+        def number(name: str) -> Interval:
+            return statistic_interval(areas_NF, lambda sums_RF: set_numbers(sums_RF.reshape(-1, classes, 3))[name])
+
+        return {name: number(name) for name in ("miou", "macc", "aacc")}
 
     def state_dict(self) -> dict[str, Any]:
         """The areas so far, of this process."""
@@ -115,19 +121,13 @@ class SegmentationEvaluator:
         return areas_K3
 
 
-def _ratios(areas_K3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """IoU and accuracy by class, NaN where a class does not occur (for the accuracy: is not labelled)."""
-    right_K, predicted_K, labelled_K = areas_K3.T.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        return right_K / (predicted_K + labelled_K - right_K), right_K / labelled_K
-
-
 def _image_row(sample_id: str, rows: Areas) -> dict[str, Any]:
     if not rows:
-        return {"sample_id": sample_id, "score": None, "miou": None}
+        return {"sample_id": sample_id, "score": None, "miou": None, "areas": []}
     areas_K3 = np.array(rows)[:, 1:]
     score = float(areas_K3[:, 0].sum() / areas_K3[:, 2].sum())
-    return {"sample_id": sample_id, "score": score, "miou": _percent(_ratios(areas_K3)[0].mean())}
+    miou = _percent(ratios(areas_K3)[0].mean())
+    return {"sample_id": sample_id, "score": score, "miou": miou, "areas": rows}
 
 
 def _percent(share: float) -> float | None:

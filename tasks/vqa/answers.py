@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from vlbeit.data.answers import clean_answer, known_answers, normalize_answer
 from vlbeit.errors import DataError, UsageError
 from vlbeit.types import Records
 
-from .metric import answer_score
+from .metric import answer_score, percent
 
 log = logging.getLogger(__name__)
 
@@ -100,15 +100,18 @@ def ceiling(records: Records, answers: Sequence[str]) -> Ceiling:
     on counts 0 and is not `covered`. Rounded to two digits, as the official accuracy is, so that the two compare.
     Raises ValueError where no question has human answers.
     """
-    known, total, covered, questions = _Candidates(answers), 0.0, 0, 0
-    for humans in records.column("answers"):
-        if humans:
-            candidate = known.best(humans)
-            score = 0.0 if candidate is None else answer_score(candidate, humans)
-            total, covered, questions = total + score, covered + (score > 0), questions + 1
-    if not questions:
+    scores = [score for score in best_scores(records.column("answers"), answers) if score is not None]
+    if not scores:
         raise ValueError("no question has human answers: there is no ceiling to their score")
-    return Ceiling(round(100 * total / questions, 2), covered)
+    return Ceiling(percent(scores), sum(score > 0 for score in scores))
+
+
+def best_scores(humans_of: Iterable[Sequence[str]], answers: Sequence[str]) -> Iterator[float | None]:
+    """Of every question's human answers the highest official score that one of `answers` reaches; None without any."""
+    known = _Candidates(answers)
+    for humans in humans_of:
+        candidate = known.best(humans) if humans else None
+        yield answer_score(candidate, humans) if candidate is not None else 0.0 if humans else None
 
 
 class _Candidates:

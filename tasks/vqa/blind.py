@@ -1,20 +1,28 @@
-"""The blind baseline: how far one gets on VQA without looking at the picture.
+"""Blind baselines: how far one gets on VQA without looking at the picture, or at a wrong one.
 
-For every question the most frequent training answer to the same text, else to its question type, else over all.
-A model that does not beat it by far has learned the language of the questions, not the pictures (Goyal et al. 2017).
+A model that does not beat them by far has learned the language of the questions, not the pictures (Goyal et al. 2017).
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
 
 from vlbeit.data.answers import majority_answers
-from vlbeit.types import Records
+from vlbeit.data.stand_in import stand_in
+from vlbeit.types import Record, Records
+
+from .scoring import score_records
 
 
 class BlindGuess:
-    """Answers a question from its text and type alone."""
+    """Answers a question from its text and type alone.
+
+    The most frequent training answer to the same text, else to the question type, else `overall`.
+    """
 
     def __init__(self, train: Records) -> None:
         answers = majority_answers(train)
@@ -22,9 +30,23 @@ class BlindGuess:
         self.by_text = _most_frequent(zip(texts, answers, strict=True))
         self.by_type = _most_frequent(zip(train.column("question_type"), answers, strict=True))
         self.overall = Counter(answers).most_common(1)[0][0]
+        self._scored: tuple[Records, Sequence[float]] | None = None
 
     def __call__(self, question: str, question_type: str) -> str:
         return self.by_text.get(question_key(question), self.by_type.get(question_type, self.overall))
+
+    def scores(self, records: Records) -> Sequence[float]:
+        """What it scores on each question that has human answers; found once, however often a run is evaluated."""
+        if self._scored is None or self._scored[0] is not records:
+            columns = (records.column(name) for name in ("question_id", "question", "question_type"))
+            guesses = {int(key): self(text, kind) for key, text, kind in zip(*columns, strict=True)}
+            self._scored = records, score_records(records, guesses).values
+        return self._scored[1]
+
+    def majority_scores(self, records: Records) -> Sequence[float]:
+        """What `overall`, whatever is asked, scores on each question that has human answers."""
+        guesses = dict.fromkeys(map(int, records.column("question_id")), self.overall)
+        return score_records(records, guesses).values
 
 
 def question_key(text: str) -> str:
@@ -38,3 +60,55 @@ def _most_frequent(pairs: Iterable[tuple[Hashable, str]]) -> dict[Hashable, str]
     for key, answer in pairs:
         counts[key][answer] += 1
     return {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
+
+
+class BlankPictures:
+    """The same questions, each about a mid-grey picture."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        return stand_in(self._records[index])
+
+    def column(self, name: str) -> Sequence[Any]:
+        if name == "image":
+            return [stand_in({})["image"]] * len(self)
+        return self._records.column(name)
+
+
+class ShuffledPictures:
+    """The same questions, each about the picture of others: the pictures are permuted, and none keeps its place.
+
+    All questions about one picture get the same other one, so that every picture is asked about as often as some
+    picture was. Raises ValueError where there is one picture alone.
+    """
+
+    def __init__(self, records: Records, seed: int = 0) -> None:
+        self._records = records
+        images = list(records.column("image_id"))
+        first_row = {image: row for row, image in reversed(list(enumerate(images)))}
+        distinct = sorted(first_row)
+        if len(distinct) < 2:
+            raise ValueError(f"{len(distinct)} picture cannot be shuffled: there must be two")
+        order = np.random.default_rng(seed).permutation(len(distinct)).tolist()
+        after = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle through all of them
+        other = {image: first_row[distinct[after[place]]] for place, image in enumerate(distinct)}
+        self._rows = [other[image] for image in images]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        other = self._records[self._rows[index]]
+        return {**self._records[index], "image": other["image"], "image_id": other["image_id"]}
+
+    def column(self, name: str) -> Sequence[Any]:
+        own = self._records.column(name)
+        if name not in ("image", "image_id"):
+            return own
+        whole = list(own)
+        return [whole[row] for row in self._rows]

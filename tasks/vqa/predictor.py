@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from vlbeit.data.collate import collate
 from vlbeit.data.records import open_image
-from vlbeit.data.text import Tokenizer
 from vlbeit.errors import UsageError
+
+from .answering import Answering
+from .transform import VQATransform
 
 
 class VQAPredictor:
-    """Answers a question about an image.
+    """Answers a question about an image, with the probabilities of `Answering`."""
 
-    The probability of an answer is the sigmoid of its logit: how far the humans are expected to agree on it, each
-    answer for itself. The probabilities do not sum to 1.
-    """
-
-    def __init__(
-        self, objective: nn.Module, image: Callable[[Any], Tensor], tokenizer: Tokenizer, answers: Sequence[str]
-    ) -> None:
+    def __init__(self, objective: nn.Module, transform: VQATransform, answering: Answering) -> None:
         self.objective = objective.eval()
-        self.image = image
-        self.tokenizer = tokenizer
-        self.answers = list(answers)
+        self.transform = transform
+        self.answering = answering
 
-    @torch.no_grad()
     def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> list[tuple[str, float]]:
         """Path, bytes or PIL image, and a question -> `top` pairs of answer and probability, best first.
 
@@ -37,16 +30,11 @@ class VQAPredictor:
         if text is None or not text.strip():
             raise UsageError('a VQA run needs a question: vlbeit predict RUN picture.jpg "how many dogs are there?"')
         device = next(self.objective.parameters()).device
-        ids_BT = torch.tensor([self.tokenizer(text)], device=device)
-        batch = {
-            "sample_id": ["0"],
-            "image": self.image(open_image(image))[None].to(device),
-            "text_ids": ids_BT,
-            "text_keep": torch.ones_like(ids_BT, dtype=torch.bool),
-        }
-        probability_V = self.objective.answer_logits(batch)[0].float().sigmoid()
-        best = probability_V.topk(min(max(top, 1), len(self.answers)))
+        sample = self.transform({"id": "0", "image": open_image(image), "question": text, "answers": []})
+        batch = {name: value.to(device) for name, value in collate([sample]).items() if isinstance(value, Tensor)}
+        probability_V = self.answering(self.objective, batch)[0]
+        best = probability_V.topk(min(max(top, 1), len(probability_V)))
         return [
-            (self.answers[index], value)
+            (self.answering.answers[index], value)
             for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]

@@ -14,23 +14,25 @@ from torch import nn
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
-from vlbeit.data.records import ChosenRecords, open_image
+from vlbeit.data.records import ChosenRecords
 from vlbeit.data.sources import open_records
-from vlbeit.data.text import Tokenizer, choose_tokenizer
-from vlbeit.data.transforms import EvalImage, TrainImage
-from vlbeit.errors import DataError
+from vlbeit.data.text import choose_tokenizer
+from vlbeit.errors import DataError, UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import param_groups, vlmo_decays
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import encoder_spec
 from vlbeit.task import Task
-from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor, Record, Records, Sample
+from vlbeit.types import Batch, DataSpec, Evaluator, Exportable, Meta, Predictor, Records
 
+from .answering import Answering, Member
 from .answers import AnswerVocabulary, read_answers
-from .blind import BlindGuess
-from .evaluator import AnswerCollector, VQAEvaluator
+from .blind import BlankPictures, BlindGuess, ShuffledPictures
+from .evaluator import VQAEvaluator
 from .objective import VQAObjective, answer_heads
 from .predictor import VQAPredictor
+from .reading import Reading
+from .submit import AnswerSheet
 from .vocabulary import VocabularyChoice
 
 log = logging.getLogger(__name__)
@@ -58,11 +60,22 @@ class VQASettings(Settings):
     )
     min_scale: float = key(0.5, "smallest random crop as a share of the picture")
     hflip: float = key(0.0, "probability of a horizontal flip; differs from VLMo (0.5): it turns left into right")
+    hflip_sides: str = key(
+        "keep",
+        "what a flip does to questions and answers that speak of left or right: keep: nothing, as published | swap: "
+        "exchanges the two words | skip: such a picture is not flipped",
+    )
+    test_flip: bool = key(
+        False,
+        "evaluation takes the mean with the flipped picture, but not where the question speaks of left or right",
+    )
     randaugment: bool = key(True, "RandAugment (2 operations, magnitude 7), as VLMo")
+    controls: bool = key(True, "`vlbeit evaluate` asks again about blank and about shuffled pictures: thrice the time")
 
     def __post_init__(self) -> None:
         require(0 < self.min_scale <= 1, f"task.min_scale={self.min_scale} must lie in (0, 1]")
         require(0 <= self.hflip <= 1, f"task.hflip={self.hflip} must lie in [0, 1]")
+        one_of("task.hflip_sides", self.hflip_sides, ("keep", "swap", "skip"))
         require(self.min_count > 0, f"task.min_count={self.min_count} must be positive")
         require(
             self.max_answers is None or self.max_answers > 0, f"task.max_answers={self.max_answers} must be positive"
@@ -83,10 +96,21 @@ class VQA(Task):
     kind = "vqa"
     metric = "overall"
     stages = ("vl", "mim")  # from mim the text and fused experts are new
+    resizes = ("square", "pad", "native")
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.settings: VQASettings = config.task
+        self.members: dict[str, Member] = {}  # by the path of their runs
+        self.reading = Reading(config)
+
+    def check(self) -> None:
+        """Raises UsageError for native pictures and a tower that takes one size only."""
+        tower = self.config.model.image_tower
+        require(
+            self.config.data.resize != "native" or tower == "own",
+            f"data.resize=native gives pictures of many sizes, model.image_tower={tower} takes one: use square or pad",
+        )
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """`tokenizer`, `answers` and `vocabulary`, where they come from and what they cover of the training questions.
@@ -108,13 +132,13 @@ class VQA(Task):
             self.config,
             experts=("image", "text"),
             fused=True,
-            vocab_size=self._tokenizer(meta).vocab_size,
+            vocab_size=self.reading.tokenizer(meta).vocab_size,
             meta=meta,
         )
         return VQAObjective(MoMEEncoder(spec), Heads(answer_heads(spec.embed_dim, len(meta["answers"]))))
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
-        """Samples with `image`, `text_ids`, `text_keep`, `target`.
+        """Samples with `image`, `text_ids`, `text_keep`, `target`, `sides`.
 
         Training leaves out the questions that have no human answer in the vocabulary, and says how many.
         Raises DataError where that leaves nothing.
@@ -122,8 +146,10 @@ class VQA(Task):
         vocabulary = AnswerVocabulary(meta["answers"], normalize=self.settings.targets == "normalized")
         if train:
             records = self._answerable(records, vocabulary)
-        transform = VQATransform(self._image_transform(train), self._tokenizer(meta), vocabulary)
-        return DataSpec(records, transform, collate)
+            transform = self.reading.for_training(meta, vocabulary, self.settings)
+            return DataSpec(records, transform, collate, layout=self.reading.training_layout(records, meta, transform))
+        transform = self.reading.for_evaluation(meta, vocabulary)
+        return DataSpec(records, transform, collate, layout=self.reading.evaluation_layout(records, meta))
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         """Official accuracy with the blind baseline of the training split beside it.
@@ -135,7 +161,16 @@ class VQA(Task):
                 f"the questions of the split {self.config.data.val_split!r} have no human answers to score against: "
                 f"vlbeit submit answers them"
             )
-        return {"vqa": VQAEvaluator(records, meta["answers"], lambda: self._blind_guess)}
+        return {"vqa": VQAEvaluator(records, self._answering(meta), lambda: self._blind_guess)}
+
+    def controls(self, records: Records, meta: Meta) -> Mapping[str, DataSpec]:
+        """`blank`: every picture mid-grey; `shuffled`: pictures of other questions. Of one picture alone no other."""
+        if not self.settings.controls:
+            return {}
+        others: dict[str, Records] = {"blank": BlankPictures(records)}
+        if len(set(records.column("image_id"))) > 1:
+            others["shuffled"] = ShuffledPictures(records)
+        return {name: self.data(each, meta, train=False) for name, each in others.items()}
 
     def param_groups(self, objective: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
         """VLMo's rules; the answer head learns `optim.head_lr_scale` times as fast."""
@@ -143,11 +178,31 @@ class VQA(Task):
 
     def predictor(self, objective: nn.Module, meta: Meta) -> Predictor:
         """Image and question in, answers with their probabilities out."""
-        return VQAPredictor(objective, self._image_transform(False), self._tokenizer(meta), meta["answers"])
+        transform = self.reading.for_evaluation(meta, AnswerVocabulary(meta["answers"]))
+        return VQAPredictor(objective, transform, self._answering(meta))
+
+    def join(self, meta: Meta, others: Mapping[str, tuple[RunConfig, Meta, nn.Module]]) -> None:  # type: ignore[override]
+        """The answers are from now on those with the highest mean of the probabilities of all runs.
+
+        Raises UsageError for a run that sees pictures or questions in another way, or answers no questions.
+        """
+        for path, (config, theirs, objective) in others.items():
+            if not isinstance(objective, VQAObjective):
+                raise UsageError(f"--with {path}: it is a run of {config.title}, not one that answers questions")
+            for name, own, other in self.reading.must_equal(meta, config, theirs):
+                require(own == other, f"--with {path}: its {name} is {other}, here {own}: they cannot be averaged")
+            self.members[path] = Member(objective, theirs["answers"])
+
+    def noted(self) -> dict[str, Any]:
+        """`test_flip` and `ensemble`, where there are such."""
+        flip = {"test_flip": True} if self.settings.test_flip else {}
+        return flip | ({"ensemble": list(self.members)} if self.members else {})
 
     def exported(self, objective: VQAObjective, meta: Meta) -> Exportable:  # type: ignore[override]
         """`image`, `text_ids` and `text_keep` in, answer logits out; the metadata has `answers` and `tokenizer`."""
-        words, (height, width) = self._tokenizer(meta), self.config.data.size
+        if self.config.data.resize == "native":
+            raise UsageError("a run with data.resize=native cannot be exported: its pictures have no one size")
+        words, (height, width) = self.reading.tokenizer(meta), self.config.data.size
 
         def example(sizes: Mapping[str, int]) -> Batch:
             batch, length = sizes["batch"], sizes["text"]
@@ -165,30 +220,17 @@ class VQA(Task):
             axes={"image": {0: "batch"}, "text_ids": text, "text_keep": text},
             sizes={"batch": (1, 3), "text": (2, words.max_length)},
             output="logits",
-            facts={"answers": meta["answers"], "tokenizer": meta["tokenizer"], "text_length": words.max_length},
+            facts={"answers": meta["answers"], "tokenizer": meta["tokenizer"], "text_length": words.max_length}
+            | ({} if self.config.data.resize == "square" else {"resize": self.config.data.resize}),
             limited=("text",),
         )
 
-    def submission(self, records: Records, meta: Meta) -> AnswerCollector:
-        """What `vlbeit submit` feeds with batches and then asks to `write(path)`."""
-        return AnswerCollector(records, meta["answers"])
+    def submission(self, records: Records, meta: Meta) -> AnswerSheet:
+        """What `vlbeit submit` asks for the answers to every batch, and then to write all of them."""
+        return AnswerSheet(records, self._answering(meta))
 
-    def _tokenizer(self, meta: Meta) -> Tokenizer:
-        return Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length)
-
-    def _image_transform(self, train: bool) -> TrainImage | EvalImage:
-        mean, std = self.config.normalization
-        if not train:
-            return EvalImage(self.config.data.size, mean, std)
-        settings = self.settings
-        return TrainImage(
-            self.config.data.size,
-            mean,
-            std,
-            min_scale=settings.min_scale,
-            hflip=settings.hflip,
-            randaugment=settings.randaugment,
-        )
+    def _answering(self, meta: Meta) -> Answering:
+        return Answering(meta["answers"], flip=self.settings.test_flip, members=list(self.members.values()))
 
     def _answerable(self, records: Records, vocabulary: AnswerVocabulary) -> Records:
         rows = vocabulary.answerable(records)
@@ -215,23 +257,3 @@ class VQA(Task):
         except DataError as error:
             log.warning("no blind baseline: %s", error)
             return None
-
-
-class VQATransform:
-    """A vqa record to a sample; runs in the loader's workers."""
-
-    def __init__(self, image: TrainImage | EvalImage, tokenizer: Tokenizer, vocabulary: AnswerVocabulary) -> None:
-        self.image = image
-        self.tokenizer = tokenizer
-        self.vocabulary = vocabulary
-
-    def __call__(self, record: Record) -> Sample:
-        target_V = torch.zeros(len(self.vocabulary))
-        for index, score in self.vocabulary.soft_scores(record["answers"]).items():
-            target_V[index] = score
-        return {
-            "sample_id": record["id"],
-            "image": self.image(open_image(record["image"])),
-            "text_ids": self.tokenizer(record["question"]),
-            "target": target_V,
-        }

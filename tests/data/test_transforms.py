@@ -35,6 +35,8 @@ def all_transforms(size):
         "plain two views": TwoViews(size, (size[0] // 2, size[1] // 2), *HALF, train=False),
         "train": TrainImage(size, *HALF, randaugment=True, hflip=0.5),
         "eval": EvalImage(size, *HALF),
+        "padded train": TrainImage(size, *HALF, randaugment=True, hflip=0.5, pad=True),
+        "padded eval": EvalImage(size, *HALF, pad=True),
         "classification": ClassificationTrain(size, *HALF),
         "classification eval": ClassificationEval(size, *HALF),
     }
@@ -53,13 +55,41 @@ def test_size_range_pickling_and_seeding(name, size):
     first, again, other = results
     assert first["image"].shape == (3, *size) and first["image"].dtype == torch.float32
     assert all(torch.equal(first[key], again[key]) for key in first)
-    random = name in ("two views", "train", "classification")
+    random = name in ("two views", "train", "padded train", "classification")
     assert torch.equal(first["image"], other["image"]) != random
     if "pixels" in first:
         assert first["pixels"].shape == (3, size[0] // 2, size[1] // 2)
         assert first["pixels"].min() >= 0 and first["pixels"].max() <= 1
     if name != "classification":  # random erasing goes beyond
         assert first["image"].abs().max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 96), (64, 64), (500, 3)])
+def test_padded_pictures_keep_their_aspect(width, height):
+    """A white picture in the middle of the mean colour, which is 0."""
+    image_CHW = EvalImage((32, 32), *HALF, pad=True)(Image.new("RGB", (width, height), (255, 255, 255)))
+    rows, columns = (image_CHW[0] == 1).nonzero().T
+    assert image_CHW[0].unique().tolist() in ([0, 1], [1])
+    shape = (int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1)
+    assert max(shape) == 32 and shape[0] * shape[1] == len(rows)
+    assert min(shape) == max(1, round(32 * min(width, height) / max(width, height)))
+    assert abs(rows.min() + rows.max() - 31) <= 1 and abs(columns.min() + columns.max() - 31) <= 1
+
+
+def test_padded_crops_keep_about_the_aspect_of_the_picture():
+    ratios = []
+    train = TrainImage((48, 48), *HALF, pad=True)
+    for key in range(40):
+        with seeded(key):
+            rows, columns = (train(Image.new("RGB", (200, 100), (255, 255, 255)))[0] == 1).nonzero().T
+        ratios.append((int(columns.max() - columns.min()) + 1) / (int(rows.max() - rows.min()) + 1))
+    assert min(ratios) > 2 * 3 / 4 - 0.15 and max(ratios) < 2 * 4 / 3 + 0.2 and min(ratios) < 1.8 < 2.2 < max(ratios)
+
+
+@pytest.mark.parametrize("transform", [TrainImage((32, 32), *HALF).view, EvalImage((32, 32), *HALF)])
+def test_a_size_of_its_own(transform):
+    found = transform(picture(), (16, 48))
+    assert (found[0] if isinstance(found, tuple) else found).shape == (3, 16, 48)
 
 
 @pytest.mark.parametrize("train", [True, False])

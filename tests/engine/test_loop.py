@@ -151,7 +151,8 @@ def test_best_weights_are_exported(toy, tmp_path, metric, expected):
     engine = toy.make_engine(tmp_path, callbacks=callbacks, metric=metric, evaluate_every=1, steps=6)
     engine.fit()
     assert exported[-1] == expected
-    assert json.loads((tmp_path / "evaluation.json").read_text())["step"] == expected
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["step"] == expected and found.get("metric", "") == metric.removeprefix("-")
     assert lines(tmp_path)[-1]["evaluation"]["score"] is None  # JSON has no NaN
 
 

@@ -128,6 +128,33 @@ def test_non_square_positions_tell_rows_from_columns() -> None:
     assert not torch.allclose(bias[:, 6, 5], right), "patch 5 begins the second row"
 
 
+@torch.no_grad()
+def test_fewer_patches_have_the_bias_of_the_same_offsets() -> None:
+    """A picture of 2x3 patches stands like the corner of one of 4x4: same patches, same bias, whatever the layer."""
+    encoder = build(image_size=(32, 32))
+    corner = [0, *(1 + row * 4 + column for row in range(2) for column in range(3))]
+    for table in encoder.rel_pos:
+        small = table((Span("image", 0, 7, (2, 3), 1),))
+        assert torch.equal(small, table((Span("image", 0, 17, (4, 4), 1),))[:, corner][:, :, corner])
+    assert encoder(encoder.embed_image(torch.randn(2, 3, 16, 24))).x_BLD.shape == (2, 7, 32)
+    for larger in ((40, 16), (16, 40)):
+        with pytest.raises(ValueError, match=r"positions are for \(4, 4\)"):
+            encoder.embed_image(torch.randn(1, 3, *larger))
+
+
+@torch.no_grad()
+def test_fewer_patches_have_interpolated_absolute_positions() -> None:
+    encoder = build(image_size=(32, 32), positions="absolute")
+    encoder.patch_embed.proj.weight.zero_(), encoder.patch_embed.proj.bias.zero_(), encoder.cls_token.zero_()
+    encoder.pos_embed.copy_(torch.arange(17.0)[None, :, None].expand(1, 17, 32))  # patch 4 r + c: 1 + 4 r + c
+    small = encoder.embed_image(torch.randn(1, 3, 16, 32)).x_BLD[0, :, 0]
+    assert small[0] == 0 and small.shape == (9,)
+    rows = small[1:].reshape(2, 4)
+    torch.testing.assert_close(rows[1] - rows[0], torch.full((4,), rows[1, 0] - rows[0, 0]), rtol=1e-4, atol=1e-4)
+    assert rows[0].mean() + rows[1].mean() == pytest.approx(17, abs=1e-3)  # the middle stays in the middle
+    torch.testing.assert_close(rows[0].diff(), torch.ones(3), rtol=1e-4, atol=1e-4)  # columns are as they were
+
+
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(UsageError, match=r"20x32 is not a multiple of patch_size 8: try 16 or 24"):
         EncoderSpec(**{**SMALL, "image_size": (20, 32)})

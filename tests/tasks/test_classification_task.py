@@ -234,6 +234,9 @@ def test_top_numbers_are_those_of_torchmetrics():
     for top in (1, 5):
         accuracy = MulticlassAccuracy(10, top_k=top, average="micro")(logits, labels)
         assert numbers[f"top{top}"] == pytest.approx(100 * accuracy.item())
+        low, high = again.intervals()[f"top{top}"]
+        error = 1.96 * (numbers[f"top{top}"] * (100 - numbers[f"top{top}"]) / 50) ** 0.5  # of a share of 50
+        assert [low, high] == pytest.approx([numbers[f"top{top}"] - error, numbers[f"top{top}"] + error], abs=4)
 
 
 class Fixed(torch.nn.Module):

@@ -201,7 +201,7 @@ def test_overfits_one_batch(records, trained):
     assert numbers["before"]["map"] < 5 and numbers["after"]["map"] > 60 and numbers["after"]["segm_map_50"] > 80
     assert numbers["after"]["images"] == 2 and recipe.metric in numbers["after"]
     assert "map_large" not in numbers["after"]  # there is nothing large
-    rows = evaluator.details()
+    rows = evaluator.details()["classes"]
     assert [row["class"] for row in rows] == CLASSES and min(row["segm_map"] for row in rows) > 40
 
 
@@ -315,7 +315,7 @@ def test_numbers_are_those_of_faster_coco_eval(seed):
     for name, value in zip(names, direct.stats[:6], strict=True):
         assert numbers.get(name, -100) == pytest.approx(100 * value, abs=1e-3), name
     assert numbers["mar_100"] == pytest.approx(100 * direct.stats[8], abs=1e-3)
-    rows = evaluator.details()
+    rows = evaluator.details()["classes"]
     assert rows[3] == {"class": "d", "map": None}  # the split has none of it
     present = [row["map"] for row in rows if row["map"] is not None]
     assert np.mean(present) == pytest.approx(numbers["map"], abs=1e-3)
@@ -525,7 +525,8 @@ def test_command_line(chain, scenes, tmp_path, capsys, stage):
         ]
         assert {"map", "images"} <= json.loads((run / "evaluation.json").read_text()).keys()
         details = json.loads((run / "detection_details.json").read_text())
-        assert [row["class"] for row in details] == ["circle", "square", "triangle", "cross"]
+        assert [row["class"] for row in details["classes"]] == ["circle", "square", "triangle", "cross"]
+        assert len(details["images"]) == 6 and all(0 <= row["score"] <= 1 for row in details["images"])
         capsys.readouterr()
         assert main(["predict", str(run), str(picture), "--json"]) == 0
         rows = json.loads(capsys.readouterr().out)

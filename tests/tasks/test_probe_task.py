@@ -132,6 +132,9 @@ def test_overfits_and_leaves_the_tower_alone(tmp_path, records):
     assert not [p for p in objective.encoder.parameters() if p.requires_grad or p.grad is not None]
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
     assert evaluator.details()[0] == {"sample_id": "0", "score": 1.0, "knn": 1.0}
+    intervals = evaluator.intervals()
+    assert set(intervals) == {"linear", "knn"} and intervals["linear"] == (100, 100)
+    assert intervals["knn"][0] <= numbers["knn"] <= intervals["knn"][1]
     predict = recipe.predictor(objective, meta)
     found = predict(records[2]["image"], top=2)
     assert found[0][0] == "blue" and len(found) == 2
@@ -620,7 +623,8 @@ def test_from_the_command_line(real, in_chain, tmp_path, capsys):
         before = json.loads(Path("whole/evaluation.json").read_text())
         assert main(["evaluate", "whole"]) == 0
         after = json.loads(Path("whole/evaluation.json").read_text())
-        assert {k: v for k, v in before.items() if k != "step"} == {k: v for k, v in after.items() if k != "split"}
+        assert {k: v for k, v in before.items() if k != "step"}.items() <= after.items()
+        assert after["interval"]["linear"][0] <= after["linear"] <= after["interval"]["linear"][1]
         assert main(["evaluate", "whole", "task.k=1", "task.knn_layer=1"]) == 0
         capsys.readouterr()
         picture = next(Path(real[-1].partition("=")[2], "imagefolder/val").rglob("*.jpg"))

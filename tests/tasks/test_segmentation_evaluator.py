@@ -72,7 +72,14 @@ def test_the_numbers_of_a_case_small_enough_to_count():
     evaluator = evaluated([(found, label)])
     # class 0: 1 right of 2; class 1: 1 right of 2; the pixel of class 2 lies where nothing is scored
     assert evaluator.compute() == pytest.approx({"miou": 50, "macc": 75, "aacc": 200 / 3, "images": 1})
-    assert evaluator.details()["images"] == [{"sample_id": "0", "score": pytest.approx(2 / 3), "miou": 50}]
+    assert evaluator.details()["images"] == [
+        {
+            "sample_id": "0",
+            "score": pytest.approx(2 / 3),
+            "miou": 50,
+            "areas": [[0, 1, 1, 2], [1, 1, 2, 1]],
+        }
+    ]
 
 
 def test_a_class_that_is_only_predicted_has_iou_0_and_no_accuracy():
@@ -141,7 +148,7 @@ def test_nothing_to_score():
     pairs = pictures()
     evaluator = evaluated([*pairs, (np.zeros((2, 2)), empty)])
     assert evaluator.compute() == pytest.approx({**by_hand(pairs)[0], "images": 9})
-    assert evaluator.details()["images"][-1] == {"sample_id": "8", "score": None, "miou": None}
+    assert evaluator.details()["images"][-1] == {"sample_id": "8", "score": None, "miou": None, "areas": []}
     with pytest.raises(ValueError, match="no picture"):
         SegmentationEvaluator(CLASSES).compute()
 
@@ -167,3 +174,17 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     one = evaluated(pictures())
     expected = [one.compute(), one.details()]
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [expected, expected]
+
+
+def test_intervals_are_those_of_sets_drawn_anew_by_hand():
+    pairs = pictures(count=25)
+    evaluator = evaluated([*pairs, (np.zeros((2, 2)), np.full((2, 2), 255))])  # the last one has nothing to score
+    numbers = evaluator.compute()
+    generator = np.random.default_rng(5)
+    drawn = [by_hand([pairs[i] for i in generator.integers(25, size=25)])[0] for _ in range(300)]
+    for name, (low, high) in evaluator.intervals().items():
+        values = [each[name] for each in drawn]
+        assert low < numbers[name] < high
+        expected = np.quantile(values, [0.025, 0.975]).tolist()
+        assert [low, high] == pytest.approx(expected, abs=0.5 * np.std(values))
+    assert set(evaluator.intervals()) == {"miou", "macc", "aacc"}

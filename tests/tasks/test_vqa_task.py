@@ -16,7 +16,8 @@ from vlbeit.data.records import ListRecords
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.presets import PRESETS
 from vlbeit.tasks.vqa import RECIPE as VQA
-from vlbeit.tasks.vqa.evaluator import AnswerCollector, VQAEvaluator
+from vlbeit.tasks.vqa.answering import Answering
+from vlbeit.tasks.vqa.evaluator import VQAEvaluator
 from vlbeit.tasks.vqa.task import VQASettings
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
@@ -212,21 +213,23 @@ def test_evaluator(records, trained, monkeypatch):
         "question_id": 1000,
         "answer": "red",
         "score": 1.0,
+        "answer_type": "other",
+        "question_type": "what color",
     }
     assert evaluator.compute() == numbers
 
 
 def test_evaluator_state_goes_through_json(records, trained):
     recipe, meta, objective, _ = trained
-    first = VQAEvaluator(records, meta["answers"], lambda: None)
+    first = VQAEvaluator(records, Answering(meta["answers"]), lambda: None)
     first.update(objective.eval(), batch_of(recipe.data(records, meta, train=False)))
-    second = VQAEvaluator(records, meta["answers"], lambda: None)
+    second = VQAEvaluator(records, Answering(meta["answers"]), lambda: None)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.compute() == first.compute() and "blind" not in second.compute()
 
 
 def test_an_unanswered_question_scores_nothing(records):
-    evaluator = VQAEvaluator(records, ["no"], lambda: None)
+    evaluator = VQAEvaluator(records, Answering(["no"]), lambda: None)
     evaluator.load_state_dict({"predictions": {"1001": "no"}})
     assert evaluator.compute()["questions"] == 7
     assert {row["question_id"]: row["score"] for row in evaluator.details()}[1003] == 0.0
@@ -255,17 +258,18 @@ def test_predictor(records, trained):
 
 def test_answer_file(records, trained, tmp_path):
     recipe, meta, objective, _ = trained
-    collector = recipe.submission(records, meta)
-    assert isinstance(collector, AnswerCollector)
+    sheet = recipe.submission(records, meta)
     spec = recipe.data(records, meta, train=False)
-    collector.update(objective.eval(), batch_of(spec, 6))
-    with pytest.raises(DataError, match="question 1006 without an answer"):
-        collector.write(tmp_path / "answers.json")
+    answers = sheet.answer(objective.eval(), batch_of(spec, 6))
+    with pytest.raises(DataError, match=r"without an answer: 1 \(1006\)"):
+        sheet.write(tmp_path / "answers.json", answers)
     assert not (tmp_path / "answers.json").exists()
-    collector.update(objective, batch_of(spec))
-    assert collector.write(tmp_path / "answers.json") == 7
+    assert sheet.write(tmp_path / "answers.json", sheet.answer(objective, batch_of(spec))) == 7
     written = json.loads((tmp_path / "answers.json").read_text())
     assert written[0] == {"question_id": 1000, "answer": "red"}
+    twice = ListRecords([{**records[i], "id": str(i), "question_id": 1000 + i // 2} for i in range(3)])
+    with pytest.raises(DataError, match=r"stand for two questions: 1 \(1000\)"):
+        recipe.submission(twice, meta)
 
 
 def test_questions_without_annotations_can_be_answered(records, trained):
@@ -273,7 +277,7 @@ def test_questions_without_annotations_can_be_answered(records, trained):
     hidden = ListRecords([{**records[i], "answers": [], "answer_type": "", "question_type": ""} for i in range(3)])
     batch = batch_of(recipe.data(hidden, meta, train=False))
     assert not batch["target"].any()
-    evaluator = VQAEvaluator(hidden, meta["answers"], lambda: None)
+    evaluator = VQAEvaluator(hidden, Answering(meta["answers"]), lambda: None)
     evaluator.update(objective.eval(), batch)
     with pytest.raises(DataError, match="no human answers"):
         evaluator.compute()
@@ -290,16 +294,8 @@ def test_padding_does_not_change_an_answer(records, trained):
         torch.testing.assert_close(objective.answer_logits(alone)[0], together[i], rtol=1e-4, atol=1e-4)
 
 
-def test_answers_of_all_processes_are_merged(records, tmp_path, monkeypatch):
+def test_answers_of_all_processes_are_merged(records, monkeypatch):
     """Two processes that both answered question 1003, as a sampler that pads would have them."""
     parts = [{key: "no" for key in range(1000, 1004)}, {key: "no" for key in range(1003, 1007)}]
     monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.gather_objects", lambda own: parts)
-    assert VQAEvaluator(records, ["no"], lambda: None).compute()["questions"] == 7
-    collector = AnswerCollector(records, ["no"])
-    monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.is_main", lambda: False)
-    assert collector.write(tmp_path / "other.json") == 7 and not (tmp_path / "other.json").exists()
-    monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.is_main", lambda: True)
-    assert collector.write(tmp_path / "answers.json") == 7
-    assert [row["question_id"] for row in json.loads((tmp_path / "answers.json").read_text())] == list(
-        range(1000, 1007)
-    )
+    assert VQAEvaluator(records, Answering(["no"]), lambda: None).compute()["questions"] == 7

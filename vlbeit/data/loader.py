@@ -1,7 +1,8 @@
 """Loaders: which samples a step sees, and how they are read.
 
 Everything about a sample hangs on (seed, epoch, index) alone. So any number of workers gives the same data, any step
-can be the first one at no cost, and no random state is ever saved.
+can be the first one at no cost, and no random state is ever saved. Where pictures have grids of their own, which ones
+share a micro-batch, and so the grid of one now and then, hangs on `micro_batch_size` too.
 """
 
 from __future__ import annotations
@@ -9,25 +10,26 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlbeit import dist
+from vlbeit.data.layout import Grid, bucketed, evaluation_windows, in_turn
 from vlbeit.data.randomness import seeded, stream
 from vlbeit.data.records import ImageError
 from vlbeit.data.stand_in import stand_in
 from vlbeit.errors import DataError, UsageError, UserError
-from vlbeit.types import Batch, DataSpec, Sample
+from vlbeit.types import Batch, DataSpec, Layout, Record, Sample
 
 log = logging.getLogger(__name__)
 
-_ORDER, _SAMPLE, _REPLACE = 0, 1, 2  # what a random stream is for
+_ORDER, _SAMPLE, _REPLACE, _BUCKETS = 0, 1, 2, 3  # what a random stream is for
 _ATTEMPTS = 10  # replacements in a row that are tried
 
-Place = tuple[int, int]  # epoch, index
+Place = tuple[int, int, Grid | None]  # epoch, index, and the patch grid of its batch where the layout has grids
 Bad = tuple[str, str]  # sample id, what is wrong with it
 
 
@@ -37,6 +39,10 @@ class TrainLoader:
     Position p of the stream is item p % n of the shuffled epoch p // n (n records); step t sees the positions
     [t * G, (t + 1) * G) with G = `global_batch_size`, each process its own part of them. An unreadable image is
     replaced by another sample, named in `batch["bad"]` and in the log.
+
+    Where the layout has grids, the shuffled epoch is rearranged so that every micro-batch is of one grid: it takes that
+    of its middle sample, to which a few samples at the border of two grids, and those of the micro-batch that two
+    epochs share, are fitted. Still every sample is seen once an epoch.
     """
 
     def __init__(
@@ -78,13 +84,23 @@ class TrainLoader:
     def first(self, count: int) -> Batch:
         """The first `count` samples of step 0 (at most a whole step) as one batch, to be looked at: read here and now.
 
-        What can be looked at is up to `DataSpec.shown`.
+        At most a micro-batch where the layout has grids. What can be looked at is up to `DataSpec.shown`.
 
         The steps that follow are the same with or without it. Raises as a step does, but counts no unreadable sample.
         """
-        spec = self.spec.shown or self.spec
+        if self.spec.layout.grids is not None:
+            return self._read(self.spec, self._micro_batch(0)[:count])
+        positions = range(min(count, self.global_batch_size))
+        return self._read(self.spec.shown or self.spec, [(*self._place(position), None) for position in positions])
+
+    def heaviest(self) -> Batch:
+        """A micro-batch that needs as much memory as any: the first, of the largest grid where the layout has grids."""
+        grids = self.spec.layout.grids
+        grid = None if grids is None else max(grids, key=lambda grid: grid[0] * grid[1])
+        return self._read(self.spec, [(epoch, index, grid) for epoch, index, _ in self._micro_batch(0)])
+
+    def _read(self, spec: DataSpec, places: list[Place]) -> Batch:
         samples = _Samples(spec, self.seed, replace=True)
-        places = [self._place(position) for position in range(min(count, self.global_batch_size))]
         found = _Collate(spec)([samples[place] for place in places])
         if isinstance(found, UserError):
             raise found
@@ -97,20 +113,35 @@ class TrainLoader:
         for step in range(start, stop):
             first = step * self.global_batch_size + dist.rank() * share
             for begin in range(first, first + share, self.micro_batch_size):
-                yield [self._place(position) for position in range(begin, begin + self.micro_batch_size)]
+                yield self._micro_batch(begin)
 
-    def _place(self, position: int) -> Place:
+    def _micro_batch(self, begin: int) -> list[Place]:
+        places = [self._place(position) for position in range(begin, begin + self.micro_batch_size)]
+        grids = self.spec.layout.grids
+        _, middle = places[len(places) // 2]
+        grid = None if grids is None else grids[middle]
+        return [(epoch, index, grid) for epoch, index in places]
+
+    def _place(self, position: int) -> tuple[int, int]:
         count = len(self.spec.records)
         epoch, item = divmod(position, count)
         if self._shuffled is None or self._shuffled[0] != epoch:
-            self._shuffled = epoch, stream(self.seed, _ORDER, epoch).permutation(count)
+            self._shuffled = epoch, self._order(epoch, count)
         return epoch, int(self._shuffled[1][item])
+
+    def _order(self, epoch: int, count: int) -> np.ndarray:
+        order, grids = stream(self.seed, _ORDER, epoch).permutation(count), self.spec.layout.grids
+        if grids is None:
+            return order
+        head = -epoch * count % self.micro_batch_size  # what the micro-batch before the first whole one still takes
+        return bucketed(order, grids, self.micro_batch_size, head, (self.seed, _BUCKETS, epoch))
 
 
 class EvalLoader:
     """The samples of a split in order, each once over all processes: batch i goes to process i % world size.
 
-    A batch of one is made of a split of one only: losses between samples, such as contrast, mean nothing on it.
+    A batch of one is made of a split of one only: losses between samples, such as contrast, mean nothing on it. With a
+    layout (see `vlbeit.data.layout`) the order is another, a batch may be of one, and a process has windows of batches.
     An unreadable image is taken for a mid-grey one, an unreadable mask for one without labels; they are named in
     `batch["bad"]` and in the log.
     """
@@ -130,17 +161,21 @@ class EvalLoader:
 
     def __len__(self) -> int:
         """Number of batches of this process."""
-        return len(self._ranges())
+        return len(self._indices())
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches; whatever a transform draws is the same at every evaluation."""
-        places = ([(0, index) for index in indices] for indices in self._ranges())
+        batches, grids = self._indices(), self.spec.layout.grids
+        places = ([(0, index, grids[index] if grids else None) for index in indices] for indices in batches)
         samples = _Samples(self.spec, seed=0, replace=False)
-        yield from _batches(samples, places, min(self._workers, len(self)), self._bad, self._pin_memory)
+        yield from _batches(samples, places, min(self._workers, len(batches)), self._bad, self._pin_memory)
 
-    def _ranges(self) -> list[range]:
-        """The batches of this process. A single sample that would be left over joins the batch before it."""
+    def _indices(self) -> Sequence[Sequence[int]]:
+        """The batches of this process. Without a layout a single sample left over joins the batch before it."""
         count, size = len(self.spec.records), self.batch_size
+        if self.spec.layout != Layout():
+            windows = evaluation_windows(self.spec.layout, count, size)[dist.rank() :: dist.world_size()]
+            return in_turn(windows, max(1, self._workers))
         starts = [start for start in range(0, count, size) if start == 0 or size == 1 or count - start > 1]
         stops = [*starts[1:], count]
         return [range(*ends) for ends in zip(starts, stops, strict=True)][dist.rank() :: dist.world_size()]
@@ -160,11 +195,11 @@ class _Samples(Dataset):  # type: ignore[type-arg]
 
     def _replaced(self, place: Place) -> tuple[Sample, list[Bad]]:
         """The sample, or else the first readable one of others drawn in its place."""
-        epoch, index = place
+        epoch, index, grid = place
         others = stream(self._seed, _REPLACE, epoch, index).integers(len(self.spec.records), size=_ATTEMPTS)
         bad: list[Bad] = []
         for candidate in (index, *others.tolist()):
-            record = self.spec.records[candidate]
+            record = self._record(candidate, grid)
             try:
                 with seeded(self._seed, _SAMPLE, epoch, candidate):
                     return self.spec.transform(record), bad
@@ -175,14 +210,18 @@ class _Samples(Dataset):  # type: ignore[type-arg]
 
     def _greyed(self, place: Place) -> tuple[Sample, list[Bad]]:
         """The sample, or else what it is with a stand-in for its image or mask."""
-        epoch, index = place
-        record = self.spec.records[index]
+        epoch, index, grid = place
+        record = self._record(index, grid)
         try:
             with seeded(self._seed, _SAMPLE, epoch, index):
                 return self.spec.transform(record), []
         except ImageError as error:
             with seeded(self._seed, _SAMPLE, epoch, index):
                 return self.spec.transform(stand_in(record)), [(record["id"], str(error))]
+
+    def _record(self, index: int, grid: Grid | None) -> Record:
+        record = self.spec.records[index]
+        return record if grid is None else {**record, "grid": grid}
 
 
 class _BadSamples:

@@ -39,6 +39,10 @@ class Tokenizer(ABC):
         """[CLS] tokens [SEP], cut to `max_length`."""
         return [self.cls_id, *self._encode(text)[: self.max_length - 2], self.sep_id]
 
+    def lengths(self, texts: Iterable[str]) -> list[int]:
+        """Tokens of each text, [CLS] and [SEP] included, before anything is cut."""
+        return [count + 2 for count in self._counts(texts)]
+
     def words(self, ids: Sequence[int]) -> list[int | None]:
         """Number of the word that each token belongs to; None for special tokens."""
         numbers: list[int | None] = []
@@ -73,6 +77,9 @@ class Tokenizer(ABC):
     @abstractmethod
     def _encode(self, text: str) -> list[int]: ...
 
+    def _counts(self, texts: Iterable[str]) -> Iterator[int]:
+        return (len(self._encode(text)) for text in texts)
+
     @abstractmethod
     def _decode(self, ids: list[int]) -> str: ...
 
@@ -105,6 +112,10 @@ class SubwordTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids
+
+    def _counts(self, texts: Iterable[str]) -> Iterator[int]:
+        for chunk in _chunks(texts):  # the library takes several at a time in less than half the time
+            yield from (len(found) for found in self._backend.encode_batch_fast(chunk, add_special_tokens=False))
 
     def _decode(self, ids: list[int]) -> str:
         return self._backend.decode(ids)

@@ -79,7 +79,8 @@ class TrainImage:
     """Random resized crop for images that go with a text: at least half of the area stays, and left stays left.
 
     `hflip` is the probability of a flip; VLMo has 0.5, although questions and captions speak of left and right.
-    `randaugment` is VLMo's: 2 operations of magnitude 7, each done with probability 0.5.
+    `randaugment` is VLMo's: 2 operations of magnitude 7, each done with probability 0.5. With `pad` the crop has about
+    the picture's own aspect and keeps it: what lacks to `size` is filled with the mean colour, which is 0 then.
     """
 
     def __init__(
@@ -90,8 +91,9 @@ class TrainImage:
         min_scale: float = 0.5,
         hflip: float = 0.0,
         randaugment: bool = False,
+        pad: bool = False,
     ) -> None:
-        self.size, self.mean, self.std = size, mean, std
+        self.size, self.mean, self.std, self.pad = size, mean, std, pad
         self.scale, self.hflip = (min_scale, 1.0), hflip
         # VLMo draws from these nine and Identity: 9/10 of its probability is the same without Identity.
         fill = {"img_mean": tuple(round(255 * value) for value in mean)}
@@ -99,19 +101,34 @@ class TrainImage:
         self.augment = RandAugment(operations, num_layers=2) if randaugment else None
 
     def __call__(self, image: Image.Image) -> Tensor:
-        box = _random_box(image, self.size, self.scale)
-        image = _flip(F.resized_crop(image, *box, size=list(self.size), interpolation=_BICUBIC), self.hflip)
-        return normalize(pixels(self.augment(image) if self.augment else image), self.mean, self.std)
+        return self.view(image)[0]
+
+    def view(self, image: Image.Image, size: Size | None = None, may_flip: bool = True) -> tuple[Tensor, bool]:
+        """[3, *size] (None: the size of all) and whether it is flipped, which `may_flip` can forbid."""
+        size = size or self.size
+        box = _random_box(image, (image.height, image.width) if self.pad else size, self.scale)
+        inner = fitting(box[2:], size) if self.pad else size
+        image = F.resized_crop(image, *box, size=list(inner), interpolation=_BICUBIC)
+        flipped = bool(torch.rand(()) < self.hflip) and may_flip
+        image = F.horizontal_flip(image) if flipped else image
+        image_CHW = normalize(pixels(self.augment(image) if self.augment else image), self.mean, self.std)
+        return _padded(image_CHW, size), flipped
 
 
 class EvalImage:
-    """The whole image, resized without regard to its aspect: nothing that a question asks about is cut off."""
+    """The whole image, resized without regard to its aspect: nothing that a question asks about is cut off.
 
-    def __init__(self, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.size, self.mean, self.std = size, mean, std
+    With `pad` it keeps its aspect: what lacks to `size` is filled with the mean colour, which is 0 then.
+    """
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return normalize(pixels(F.resize(image, list(self.size), _BICUBIC)), self.mean, self.std)
+    def __init__(self, size: Size, mean: Sequence[float], std: Sequence[float], pad: bool = False) -> None:
+        self.size, self.mean, self.std, self.pad = size, mean, std, pad
+
+    def __call__(self, image: Image.Image, size: Size | None = None) -> Tensor:
+        """[3, *size]; None: the size of all."""
+        size = size or self.size
+        inner = fitting((image.height, image.width), size) if self.pad else size
+        return _padded(normalize(pixels(F.resize(image, list(inner), _BICUBIC)), self.mean, self.std), size)
 
 
 class Erasing(NamedTuple):
@@ -179,6 +196,19 @@ class ClassificationEval:
             resized = [rows, rows * width // height]
         image = F.center_crop(F.resize(image, resized, _BICUBIC), list(self.size))
         return normalize(pixels(image), self.mean, self.std)
+
+
+def fitting(picture: Size, size: Size) -> Size:
+    """The largest size of the picture's aspect within `size`; a side is a pixel at least."""
+    scale = min(size[0] / picture[0], size[1] / picture[1])
+    height, width = (min(most, max(1, round(side * scale))) for side, most in zip(picture, size, strict=True))
+    return height, width
+
+
+def _padded(image_CHW: Tensor, size: Size) -> Tensor:
+    """In the middle of zeros."""
+    rows, columns = size[0] - image_CHW.shape[1], size[1] - image_CHW.shape[2]
+    return torch.nn.functional.pad(image_CHW, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
 
 
 def _operations(transform: Compose) -> Iterator[AugmentOp]:

@@ -102,23 +102,8 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; DataError, at once, where another one has it.
-
-        The lock ends with its process, however that ends, and is not inherited by the loader's workers.
-        """
-        with write_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.lock_file, "a+")  # noqa: SIM115
-        with file:
-            if not _lock(file):
-                file.seek(0)
-                raise DataError(
-                    f"{self.path} is in use: process {file.read().strip() or '?'} trains there; "
-                    f"wait for it, or choose another run="
-                )
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+        """`locked` for a process that trains here."""
+        with locked(self.lock_file, "trains there; wait for it, or choose another run="):
             yield
 
     def save_state(self, step: int, write: Callable[[Path], None]) -> None:
@@ -201,6 +186,25 @@ class RunFolder:
 
 def _step_of(state: Path) -> int:
     return int(state.name.removeprefix("step-"))
+
+
+@contextmanager
+def locked(lock_file: Path, doing: str) -> Iterator[None]:
+    """Hold the folder of a lock file for this process; DataError, at once, where another one has it and is `doing`.
+
+    The lock ends with its process, however that ends, and is not inherited by the loader's workers.
+    """
+    with write_errors(lock_file.parent):
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock_file, "a+")  # noqa: SIM115
+    with file:
+        if not _lock(file):
+            file.seek(0)
+            raise DataError(f"{lock_file.parent} is in use: process {file.read().strip() or '?'} {doing}")
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 @contextmanager

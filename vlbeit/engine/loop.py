@@ -32,10 +32,10 @@ from vlbeit.engine.meter import Meter
 from vlbeit.engine.optim import check_coverage, write_lr
 from vlbeit.engine.plan import FitPlan
 from vlbeit.engine.randomness import preserved_generators, seed_generators
-from vlbeit.engine.sinks import JsonLines, Sink, Terminal, Trackers, finite
+from vlbeit.engine.sinks import JsonLines, Sink, Terminal, Trackers
 from vlbeit.engine.state import TrainingState
 from vlbeit.errors import DataError, Interrupted
-from vlbeit.files import write_json
+from vlbeit.files import finite, write_json
 from vlbeit.types import Batch
 
 
@@ -232,7 +232,9 @@ class Engine:
                 weights = weights_of(self.ema.module if self.ema else self.objective)
                 self.callbacks.export(weights, self.folder.checkpoint)
             if results:
-                write_json(self.folder.evaluation_file, finite({**results, "step": self.state.step}), indent=2)
+                best = {"metric": self.plan.metric.removeprefix("-")} if self.plan.metric else {}
+                numbers = finite({**results, **best, "step": self.state.step})
+                write_json(self.folder.evaluation_file, numbers, indent=2)
 
     def _save(self) -> None:
         """Save the whole state."""

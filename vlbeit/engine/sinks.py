@@ -7,7 +7,6 @@ A record is `{"step", "time", "total", "losses", "logs", "lr", "grad_norm", ...}
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vlbeit.engine.folder import write_errors
+from vlbeit.files import finite
 
 Record = Mapping[str, Any]
 
@@ -114,13 +114,6 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in record.items():
         result |= flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return result
-
-
-def finite(value: Any) -> Any:
-    """The value with NaN and Inf as None: strict JSON has neither."""
-    if isinstance(value, Mapping):
-        return {name: finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _short(numbers: Mapping[str, float]) -> list[str]:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlbeit.models.resizing import resize_embedding
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.models.towers import TowerPatches, TowerWords
 from vlbeit.nn.block import Block, Route, route
 from vlbeit.nn.embed import PatchEmbed, TextEmbed
-from vlbeit.nn.relpos import RelativePositionBias
+from vlbeit.nn.relpos import RelativePositionBias, within
 from vlbeit.types import Span, Tokens
 
 
@@ -93,10 +94,11 @@ class MoMEEncoder(nn.Module):
     def embed_image(self, image_BCHW: Tensor, mask_BN: Tensor | None = None, type_id: int = 1) -> Tokens:
         """Picture to CLS + patches; True in `mask_BN` [B, N] puts the mask token there.
 
-        Raises ValueError where the picture's size is not that of the encoder's positions, or there is no mask token.
+        A picture may have fewer rows or columns than `spec.grid`: relative positions hold for it as they are, absolute
+        ones are interpolated. Raises ValueError where it has more, or there is no mask token.
         """
         x_BND, grid = self.patch_embed(image_BCHW)
-        if grid != self.spec.grid:
+        if not within(grid, self.spec.grid):
             raise ValueError(f"image of {grid[0]}x{grid[1]} patches; this encoder's positions are for {self.spec.grid}")
         if mask_BN is not None:
             if self.mask_token is None:
@@ -104,7 +106,9 @@ class MoMEEncoder(nn.Module):
             x_BND = torch.where(mask_BN[..., None], self.mask_token.to(x_BND.dtype), x_BND)
         x_BLD = torch.cat([self.cls_token.to(x_BND.dtype).expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
         if self.pos_embed is not None:
-            x_BLD = x_BLD + self.pos_embed
+            assert self.spec.grid is not None
+            own = grid == self.spec.grid
+            x_BLD = x_BLD + (self.pos_embed if own else resize_embedding(self.pos_embed, self.spec.grid, grid))
         if self.type_embed is not None:
             x_BLD = x_BLD + self.type_embed.weight[type_id]
         return Tokens(x_BLD, None, (Span("image", 0, x_BLD.shape[1], grid, type_id),))

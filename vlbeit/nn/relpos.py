@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from vlbeit.types import Span
 
+Grid = tuple[int, int]
 
-def image_rows(grid: tuple[int, int]) -> int:
+
+def image_rows(grid: Grid) -> int:
     """Rows of an image table: every 2-D offset, then CLS->patch, patch->CLS, CLS->CLS."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
 
@@ -35,13 +37,17 @@ def _with_cls(offsets_NN: Tensor, rows: int) -> Tensor:
     return index_LL
 
 
-def image_index(grid: tuple[int, int]) -> Tensor:
-    """Table row for every (query, key) of CLS + patches, [1+N, 1+N]; offset = query - key, row-major."""
+def image_index(grid: Grid, largest: Grid | None = None) -> Tensor:
+    """Row of the table for `largest` (None: for `grid`) of every (query, key) of CLS + patches, [1+N, 1+N].
+
+    Offset = query - key, row-major. Patches as far apart have the same row in every grid.
+    """
     row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     row, column = row.flatten(), column.flatten()
-    dy = row[:, None] - row[None, :] + grid[0] - 1
-    dx = column[:, None] - column[None, :] + grid[1] - 1
-    return _with_cls(dy * (2 * grid[1] - 1) + dx, image_rows(grid))
+    largest = largest or grid
+    dy = row[:, None] - row[None, :] + largest[0] - 1
+    dx = column[:, None] - column[None, :] + largest[1] - 1
+    return _with_cls(dy * (2 * largest[1] - 1) + dx, image_rows(largest))
 
 
 def text_index(length: int, longest: int) -> Tensor:
@@ -62,11 +68,11 @@ class RelativePositionBias(nn.Module):
 
     Args:
         num_heads: H.
-        grid: rows and columns of patches; None builds no `image`.
+        grid: rows and columns of patches that the table is for, a picture may have fewer; None builds no `image`.
         text_length: T0, the longest text; None builds neither `text` nor `cross`.
     """
 
-    def __init__(self, num_heads: int, grid: tuple[int, int] | None = None, text_length: int | None = None) -> None:
+    def __init__(self, num_heads: int, grid: Grid | None = None, text_length: int | None = None) -> None:
         super().__init__()
         self.grid = grid
         self.text_length = text_length
@@ -88,32 +94,35 @@ class RelativePositionBias(nn.Module):
                 raise ValueError(f"no position table for {modality!r}: add one here, or use absolute positions")
             if modality == "text" and (self.text_length is None or length > self.text_length):
                 raise ValueError(f"a text of {length} tokens is longer than the position table ({self.text_length})")
-            if modality == "image" and grid != self.grid:
-                raise ValueError(f"patch grid {grid} differs from the position table's {self.grid}")
+            if modality == "image" and not within(grid, self.grid):
+                raise ValueError(f"patch grid {grid} is not within the position table's {self.grid}")
         # under torch.export and torch.compile lengths may be symbols, and what is made of them is not to be kept
         make = make_index if torch.compiler.is_compiling() else joint_index
         return make(layout, self.grid, self.text_length, device)
 
 
 def make_index(
-    layout: tuple[tuple[str, int, tuple[int, int] | None], ...],
-    grid: tuple[int, int] | None,
+    layout: tuple[tuple[str, int, Grid | None], ...],
+    grid: Grid | None,
     text_length: int | None,
     device: torch.device,
 ) -> Tensor:
-    """Rows of the joined table (image | cross | text) for spans of (modality, length, grid), [L, L]."""
+    """Rows of the joined table (image | cross | text) for spans of (modality, length, own grid), [L, L].
+
+    `grid` and `text_length` are the largest that the tables are for.
+    """
     n_image = image_rows(grid) if grid else 0
     n_cross = 2 if grid and text_length else 0
     blocks = []
-    for query, query_length, _ in layout:
+    for query, query_length, own_grid in layout:
         row = []
         for key, key_length, _ in layout:
             if query != key:
                 cross = n_image + (0 if query == "text" else 1)
                 row.append(torch.full((query_length, key_length), cross, dtype=torch.long))
             elif query == "image":
-                assert grid is not None
-                row.append(image_index(grid))
+                assert own_grid is not None
+                row.append(image_index(own_grid, grid))
             else:
                 assert text_length is not None
                 row.append(text_index(query_length, text_length) + n_image + n_cross)
@@ -121,5 +130,10 @@ def make_index(
     return torch.cat(blocks).to(device)
 
 
-# what is kept must serve a later backward pass too
-joint_index = lru_cache(maxsize=256)(torch.inference_mode(False)(make_index))
+def within(grid: Grid | None, largest: Grid | None) -> bool:
+    """Whether the patches of a picture lie within the positions that there are."""
+    return grid is not None and largest is not None and grid[0] <= largest[0] and grid[1] <= largest[1]
+
+
+# what is kept must serve a later backward pass too; one of 900 patches is 7 MB
+joint_index = lru_cache(maxsize=128)(torch.inference_mode(False)(make_index))

@@ -37,6 +37,10 @@ class DataSource(ABC):
     def records(self, kind: str, split: str) -> Records:
         """The records of one of `kinds`. Raises `DataError` where the files of the split are missing or damaged."""
 
+    def question_file(self, split: str) -> Path | None:
+        """The official question file that a split is; None where it is none, or several."""
+        return None
+
     def classes(self, kind: str = "labelled") -> list[str]:
         """Names of the labels 0, 1, ... of the records of a kind: labelled, masks or boxes."""
         raise DataError(f"data={self.config.name} has no classes of {kind} records")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 from vlbeit.config import DataConfig
@@ -58,6 +59,10 @@ class Scenes(DataSource):
 
     def records(self, kind: str, split: str) -> Records:
         return self._readers[kind].records(kind, split)
+
+    def question_file(self, split: str) -> Path | None:
+        """As of VQA v2."""
+        return self._readers["vqa"].question_file(split)
 
     def classes(self, kind: str = "labelled") -> list[str]:
         """Names of the labels of a kind of record."""

@@ -14,7 +14,7 @@ from vlbeit.data.records import KINDS, ChosenRecords, JoinedRecords
 from vlbeit.data.sources.base import DataSource
 from vlbeit.data.sources.question_files import EachPictureOnce
 from vlbeit.data.visual_genome import genome_files, genome_rows
-from vlbeit.data.vqa_v2_files import QuestionFiles, official_files, question_rows
+from vlbeit.data.vqa_v2_files import SUBTYPES, QuestionFiles, official_files, question_rows
 from vlbeit.data.vqa_v2_splits import GENOME, PARTS, held_out_images, split_parts
 from vlbeit.errors import DataError
 from vlbeit.types import Records
@@ -47,6 +47,14 @@ class VQAv2(DataSource):
         tables = [found[part] for part in parts]
         records = tables[0] if len(tables) == 1 else JoinedRecords(tables)
         return EachPictureOnce(records) if kind == "images" else records
+
+    def question_file(self, split: str) -> Path | None:
+        """Of the splits that are one official file."""
+        parts = split_parts(split)
+        if len(parts) > 1 or parts[0] not in SUBTYPES:
+            return None
+        origin = (prepared_arguments(self.root) or {}).get("root", self.root)
+        return official_files(Path(origin), parts[0]).questions
 
     def _part(self, part: str, split: str) -> Records:
         """A single split; of `trainable_val` and `rest_val` the rows of val whose images are on that side."""

@@ -1,0 +1,77 @@
+"""Native pictures, test-time flip and ensembles on the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vlbeit import compose
+from vlbeit.cli import main
+
+
+@pytest.fixture
+def evaluated(in_chain: Path):
+    """Numbers of `vlbeit evaluate runs/vl-vqa WORDS` in the file with a suffix, which goes with a second run."""
+    shutil.copytree("runs/vl-vqa", "second")
+
+    def evaluate(suffix: str, *words: str) -> dict[str, object]:
+        assert main(["evaluate", "runs/vl-vqa", "task.controls=false", *words]) == 0
+        return json.loads(Path(f"runs/vl-vqa/evaluation{suffix}.json").read_text())
+
+    yield evaluate
+    shutil.rmtree("second")
+    for path in [*Path("runs/vl-vqa").glob("*-changed.json"), *Path("runs/vl-vqa").glob("*-ensemble.json")]:
+        path.unlink()
+
+
+def test_two_runs_answer_together(evaluated, capsys):
+    alone = evaluated("")
+    both = evaluated("-ensemble", "--with", "second")
+    assert both["ensemble"] == ["second"] and "ensemble" not in alone
+    assert {name: both[name] for name in ("overall", "questions")} == {
+        name: alone[name] for name in ("overall", "questions")
+    }, "a run and its copy are as good as the run"
+    capsys.readouterr()
+    assert main(["evaluate", "runs/vl-vqa", "--with", "second", "--with", "second"]) == 2
+    assert "a run is named twice" in capsys.readouterr().err
+    assert main(["evaluate", "runs/vl-vqa", "--with", "runs/mim"]) == 2
+    assert "--with runs/mim: it is a run of mim, not one that answers questions" in capsys.readouterr().err
+    assert main(["evaluate", "runs/mim", "--with", "second"]) == 2
+    assert "runs/mim is a run of stage=mim: train a task on it" in capsys.readouterr().err
+    assert main(["evaluate", "runs/mim-classification", "--with", "second"]) == 2
+    assert "task=classification cannot be evaluated together" in capsys.readouterr().err
+
+
+def test_two_runs_submit_together(evaluated, scenes, tmp_path):
+    words = ["submit", "runs/vl-vqa", "task.test_flip=true", f"data.root={scenes}", "--split", "test2015"]
+    try:
+        assert main([*words, "--with", "second", "--out", str(tmp_path / "both.json")]) == 0
+        assert main([*words, "--out", str(tmp_path / "one.json")]) == 0
+        facts = [json.loads(path.read_text()) for path in Path("runs/vl-vqa/submissions").glob("*/submission.json")]
+    finally:
+        shutil.rmtree("runs/vl-vqa/submissions")
+    assert sorted(each.get("ensemble", []) for each in facts) == [[], ["second"]], "two submissions, not one"
+    assert all(each["test_flip"] is True for each in facts)
+    both, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("both", "one"))
+    assert both == one, "a run and its copy are as good as the run"
+
+
+def test_the_flipped_picture_is_said(evaluated):
+    flipped = evaluated("-changed", "task.test_flip=true")
+    assert flipped["test_flip"] is True and flipped["questions"] == 24
+
+
+@pytest.mark.parametrize("resize", ["native", "pad"])
+def test_training_in_the_pictures_own_aspect(in_chain, again, tmp_path, resize):
+    """The scenes are square: in a wide frame they are less wide."""
+    run = tmp_path / "run"
+    words = ["train", *again["vl-vqa"], f"run={run}", "data.image_size=[32,48]", f"data.resize={resize}", "init=none"]
+    assert main([*words, "micro_batch_size=auto"]) == 0
+    assert compose.from_yaml(run / "config.yaml").data.resize == resize
+    assert json.loads((run / "evaluation.json").read_text())["questions"] == 24
+    assert (run / "batch0.png").is_file()
+    assert main(["evaluate", str(run)]) == 0
+    assert main(["predict", str(run), "data.jpg"]) == 1
