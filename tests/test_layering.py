@@ -36,8 +36,8 @@ PURE = {
     f"vlbeit.data.{name}"
     for name in (
         "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
-        "answer_file", "answer_check",
         "picture_names", "row_files", "vqa_rows", "vqa_splits",
+        "answer_file", "answer_check",
     )
 }  # fmt: skip
 SHARED_ROWS = (0, 6)  # their modules may import each other
