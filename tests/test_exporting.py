@@ -90,7 +90,7 @@ def test_answer_logits(in_chain: Path, scenes: Path, tmp_path: Path, capsys: pyt
     ids = [tokenizer(question) for question in questions]
     longest = max(map(len, ids))
     assert longest == facts["text_length"] == 32
-    image_1CHW = answer.image(open_image(picture))[None].numpy()
+    image_1CHW = answer.transform.image(open_image(picture))[None].numpy()
     padded = {
         "image": np.repeat(image_1CHW, len(ids), axis=0),
         "text_ids": np.array([row + [0] * (longest - len(row)) for row in ids]),

@@ -219,7 +219,7 @@ def test_unreadable_pictures_are_named_and_counted(
     place: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(scenes / "test2015", "pictures")
-    broken = place / "pictures" / "COCO_test2015_000000000057.jpg"
+    broken = place / "pictures" / "COCO_test2015_000000000060.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
     words = ["submit", "runs/vqa", "--questions", str(scenes / QUESTIONS), "--images", "pictures", "micro_batch_size=2"]
     assert main(words) == 1
@@ -231,7 +231,7 @@ def test_unreadable_pictures_are_named_and_counted(
     assert f"{kept} of them are answered already" in said and f"cannot be read: 1 ({broken})" in said
     unreadable = only().facts["unreadable"]
     questions = json.loads((scenes / QUESTIONS).read_text())["questions"]
-    wanted = [str(row["question_id"]) for row in questions if row["image_id"] == 57]
+    wanted = [str(row["question_id"]) for row in questions if row["image_id"] == 60]
     assert unreadable["pictures"] == 1 and unreadable["questions"] == len(wanted) > 1
     assert unreadable["which"] == [{"id": each, "picture": str(broken)} for each in wanted]
     assert len(texts(only().answers_file)) == COUNT, "answered all the same, as by the evaluator"

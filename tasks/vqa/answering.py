@@ -6,10 +6,10 @@ Legend: B batch, V answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlbeit.types import Batch
 
@@ -19,7 +19,7 @@ from .sides import mirrored
 class Member(NamedTuple):
     """A further model that answers, and the texts of its answers in the order of its classifier."""
 
-    objective: nn.Module
+    objective: Any  # a module with `answer_logits`
     answers: list[str]
 
 
@@ -48,7 +48,7 @@ class Answering:
         self._place = {answer: index for index, answer in enumerate(self.answers)}
 
     @torch.no_grad()
-    def __call__(self, objective: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, objective: Any, batch: Batch) -> Tensor:
         """`image`, `text_ids`, `text_keep`, and with `flip` `sides` -> float32 [B, V] in [0, 1]; V as `answers`."""
         if bool(batch["text_keep"].all()):
             batch = {**batch, "text_keep": None}  # a mask that masks nothing costs memory of [B, L, L] in every layer
@@ -62,11 +62,11 @@ class Answering:
             mean_BV[:, places_V] += self._look(member.to(next(objective.parameters())), answers, batch)
         return mean_BV / (1 + len(self.members))
 
-    def best(self, objective: nn.Module, batch: Batch) -> list[str]:
+    def best(self, objective: Any, batch: Batch) -> list[str]:
         """The likeliest answer to every question."""
         return [self.answers[index] for index in self(objective, batch).argmax(dim=-1).tolist()]
 
-    def _look(self, objective: nn.Module, answers: list[str], batch: Batch) -> Tensor:
+    def _look(self, objective: Any, answers: list[str], batch: Batch) -> Tensor:
         """Probabilities of one model, [B, its V]."""
         seen_BV = objective.answer_logits(batch).float().sigmoid()
         if not self.flip or not bool((rows_B := ~batch["sides"]).any()):

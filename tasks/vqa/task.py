@@ -148,8 +148,8 @@ class VQA(Task):
             records = self._answerable(records, vocabulary)
             transform = self.reading.for_training(meta, vocabulary, self.settings)
             return DataSpec(records, transform, collate, layout=self.reading.training_layout(records, meta, transform))
-        transform = self.reading.for_evaluation(meta, vocabulary)
-        return DataSpec(records, transform, collate, layout=self.reading.evaluation_layout(records, meta))
+        plain = self.reading.for_evaluation(meta, vocabulary)
+        return DataSpec(records, plain, collate, layout=self.reading.evaluation_layout(records, meta))
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         """Official accuracy with the blind baseline of the training split beside it.
