@@ -17,6 +17,7 @@ from vlbeit.data.collate import collate
 from vlbeit.data.records import ChosenRecords
 from vlbeit.data.sources import open_records
 from vlbeit.data.text import choose_tokenizer
+from vlbeit.dist import is_main
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import param_groups, vlmo_decays
@@ -33,7 +34,7 @@ from .objective import VQAObjective, answer_heads
 from .predictor import VQAPredictor
 from .reading import Reading
 from .submit import AnswerSheet
-from .vocabulary import VocabularyChoice
+from .vocabulary import VocabularyChoice, coverage_lines
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class VQA(Task):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.settings: VQASettings = config.task
+        self._told = False
         self.members: dict[str, Member] = {}  # by the path of their runs
         self.reading = Reading(config)
 
@@ -161,6 +163,7 @@ class VQA(Task):
                 f"the questions of the split {self.config.data.val_split!r} have no human answers to score against: "
                 f"vlbeit submit answers them"
             )
+        self._tell(meta)
         return {"vqa": VQAEvaluator(records, self._answering(meta), lambda: self._blind_guess)}
 
     def controls(self, records: Records, meta: Meta) -> Mapping[str, DataSpec]:
@@ -247,6 +250,13 @@ class VQA(Task):
             )  # fmt: skip
             records = ChosenRecords(records, rows)
         return records
+
+    def _tell(self, meta: Meta) -> None:
+        """Log once what the vocabulary covers: not in `meta`, since a run may yet be refused, in one line."""
+        if is_main() and not self._told and "vocabulary" in meta:
+            for line in coverage_lines(meta["vocabulary"]):
+                log.info(line)
+        self._told = True
 
     @cached_property
     def _blind_guess(self) -> BlindGuess | None:
