@@ -17,7 +17,6 @@ from vlbeit.data.collate import collate
 from vlbeit.data.records import ChosenRecords
 from vlbeit.data.sources import open_records
 from vlbeit.data.text import choose_tokenizer
-from vlbeit.dist import is_main
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import param_groups, vlmo_decays
@@ -102,7 +101,7 @@ class VQA(Task):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.settings: VQASettings = config.task
-        self._told = False
+        self._news: list[str] = []  # about the vocabulary
         self.members: dict[str, Member] = {}  # by the path of their runs
         self.reading = Reading(config)
 
@@ -121,7 +120,9 @@ class VQA(Task):
         """
         tokenizer = choose_tokenizer(self.config.text, lambda: train.column("question"), inherited.get("tokenizer"))
         choice = VocabularyChoice(self.settings, self.config.data, inherited.get("answers"))
-        return {"tokenizer": tokenizer.to_json(), **choice.meta(train)}
+        made = choice.meta(train)
+        self._news = coverage_lines(made["vocabulary"])
+        return {"tokenizer": tokenizer.to_json(), **made}
 
     def labels_of_init(self) -> Meta:
         """`answers` of `task.init_answers`."""
@@ -163,7 +164,7 @@ class VQA(Task):
                 f"the questions of the split {self.config.data.val_split!r} have no human answers to score against: "
                 f"vlbeit submit answers them"
             )
-        self._tell(meta)
+        self._tell()
         return {"vqa": VQAEvaluator(records, self._answering(meta), lambda: self._blind_guess)}
 
     def controls(self, records: Records, meta: Meta) -> Mapping[str, DataSpec]:
@@ -251,12 +252,11 @@ class VQA(Task):
             records = ChosenRecords(records, rows)
         return records
 
-    def _tell(self, meta: Meta) -> None:
-        """Log once what the vocabulary covers: not in `meta`, since a run may yet be refused, in one line."""
-        if is_main() and not self._told and "vocabulary" in meta:
-            for line in coverage_lines(meta["vocabulary"]):
-                log.info(line)
-        self._told = True
+    def _tell(self) -> None:
+        """Log once what a new vocabulary covers: not in `meta`, since a run may yet be refused, in one line."""
+        for line in self._news:
+            log.info(line)
+        self._news = []
 
     @cached_property
     def _blind_guess(self) -> BlindGuess | None:
