@@ -239,7 +239,10 @@ OFFICIAL = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_
         (lambda root: (root / OFFICIAL[0]).write_text('{"questions": [{"question'), "line 1 column 17: not JSON"),
         (lambda root: (root / OFFICIAL[0]).write_bytes(b'{"questions": ["\xff"]}'), "byte 16: not UTF-8"),
         (lambda root: (root / OFFICIAL[0]).write_text("{}"), "has no 'questions': is it the right file?"),
-        (lambda root: damage(root / OFFICIAL[0], lambda v: {**v, "questions": [{}]}), "questions[0] is not as published"),
+        (
+            lambda root: damage(root / OFFICIAL[0], lambda v: {**v, "questions": [{}]}),
+            "[0] is not as published",
+        ),
         (
             lambda root: [damage(root / name, drop(k, 10**6)) for name, k in EMPTY],
             "the split 'train' of vqa has no vqa",

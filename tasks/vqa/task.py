@@ -33,7 +33,7 @@ from .objective import VQAObjective, answer_heads
 from .predictor import VQAPredictor
 from .reading import Reading
 from .submit import AnswerSheet
-from .vocabulary import VocabularyChoice
+from .vocabulary import VocabularyChoice, coverage_lines
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class VQA(Task):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.settings: VQASettings = config.task
+        self._news: list[str] = []  # about the vocabulary
         self.members: dict[str, Member] = {}  # by the path of their runs
         self.reading = Reading(config)
 
@@ -119,7 +120,9 @@ class VQA(Task):
         """
         tokenizer = choose_tokenizer(self.config.text, lambda: train.column("question"), inherited.get("tokenizer"))
         choice = VocabularyChoice(self.settings, self.config.data, inherited.get("answers"))
-        return {"tokenizer": tokenizer.to_json(), **choice.meta(train)}
+        made = choice.meta(train)
+        self._news = coverage_lines(made["vocabulary"])
+        return {"tokenizer": tokenizer.to_json(), **made}
 
     def labels_of_init(self) -> Meta:
         """`answers` of `task.init_answers`."""
@@ -161,6 +164,7 @@ class VQA(Task):
                 f"the questions of the split {self.config.data.val_split!r} have no human answers to score against: "
                 f"vlbeit submit answers them"
             )
+        self._tell()
         return {"vqa": VQAEvaluator(records, self._answering(meta), lambda: self._blind_guess)}
 
     def controls(self, records: Records, meta: Meta) -> Mapping[str, DataSpec]:
@@ -247,6 +251,12 @@ class VQA(Task):
             )  # fmt: skip
             records = ChosenRecords(records, rows)
         return records
+
+    def _tell(self) -> None:
+        """Log once what a new vocabulary covers: not in `meta`, since a run may yet be refused, in one line."""
+        for line in self._news:
+            log.info(line)
+        self._news = []
 
     @cached_property
     def _blind_guess(self) -> BlindGuess | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,10 +47,8 @@ class VocabularyChoice:
             facts |= {"source": "own", "splits": self._splits(), **rule}
         if settings.init_answers:
             _compare_order(answers, read_answers(Path(settings.init_answers).expanduser(), "task.init_answers"))
-        found = coverage(train, answers)
-        for line in coverage_lines(found, len(answers), settings.targets):
-            log.info(line)
-        return {"answers": answers, "vocabulary": {**facts, "answers": len(answers), "training": found._asdict()}}
+        found = coverage(train, answers)._asdict()
+        return {"answers": answers, "vocabulary": {**facts, "answers": len(answers), "training": found}}
 
     def _own(self, train: Records) -> list[str]:
         """The answers that are frequent in the splits of the vocabulary, by the published rule."""
@@ -76,16 +74,17 @@ class VocabularyChoice:
         return parts[0] if len(parts) == 1 else JoinedRecords(parts)
 
 
-def coverage_lines(found: Coverage, answers: int, targets: str) -> list[str]:
-    """What `coverage` found, for people."""
+def coverage_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What the facts that `VocabularyChoice` stores say of the training questions, for people."""
+    found = Coverage(**facts["training"])
     if not found.questions:
-        return [f"vocabulary: {answers} answers"]
+        return [f"vocabulary: {facts['answers']} answers"]
     raw, normalized = (f"{count} ({100 * count / found.questions:.2f} %)" for count in (found.raw, found.normalized))
     return [
-        f"vocabulary: {answers} answers, with the majority answer of {found.majority} of {found.questions} training "
-        f"questions ({100 * found.majority / found.questions:.2f} %)",
-        f"task.targets={targets}: matched raw, as published, the answers of {raw} questions give a target, normalized "
-        f"those of {normalized}; {found.differing} questions have other targets in the two ways",
+        f"vocabulary: {facts['answers']} answers, with the majority answer of {found.majority} of {found.questions} "
+        f"training questions ({100 * found.majority / found.questions:.2f} %)",
+        f"task.targets={facts['targets']}: matched raw, as published, the answers of {raw} questions give a target, "
+        f"normalized those of {normalized}; {found.differing} questions have other targets in the two ways",
     ]
 
 

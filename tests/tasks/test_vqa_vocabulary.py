@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import pytest
 
@@ -12,7 +11,7 @@ from vlbeit.config import DataConfig
 from vlbeit.data.records import ListRecords
 from vlbeit.errors import DataError, UsageError
 from vlbeit.tasks.vqa.task import VQASettings
-from vlbeit.tasks.vqa.vocabulary import VocabularyChoice
+from vlbeit.tasks.vqa.vocabulary import VocabularyChoice, coverage_lines
 
 
 def rows(*answers):
@@ -41,20 +40,19 @@ def opened(monkeypatch):
     return names
 
 
-def test_the_training_split_is_counted(opened, caplog):
-    with caplog.at_level(logging.INFO):
-        meta = choice(min_count=2).meta(TRAIN)
+def test_the_training_split_is_counted(opened):
+    meta = choice(min_count=2).meta(TRAIN)
     assert meta["answers"] == ["red", "t shirt"] and not opened
     assert meta["vocabulary"] == {
         "source": "own", "splits": ["train"], "min_count": 2, "max_answers": None, "targets": "raw", "answers": 2,
         "training": {"questions": 6, "majority": 5, "raw": 3, "normalized": 5, "differing": 2},
     }  # fmt: skip
     assert json.loads(json.dumps(meta)) == meta
-    assert "majority answer of 5 of 6 training questions (83.33 %)" in caplog.text
-    assert (
+    assert coverage_lines(meta["vocabulary"]) == [
+        "vocabulary: 2 answers, with the majority answer of 5 of 6 training questions (83.33 %)",
         "task.targets=raw: matched raw, as published, the answers of 3 (50.00 %) questions give a target, normalized "
-        "those of 5 (83.33 %); 2 questions have other targets in the two ways" in caplog.text
-    )
+        "those of 5 (83.33 %); 2 questions have other targets in the two ways",
+    ]
 
 
 def test_other_splits_are_counted_in_their_order(opened):
