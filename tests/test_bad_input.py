@@ -466,7 +466,7 @@ def test_evaluate(refused: Callable[..., str]) -> None:
     )
     assert "cannot be changed" in refused(2, "evaluate", "runs/vqa", "model=base")
     assert "no human answers to score against" in refused(1, "evaluate", "runs/vqa", "data.val_split=test")
-    assert "Missing argument 'RUN'" in refused(2, "evaluate")
+    assert "name a run: vlbeit evaluate runs/vl-vqa" in refused(2, "evaluate")
 
 
 def test_prepare(refused: Callable[..., str], place: Path, scenes: Path) -> None:

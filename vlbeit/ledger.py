@@ -53,7 +53,7 @@ class Submission:
 
     def write(self, **facts: Any) -> None:
         """Add to submission.json, or replace what it says; `id` and `created` stand in it from the first time."""
-        created = datetime.now(UTC).isoformat(timespec="seconds")
+        created = datetime.now(UTC).isoformat(timespec="microseconds")
         self.facts = {"id": self.id, "created": created, **self.facts, **facts}
         files.write_json(self.facts_file, self.facts, indent=1)
 
@@ -85,8 +85,8 @@ def find(what: str | Path) -> Submission:
     """The submission of an answer file, of a run (its newest finished one), or with an id; also its folder by path.
 
     An answer file is known by its content, wherever it was copied to: in its own folder, in `submissions/` beside it,
-    in those of the runs beside it, in `runs/*/submissions/` and one folder deeper. One that is in no ledger gets a place beside it, not yet written. A run or id is looked
-    for by path, then in `runs/`.
+    in those of the runs there, in `runs/*/submissions/` and one folder deeper. One that is in no ledger gets a place
+    beside it, not yet written. A run or id is looked for by path, then in `runs/`.
     Raises UsageError where there is none, DataError where a file cannot be read.
     """
     path = Path(what).expanduser()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 
@@ -89,6 +90,7 @@ def test_answers_of_init_and_of_a_file(tmp_path):
 
 
 def test_another_order_of_the_same_answers_is_named(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="vlbeit")
     (tmp_path / "theirs.json").write_text('["red", "zebra", "t shirt"]')
     choice(min_count=1, init_answers=str(tmp_path / "theirs.json")).meta(TRAIN)
     assert "in another order, from row 1 on ('zebra' there, 't shirt' here)" in caplog.text
