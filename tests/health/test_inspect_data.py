@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlbeit.cli import main
 from vlbeit.config import DataConfig
+from vlbeit.data.sources import open_records
 from vlbeit.health.findings import Finding
 from vlbeit.health.report import Report, Wanted, inspect
 
@@ -233,6 +234,41 @@ def test_tables(copy: Any) -> None:
     assert tables["blind"]["question_only"]["questions"] == val["questions"]
     assert tables["blind"]["majority"]["overall"] <= tables["blind"]["question_only"]["overall"]
     assert "annotations" not in tables["splits"]["test2015"]
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_joined_splits_are_those_of_training(
+    prepared: bool, copy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the published recipes train: on train and most of val, scored on the pictures that are held out of it."""
+    root = tmp_path / "prepared" if prepared else copy.root
+    if prepared:
+        assert main(["prepare", "vqa_v2", "--root", str(copy.root), "--out", str(root), "--seed", "3"]) == 0
+    config = DataConfig(name="vqa_v2", root=str(root), train_split="train+trainable_val", val_split="rest_val")
+    report = inspect(Wanted(config, min_count=1))
+    assert report.findings == []
+    found = report.tables["vocabulary"]["splits"]
+    for split in (config.train_split, config.val_split):
+        assert found[split]["questions"] == len(open_records(config, "vqa", split))
+    assert report.tables["blind"]["scored"] == "rest_val"
+    words = ["--data", "vqa_v2", "--train-split", "train+trainable_val", "--val-split", "rest_val", "--min-count", "1"]
+    capsys.readouterr()
+    assert main(["inspect", "data", str(root), *words]) == 0
+    trained = f"stage=vl task=vqa data=vqa_v2 data.root={root} data.train_split=train+trainable_val"
+    assert f"next: vlbeit train {trained} data.val_split=rest_val\n" in capsys.readouterr().out
+
+
+def test_splits_that_are_not_there_are_named(copy: Any) -> None:
+    for path in (copy.questions(VAL), copy.annotations(VAL)):
+        path.unlink()
+    shutil.rmtree(copy.root / VAL)
+    for split, code, said in (
+        ("train+trainable_val", "missing-file", "no split trainable_val to train on"),
+        ("train+vall", "refused", "no split 'vall'"),
+        ("train+train", "refused", "twice"),
+    ):
+        report = inspect(Wanted(DataConfig(name="vqa_v2", root=str(copy.root), train_split=split), min_count=1))
+        assert [finding.code for finding in report.findings] == [code] and said in report.findings[0].message
 
 
 def test_the_report_in_words(copy: Any, capsys: pytest.CaptureFixture[str]) -> None:

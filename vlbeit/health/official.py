@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from vlbeit.data.answer_file import stated_subset
 from vlbeit.data.json_file import JsonFile
 from vlbeit.data.vqa_v2_files import image_files
 from vlbeit.errors import DataError, some
@@ -19,8 +20,6 @@ Row = TypeVar("Row")
 
 SOURCES = ("vqa_v2", "scenes", "okvqa")  # whose questions lie in such files; those of OK-VQA without v2_
 _NAME = re.compile(r"(?:OpenEnded_)?mscoco_([A-Za-z0-9-]+)_(questions|annotations)\.json")
-_SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"([^"]*)"')
-_AROUND = 1 << 16  # bytes at both ends of a file in which data_subtype is looked for
 
 
 class OfficialFiles(NamedTuple):
@@ -120,8 +119,7 @@ class _Reader:
             yield item
 
     def _check_subtype(self, data: bytes) -> None:
-        stated = _SUBTYPE.search(data[:_AROUND]) or _SUBTYPE.search(data[-_AROUND:])
-        subtype = stated[1].decode(errors="replace") if stated else self.part.name
+        subtype = stated_subset(data) or self.part.name
         if subtype != self.part.name:
             self._note("wrong-split-file", [self.path.name], f"{self.path} says of itself data_subtype {subtype!r}")
 
