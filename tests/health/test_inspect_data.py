@@ -176,6 +176,32 @@ def test_rows_that_are_not_as_they_should_be(copy: Any) -> None:
     assert found["empty-question"].ids == [number]
 
 
+@pytest.mark.parametrize("wrong", ["12", 12.5, True, None])
+@pytest.mark.parametrize("field", ["question_id", "image_id"])
+def test_an_id_that_is_no_integer(copy: Any, field: str, wrong: object) -> None:
+    copy.edit(copy.questions(TRAIN), lambda rows: rows[3].update({field: wrong}))
+    copy.edit(copy.annotations(VAL), lambda rows: rows[2].update({field: wrong}))
+    report = copy.report()
+    found = {(each.code, each.split): each for each in report.findings}
+    assert {code for code, _ in found} == {"malformed-row"}
+    assert found["malformed-row", TRAIN].ids == ["questions[3]"]
+    assert f"{field} is {wrong!r}, no integer" in found["malformed-row", VAL].message
+
+
+@pytest.mark.parametrize(("wrong", "taken"), [(2, "2"), (None, "None"), (["red"], "['red']")])
+def test_an_answer_that_is_no_text(copy: Any, wrong: object, taken: str) -> None:
+    """It is not empty: training takes what Python makes of it."""
+    copy.edit(copy.annotations(TRAIN), lambda rows: rows[3]["answers"][0].update(answer=wrong))
+    report = copy.report()
+    found = by_code(report)
+    assert found["malformed-row"].ids == ["annotations[3]"] and "empty-answer" not in found
+    assert f"the answer {wrong!r} is no text: training takes it as {taken!r}" in found["malformed-row"].message
+    records = open_records(DataConfig(name="vqa_v2", root=str(copy.root)), "vqa", "train")
+    number = copy.rows(copy.annotations(TRAIN))[3]["question_id"]
+    (row,) = [row for row in records if row["question_id"] == number]
+    assert row["answers"][0] == taken
+
+
 def test_missing_files_and_folders(copy: Any) -> None:
     copy.annotations(VAL).unlink()
     shutil.rmtree(copy.root / TRAIN)
