@@ -10,13 +10,11 @@ from typing import NamedTuple
 from vlbeit.config import DataConfig
 from vlbeit.data.sources import open_records
 from vlbeit.data.sources.vqa_v2 import STORED_SPLITS
-from vlbeit.data.vqa_v2_splits import GENOME, PARTS, held_out_images, split_parts
+from vlbeit.data.vqa_v2_splits import GENOME, PARTS, SOURCES, held_out_images, split_parts
 from vlbeit.errors import DataError
 
 from .findings import Finding, found
 from .parts import Part
-
-_JOINING = ("vqa_v2", "scenes")  # sources whose splits have parts and can be joined
 
 
 class Roles(NamedTuple):
@@ -46,7 +44,7 @@ def roles(parts: Sequence[Part], config: DataConfig) -> Roles:
 
 
 def _single(split: str, config: DataConfig) -> list[str]:
-    return split_parts(split) if config.name in _JOINING else [split]
+    return split_parts(split) if config.name in SOURCES else [split]
 
 
 def _named(parts: Sequence[Part], name: str) -> list[Part]:
