@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from vlbeit.cli import main
 from vlbeit.config import DataConfig
 from vlbeit.data.sources import open_records
+from vlbeit.health import pictures
 from vlbeit.health.findings import Finding
 from vlbeit.health.report import Report, Wanted, inspect
 
@@ -247,6 +249,23 @@ def test_a_copy_of_another_quality_is_a_near_copy(copy: Any) -> None:
     with Image.open(copy.picture(VAL, there)) as image:
         image.resize((56, 56)).save(copy.picture(TRAIN, here), quality=70)
     assert by_code(copy.report(thorough=True))["near-copy-in-two-splits"].ids == [here, there]
+
+
+def test_pictures_that_were_not_all_compared_are_counted(copy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    same = [pictures.Picture("train", number, "", 1, (16, 16), "PNG", "", look) for number in range(5)]
+    likeness = pictures.Likeness(same)
+    assert len(list(likeness.pairs())) == 10 and likeness.crowded == []
+    monkeypatch.setattr(pictures, "_CROWD", 2)
+    likeness = pictures.Likeness(same)
+    assert len(list(likeness.pairs())) == 7 and [each.image_id for each in likeness.crowded] == [3, 4]
+    first, *others = dict.fromkeys(row["image_id"] for row in copy.rows(copy.questions(TRAIN)))
+    for quality, number in enumerate(others[:4], 90):
+        with Image.open(copy.picture(TRAIN, first)) as image:
+            image.save(copy.picture(TRAIN, number), quality=quality)
+    crowded = by_code(copy.report(thorough=True))["crowded-look"]
+    assert (crowded.severity, crowded.split) == ("note", TRAIN) and "may have been missed" in crowded.message
+    assert {others[2], others[3]} <= set(crowded.ids)  # of five copies the fourth and the fifth
 
 
 def test_tables(copy: Any) -> None:
