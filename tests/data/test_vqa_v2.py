@@ -117,6 +117,14 @@ def test_a_damaged_row_is_named(vqa_root):
         records(vqa_root, "train")
 
 
+def test_an_id_with_a_fraction_is_no_id(vqa_root):
+    for path, key in ((questions_of(vqa_root), "questions"), (annotations_of(vqa_root), "annotations")):
+        edit(path, lambda value, key=key: value[key][1].update(image_id=value[key][1]["image_id"] + 0.5))
+        with pytest.raises(DataError, match=rf"{key}\[1\] is not as published .*image_id \d+\.5 is no integer"):
+            records(vqa_root, "train")
+        edit(path, lambda value, key=key: value[key][1].update(image_id=int(value[key][1]["image_id"])))
+
+
 @pytest.mark.parametrize("keep", [0, 1, 20, 60, 100])
 def test_truncated_json_is_named_with_its_place(vqa_root, keep):
     path = questions_of(vqa_root)

@@ -37,7 +37,7 @@ def test_one_image_has_no_interval() -> None:
     found = predicted_scores(records([1, 1, 1, 2], ["yes/no", "yes/no", "number", "other"]), {0: 0, 1: 1, 2: 0, 3: 1})
     assert [score.interval is None for score in found.values()] == [False, True, True, True]
     estimate = Estimate("val", found, 4, 2, [], Path("estimate.json"))
-    assert [row[2] for row in estimate.rows()][1:] == ["-"] * 3
+    assert [row[2] for row in estimate.rows()] == ["33.33 to 100.00", *["-"] * 3]
     assert estimate.as_json()["interval"]["number"] is None
 
 
@@ -90,6 +90,17 @@ def test_a_run_is_estimated(vqa_run: Path, capsys: pytest.CaptureFixture[str]) -
     assert f"wrote {Path('runs/vl-vqa/estimate.json')}" in out and out.splitlines()[-1].startswith("next: ")
     details = json.loads(next(vqa_run.glob("vqa_details*.json")).read_text())
     assert found["predicted"]["overall"] == round(100 * sum(row["score"] for row in details) / len(details), 2)
+
+
+def test_pre_training_is_of_runs_that_started_from_weights(vqa_run: Path) -> None:
+    file = vqa_run / "checkpoint" / "config.json"
+    stored = json.loads(file.read_text())
+    for init, said in (("auto", True), ("none", False)):
+        stored["config"]["init"] = init
+        file.write_text(json.dumps(stored))
+        assert main(["submit", "estimate", "runs/vl-vqa", "--split", "val"]) == 0
+        bias = json.loads((vqa_run / "estimate.json").read_text())["bias"]
+        assert any("pre-training" in line for line in bias) == said
 
 
 def test_json(vqa_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,23 +116,31 @@ def refuse(ids: list[int], what: str, remedy: str) -> None:
         raise DataError(f"{what}: {some(ids)}; {remedy}")
 
 
+def _whole(row: dict[str, Any], key: str) -> int:
+    """An id, also one that is written as text or as 12.0. Raises `ValueError` for 12.5, which no id is."""
+    number = int(row[key])
+    if isinstance(row[key], float) and number != row[key]:
+        raise ValueError(f"{key} {row[key]} is no integer")
+    return number
+
+
 def _question(row: dict[str, Any]) -> Record:
     return {
-        "question_id": int(row["question_id"]),
-        "image_id": int(row["image_id"]),
+        "question_id": _whole(row, "question_id"),
+        "image_id": _whole(row, "image_id"),
         "question": str(row["question"]),
     }
 
 
 def _annotation(row: dict[str, Any]) -> Record:
     found = {
-        "question_id": int(row["question_id"]),
+        "question_id": _whole(row, "question_id"),
         "question_type": str(row["question_type"]),
         "answer_type": str(row["answer_type"]),
         "answers": [str(item["answer"]) for item in row["answers"]],
         "multiple_choice_answer": str(row.get("multiple_choice_answer") or ""),
     }
-    return {**found, "image_id": int(row["image_id"])} if "image_id" in row else found
+    return {**found, "image_id": _whole(row, "image_id")} if "image_id" in row else found
 
 
 def _answers(annotations: Path) -> dict[int, Record]:

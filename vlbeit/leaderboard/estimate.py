@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlbeit import adopt, chain, compose, files, inference
+from vlbeit import adopt, chain, compose, files, inference, table
 from vlbeit.bootstrap import Interval, statistic_interval
 from vlbeit.config import DataConfig, RunConfig
 from vlbeit.data.sources import open_records
@@ -123,7 +123,7 @@ def _too_few_images(scores: Mapping[str, Score]) -> list[str]:
 
 
 def _shown(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{interval[0]:.2f} .. {interval[1]:.2f}"
+    return "-" if interval is None else table.between(interval)
 
 
 def _interval(sums_N2: np.ndarray) -> Interval:
@@ -186,10 +186,13 @@ def _standing_bias(config: RunConfig, stored: RunConfig, split: str, held: Recor
     data, settings = stored.data, stored.task
     lines = [
         f"either way: {split} of {config.data.name} has other images and annotators than a test; the interval is that "
-        "of drawing other images from the same place",
-        "too high, if pre-training saw these images"
-        + (": COCO's captions and Visual Genome hold pictures of val" if data.name == "vqa_v2" else ""),
+        "of drawing other images from the same place"
     ]
+    if chain.init_of(stored) is not None:
+        lines.append(
+            "too high, if pre-training saw these images"
+            + (": COCO's captions and Visual Genome hold pictures of val" if data.name == "vqa_v2" else "")
+        )
     if _counted_in(getattr(settings, "vocabulary_splits", None) or [data.train_split], split):
         lines.append("a little too high: the answer vocabulary was counted over these questions too")
     elif getattr(settings, "answers", "own") not in ("own", "auto"):
