@@ -25,6 +25,10 @@ def questions(folder: Path, subset: str, ids: list[int]) -> Path:
     return path
 
 
+def file_of(subset: str) -> Path:
+    return Path.cwd() / f"v2_OpenEnded_mscoco_{subset}_questions.json"
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the questions of test2015, of test-dev2015, which are some of them, and of val2014."""
@@ -155,12 +159,21 @@ def test_the_test_dev_questions_alone_are_not_enough(
 def test_the_questions_of_another_file_are_found_beside_it(check: Callable[..., Any]) -> None:
     entries = [{"question_id": key, "answer": "yes"} for key in (1, 2, 3)]
     report = check(entries, 1)
-    assert report["foreign"]["ids"] == [1, 2, 3] and report["missing"]["count"] == 12
-    assert report["wrong_split"]["message"].endswith("v2_OpenEnded_mscoco_val2014_questions.json")
+    assert [each["code"] for each in report["findings"]] == ["wrong_split"], "nothing that would leave no answer"
+    assert report["wrong_split"]["message"].endswith(f"to the questions of {file_of('val2014')}")
     assert "check them with --questions" in report["wrong_split"]["remedy"]
     report = check(GOOD, 1, asked="test-dev2015")
     assert report["wrong_split"]["message"].endswith("v2_OpenEnded_mscoco_test2015_questions.json")
     assert "wrong_split" not in check(GOOD[:4], 1), "the ids of no file"
+
+
+def test_a_part_of_another_file_is_found_too(check: Callable[..., Any]) -> None:
+    report = check([{"question_id": key, "answer": text} for key, text in ((1, "Yes"), (3, "no"))], 1)
+    assert [each["code"] for each in report["findings"]] == ["wrong_split", "upper_case"]
+    assert report["wrong_split"]["message"].endswith(f"to 2 of the 3 questions of {file_of('val2014')}")
+    report = check(GOOD[:4], 1, asked="val2014")
+    assert report["wrong_split"]["message"].endswith(f"4 of the 5 questions of {file_of('test-dev2015')}")
+    assert "foreign" in check([*GOOD, {"question_id": 1, "answer": "no"}], 1), "not of val alone"
 
 
 def test_val_is_for_scoring(check: Callable[..., Any]) -> None:

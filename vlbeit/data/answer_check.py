@@ -72,10 +72,13 @@ def check_file(path: str | Path, questions: Questions) -> Report:
         findings.append(rejected("not_list", [], message, "write a list of question_id and answer"))
         return Report(path, sha256, 0, questions, findings)
     faults, ids, texts = entry_errors(entries, questions.ids)
-    findings += faults
+    answered = set(ids)
+    elsewhere = list(_wrong_split(answered, questions))
+    if elsewhere and not answered <= set(questions.ids):  # what removes and adds answers would leave none of them
+        faults = [fault for fault in faults if fault.code not in ("missing", "foreign")]
+    findings = [*elsewhere, *findings, *faults]
     findings += _doubtful_fields(entries)
     findings += _doubtful_answers(texts)
-    findings += _wrong_split(set(ids), questions)
     return Report(path, sha256, len(entries), questions, findings)
 
 
@@ -141,15 +144,17 @@ def _wrong_split(answered: set[int], questions: Questions) -> Iterator[Finding]:
             message = f"these are the questions of {questions.subset}: {wanted}"
             yield rejected("wrong_split", sorted(answered), message, remedy)
         return
-    for other in _beside(questions.path):
-        if answered == set(other.ids):
-            message = f"the answers are to the questions of {other.path}"
-            if answered < asked:
-                message += f", a part of those that are asked: {wanted}"
-            else:
-                remedy = f"check them with --questions {other.path}, or answer those of {questions.path.name}"
-            yield rejected("wrong_split", sorted(answered), message, remedy)
-            return
+    holding = [other for other in _beside(questions.path) if answered and answered <= set(other.ids)]
+    other = min(holding, key=lambda each: len(each.ids), default=None)
+    if other is not None and (len(other.ids) == len(answered) or not answered < asked):
+        part = "the" if len(other.ids) == len(answered) else f"{len(answered):,} of the {len(other.ids):,}"
+        message = f"the answers are to {part} questions of {other.path}"
+        if answered < asked:
+            message += f", a part of those that are asked: {wanted}"
+        else:
+            remedy = f"check them with --questions {other.path}, or answer those of {questions.path.name}"
+        yield rejected("wrong_split", sorted(answered), message, remedy)
+        return
     if answered < asked and len(answered) == _TEST_DEV_QUESTIONS:
         message = f"as many answers as test-dev has questions: {wanted}"
         yield rejected("wrong_split", sorted(answered), message, remedy)
