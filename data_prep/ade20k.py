@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlbeit.data.class_names import class_names
+from vlbeit.data.following import next_command
 from vlbeit.errors import DataError, UsageError, some
 
 from .archives import Entry, entries
 from .pictures import Check, examine_pair, is_picture
-from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, next_command, run
+from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, run
 from .progress import Report
 from .shards import Fault, Item, Layout, Position
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vlbeit.data.following import next_command
 from vlbeit.data.instances import Instances, chosen_release
 from vlbeit.data.json_file import JsonFile
 from vlbeit.errors import DataError, UsageError
 
 from .archives import Entry, entries
 from .pictures import Check, examine_picture, is_picture
-from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, next_command, run
+from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, run
 from .progress import Report
 from .shards import Fault, Finding, Item, Layout, Position
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from vlbeit.data.following import next_command
 from vlbeit.errors import DataError
 
 from .archives import Entry, entries, nested
 from .imagenet_labels import file_labels, from_devkit, val_number, wnid_in
 from .imagenet_sources import Sources, find_sources
 from .pictures import Check, examine_picture, is_picture
-from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, next_command, run
+from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, run
 from .progress import Report
 from .shards import Fault, Item, Layout, Position
 

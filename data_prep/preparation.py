@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,12 +122,6 @@ def summary(out: Path, facts: Mapping[str, Any]) -> Iterator[str]:
     for what, count in sorted(facts["bad"].items()):
         yield f"  {what}: {count}"
     yield f"wrote {out / PREPARED}" + (f"; every one of these is named in {out / BAD}" if facts["bad"] else "")
-
-
-def next_command(words: str, out: Path, name: str) -> str:
-    """A training command for the prepared folder, in a run of its own: runs/MIM-TASK may be on other data."""
-    run = f"runs/{out.absolute().name}-{name}"
-    return f"vlbeit train {words} data.root={shlex.quote(str(out))} run={shlex.quote(run)}"
 
 
 def _write(folder: Folder, split: Split, examine: Callable[[Item], Finding], threads: int, say: Report) -> None:

@@ -10,20 +10,18 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from vlbeit import hub
-from vlbeit.data.answers import build_vocabulary, coverage, majority_answers
+from vlbeit.data.answers import MIN_COUNT, build_vocabulary, coverage, fitting_min_count, majority_answers
+from vlbeit.data.following import VLMO, next_command
 from vlbeit.data.row_files import Table, open_table, stored_table
 from vlbeit.data.vqa_rows import Question, VQARows, parse_columns
 from vlbeit.data.vqa_splits import HELD_OUT, Placed, Rule, Survey, described, split_of, table_files
 from vlbeit.errors import DataError, UsageError
 
 from .pictures import Check, examine_picture
-from .preparation import Options, Plan, Split, fingerprint, given, next_command, run
+from .preparation import Options, Plan, Split, fingerprint, given, run
 from .progress import Report, counted
 from .shards import Fault, Finding, Item, Layout, Position
 
-VLMO = "vlmo_base_patch16_224"  # published weights that a VQA model starts from
-MIN_COUNT = 9  # the default of task.min_count: the published rule of VQA v2
-_COVERED = 0.9  # share of the training questions that the proposed vocabulary has an answer to
 _TOO_MANY = 0.5  # share of rows that are no use: beyond it the table is not read as it was meant
 _OPTION = "--columns {}"
 _MARKS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
@@ -241,17 +239,12 @@ class _Answers:
 
 
 def _vocabulary(answered: Mapping[str, _Answers], say: Report) -> int:
-    """The task.min_count to propose: the largest up to the default whose answers cover most training questions."""
+    """Say what the default of task.min_count and the one to propose keep; returns the latter."""
     majority = [answer for answer in majority_answers(answered["train"]) if answer]
-    known = len(build_vocabulary(majority, 1))
-    for min_count in range(MIN_COUNT, 0, -1):
+    known, fitting = len(build_vocabulary(majority, 1)), fitting_min_count(answered["train"])
+    for min_count in dict.fromkeys((MIN_COUNT, fitting)):
         answers = build_vocabulary(majority, min_count)
         found = {split: coverage(columns, answers) for split, columns in answered.items()}
-        share = {split: each.raw / each.questions for split, each in found.items()}
-        enough = share["train"] >= _COVERED or min_count == 1
-        if min_count == MIN_COUNT or enough:
-            shares = ", ".join(f"{100 * part:.1f} % of {split}" for split, part in share.items())
-            say(f"answers: task.min_count={min_count} keeps {len(answers):,} of {known:,}; they cover {shares}")
-        if enough:
-            break
-    return min_count
+        shares = ", ".join(f"{100 * each.raw / each.questions:.1f} % of {split}" for split, each in found.items())
+        say(f"answers: task.min_count={min_count} keeps {len(answers):,} of {known:,}; they cover {shares}")
+    return fitting

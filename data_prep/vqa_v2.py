@@ -24,6 +24,7 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from vlbeit.data.answers import Coverage, build_vocabulary, coverage, majority_answers
+from vlbeit.data.following import VLMO, next_command
 from vlbeit.data.records import PREPARED
 from vlbeit.data.vqa_v2_splits import held_out_images
 from vlbeit.errors import DataError, Interrupted, UsageError, some
@@ -31,12 +32,11 @@ from vlbeit.files import write_json, write_text
 
 from .journal import JOURNAL, begin, note
 from .pictures import examine_picture
-from .preparation import alone, next_command
+from .preparation import alone
 from .progress import Report, counted
 from .shards import BAD, VERSION, Item
 from .vqa_v2_parts import Part, described, is_published, parts_of
 
-VLMO = "vlmo_base_patch16_224"  # published weights that a VQA model starts from
 _CHUNK = 2000  # images examined between two lines of the journal
 
 

@@ -37,7 +37,7 @@ PURE = {
     for name in (
         "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
         "picture_names", "row_files", "vqa_rows", "vqa_splits",
-        "answer_file", "answer_check",
+        "answer_file", "answer_check", "following",
     )
 }  # fmt: skip
 SHARED_ROWS = (0, 6)  # their modules may import each other

@@ -148,8 +148,10 @@ def _print_overlaps(found: Measured, as_json: bool) -> None:
 def _print_health(found: Report) -> None:
     from vlbeit.health import show
 
+    verdict = show.verdict(found)
+    print(verdict[0], end="\n\n")  # and once more below the tables, which may be long
     for title, columns, rows in show.tables(found):
         table.show(columns, rows, title=title)
         print()
     print(*show.findings(found), sep="\n")
-    print(*show.verdict(found), sep="\n")
+    print(*verdict, sep="\n")

@@ -299,8 +299,13 @@ def test_joined_splits_are_those_of_training(
     words = ["--data", "vqa_v2", "--train-split", "train+trainable_val", "--val-split", "rest_val", "--min-count", "1"]
     capsys.readouterr()
     assert main(["inspect", "data", str(root), *words]) == 0
-    trained = f"stage=vl task=vqa data=vqa_v2 data.root={root} data.train_split=train+trainable_val"
-    assert f"next: vlbeit train {trained} data.val_split=rest_val\n" in capsys.readouterr().out
+    trained = f"stage=vl task=vqa init=vlmo_base_patch16_224 data=vqa_v2 data.root={root} run=runs/{root.name}-vqa"
+    trained += f" task.answers={root}/answers.json" if prepared else ""
+    splits = "data.train_split=train+trainable_val data.val_split=rest_val"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].startswith(f"next: vlbeit train {trained} {splits}")
+    assert ("task.min_count=1" in printed[-1]) == (not prepared)
+    assert printed[0] == printed[-2] and printed[0].startswith("safe to train on ("), "the verdict, also first"
 
 
 def test_splits_that_are_not_there_are_named(copy: Any) -> None:

@@ -19,6 +19,8 @@ NUMBERS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
     "eight": "8", "nine": "9", "ten": "10",
 }  # fmt: skip
+MIN_COUNT = 9  # the default of task.min_count: the published rule of VQA v2
+_COVERED = 0.9  # share of the training questions that a proposed vocabulary has an answer to
 MOST_PERIODS = 32  # the original passes re.UNICODE (32) where `count` belongs: later periods stay
 
 _DIGIT_COMMA_DIGIT = re.compile("[0-9],[0-9]")
@@ -111,6 +113,16 @@ def known_answers(humans: Sequence[str], known: Container[str], *, normalize: bo
     """
     texts = map(normalize_answer, humans) if normalize else humans
     return Counter([text for text in texts if text in known])
+
+
+def fitting_min_count(train: Columns, most: int = MIN_COUNT) -> int:
+    """The task.min_count to propose: the largest up to `most` whose answers cover most training questions."""
+    majority = [answer for answer in majority_answers(train) if answer]
+    for min_count in range(most, 1, -1):
+        found = coverage(train, build_vocabulary(majority, min_count))
+        if found.questions and found.raw >= _COVERED * found.questions:
+            return min_count
+    return 1
 
 
 class Coverage(NamedTuple):

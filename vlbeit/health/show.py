@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
 from .findings import KINDS
+from .following import following
 from .report import Report
 
 _MOST = 12  # question types and answers that are shown; --json has all question types
@@ -55,23 +55,12 @@ def verdict(report: Report) -> list[str]:
     """Whether training is safe, why not, and what to do next."""
     counts = {name: sum(each.severity == name for each in report.findings) for name in ("error", "warning", "note")}
     found = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
-    path = printable(shlex.quote(report.wanted.data.root))
+    following_line = f"next: {printable(following(report))}"
     if report.unsafe:
         codes = ", ".join(dict.fromkeys(finding.code for finding in report.unsafe))
-        return [
-            f"not safe to train on ({found}): {codes}",
-            f"next: correct these, then vlbeit inspect data {path}",
-        ]
+        return [f"not safe to train on ({found}): {codes}", following_line]
     deeper = "" if report.wanted.thorough else "; with --thorough every picture is decoded"
-    data = report.wanted.data
-    kind = "stage=vl task=vqa" if "vocabulary" in report.tables else "stage=mim"
-    typed = [("train_split", data.train_split, "train"), ("val_split", data.val_split, "val")]
-    words = [f"data={data.name}", f"data.root={path}"]
-    words += [printable(shlex.quote(f"data.{key}={value}")) for key, value, default in typed if value != default]
-    return [
-        f"safe to train on ({found}; {report.seconds:.1f} s{deeper})",
-        f"next: vlbeit train {kind} {' '.join(words)}",
-    ]
+    return [f"safe to train on ({found}; {report.seconds:.1f} s{deeper})", following_line]
 
 
 def _splits(splits: dict[str, dict[str, Any]]) -> Table:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,20 +22,42 @@ from .official import SOURCES
 from .parts import Annotation, Part, Place, Question
 from .progress import Say
 
+_KEY = re.compile(r"data\.columns=\[(.*?)\]")  # which this command has as an option
 _WITH_PICTURES = ("labelled", "images", "masks", "boxes", "pairs")  # kinds, by what tells most of a split
 
 
 def read_parts(config: DataConfig, splits: Sequence[str], say: Say) -> list[Part]:
     """The splits of a data source. Raises UsageError where its records have no pictures."""
     source: DataSource = registry.get("data", config.name)(config)
-    source.check()
+    try:
+        source.check()
+        return _parts(source, splits, say)
+    except UsageError as error:
+        raise UsageError(_KEY.sub(r"--columns \1", str(error))) from error
+
+
+def _parts(source: DataSource, splits: Sequence[str], say: Say) -> list[Part]:
     kind = next((kind for kind in ("vqa", *_WITH_PICTURES) if kind in source.kinds), None)
     if kind is None:
         raise UsageError(
-            f"data={config.name} has {', '.join(source.kinds)} records; what is inspected are pictures and the "
+            f"data={source.config.name} has {', '.join(source.kinds)} records; what is inspected are pictures and the "
             f"questions about them"
         )
-    return [_part(source, kind, split, say) for split in splits]
+    parts = [_part(source, kind, split, say) for split in splits]
+    _say_once(parts)
+    return parts
+
+
+def _say_once(parts: Sequence[Part]) -> None:
+    """Where several splits are refused in the same words, the first of them has one finding about all."""
+    refused: dict[str, list[Part]] = {}
+    for part in parts:
+        for message in (each.message for each in part.findings if each.code == "refused"):
+            refused.setdefault(message, []).append(part)
+        part.findings = [each for each in part.findings if each.code != "refused"]
+    for message, those in refused.items():
+        names = [part.name for part in those]
+        those[0].findings += found("refused", ", ".join(names), names, message)
 
 
 def _part(source: DataSource, kind: str, split: str, say: Say) -> Part:
@@ -42,7 +67,8 @@ def _part(source: DataSource, kind: str, split: str, say: Say) -> Part:
     except DataError as error:
         refusal = found("refused", split, [split], str(error))
         try:  # sources that survive some bad rows may survive all of them: the others are checked
-            records = type(source)(replace(source.config, max_bad_fraction=1)).records(kind, split)
+            with _without_warnings():
+                records = type(source)(replace(source.config, max_bad_fraction=1)).records(kind, split)
         except DataError:
             return Part(split, [], None, {}, refusal, whole=False)
     say(f"{split}: {len(records):,} records")
@@ -53,6 +79,18 @@ def _part(source: DataSource, kind: str, split: str, say: Say) -> Part:
     if not len(records):
         part.findings += found("empty-split", split, [split], f"the split {split} has no record")
     return part
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps the readers' warnings back where a finding says the same."""
+    log = logging.getLogger("vlbeit.data")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _shown(split: str, records: Records) -> Part:

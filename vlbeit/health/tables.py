@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlbeit.data.answers import build_vocabulary, coverage
+from vlbeit.data.answers import build_vocabulary, coverage, fitting_min_count
 from vlbeit.types import Records
 
 from .answers import form
@@ -45,6 +45,7 @@ def of_learning(train: Part, held_out: Part | None, min_count: int) -> dict[str,
     known, scored = train.records(), None if held_out is None else held_out.records()
     answers = build_vocabulary(known.column("multiple_choice_answer"), min_count)
     table: dict[str, Any] = {"min_count": min_count, "answers": len(answers), "splits": {}}
+    table["proposed"] = fitting_min_count(known, min_count)
     for part, records in ((train, known), (held_out, scored)):
         if part is not None and records is not None and any(records.column("answers")):
             best = ceiling(records, answers)
