@@ -43,7 +43,8 @@ def score_file(
     ids = [row[0] for row in asked]
     _check_ids(predictions, annotations, given.answers.keys(), ids, only_answered)
     unanswered = sum(key not in given.answers for key in ids)
-    scores = score_questions((row for row in asked if row[0] in given.answers), given.answers)
+    asked = [row for row in asked if row[0] in given.answers]
+    scores = score_questions(asked, given.answers)
     if not scores.values:
         raise DataError(f"{annotations} has no human answers to the questions of {predictions}")
     blind = _blind(annotations, questions, asked, notes)

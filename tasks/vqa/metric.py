@@ -22,7 +22,7 @@ from torchmetrics.utilities import dim_zero_cat
 from vlbeit.data.answers import clean_answer, normalize_answer
 
 OFFICIAL_TYPES = ("yes/no", "number", "other")  # of answers, in the order of the leaderboard
-NO_ID = -1  # of a question that was given without one
+NO_ID = -(1 << 63)  # of a question that was given without one; other ids may be negative
 
 
 def answer_score(prediction: str, answers: Sequence[str]) -> float:
@@ -114,7 +114,7 @@ class VQAAccuracy(Metric):
         question_types: Sequence[str],
         question_ids: Sequence[int] | None = None,
     ) -> None:
-        """Count questions: predicted answer, raw human answers, types; `question_ids` are not negative.
+        """Count questions: predicted answer, raw human answers, types; `question_ids` are whole numbers of 64 bits.
 
         Raises ValueError where the lengths differ.
         """
@@ -146,9 +146,10 @@ class VQAAccuracy(Metric):
     def compute(self) -> dict[str, float]:
         """`overall`, one number for each answer type seen (yes/no, number, other), and `questions`.
 
-        Percent, rounded to two digits. Raises ValueError before the first question.
+        Percent, rounded to two digits. Without a question, as a batch of a test split has none, `questions` alone.
         """
-        return numbers(self.scores())
+        scores = self.scores()
+        return numbers(scores) if scores.values else {"questions": 0}
 
     def official(self) -> dict[str, Any]:
         """`Scores.official` of all questions of this process; after `sync` of all processes."""
