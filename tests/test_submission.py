@@ -175,6 +175,18 @@ def test_other_weights_questions_and_keys_never_meet(
     assert len({each.id for each in found}) == 4 and sorted(each.facts["count"] for each in found) == [5, 36, 36, 36]
 
 
+def test_other_spellings_of_the_same_data_are_not_asked_again(place: Path, scenes: Path, asked: list[str]) -> None:
+    """Nor keys of training that change no answer."""
+    Path("here").symlink_to(scenes)
+    Path("folder").mkdir()
+    training = ["optim.lr=0.1", "engine.evaluate_every=3", "data.train_split=val", "data.split_seed=7"]
+    for words in (["data.root=here"], [f"data.root={place}/folder/../here"], [f"data.root={scenes}", *training]):
+        assert main(["submit", "runs/vqa", "--split", "test2015", "micro_batch_size=2", *words]) == 0
+        assert len(asked) == COUNT and only().facts["count"] == COUNT
+    assert main(["submit", "runs/vqa", "--split", "val", "micro_batch_size=2", f"data.root={scenes}"]) == 0
+    assert len(ledger.submissions_of("runs/vqa")) == 2
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_anywhere_it_goes_on(point: str, place: Path, scenes: Path, whole: bytes, asked: list[str]) -> None:
     killed = get_context("fork").Process(target=killed_at, args=(point, command(scenes)))

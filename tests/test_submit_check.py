@@ -85,6 +85,8 @@ def test_a_good_file_fits_the_phases(check: Callable[..., Any], capsys: pytest.C
         ([*GOOD, [1001, "yes"], "yes"], "no_fields", 2, ["entry 12", "entry 13"]),
         ({str(key): "yes" for key in IDS}, "not_list", 1, []),
         ({"answers": GOOD}, "not_list", 1, []),
+        (None, "not_list", 1, []),
+        ("yes", "not_list", 1, []),
         (b'[{"question_id": 1001, "answer": "yes"}, {"ques', "not_json", 1, []),
         (b"", "not_json", 1, []),
         (b'{"question_id": 1001, "answer": "yes"}\n{"question_id": 1002, "answer": "no"}\n', "not_json", 1, []),
@@ -134,14 +136,20 @@ def test_a_capital_alone_is_not_said_twice(check: Callable[..., Any]) -> None:
     assert set(check(changed(7, answer="A Dog"), 0)) >= {"upper_case", "not_normal"}
 
 
-def test_the_test_dev_questions_alone_are_not_enough(check: Callable[..., Any]) -> None:
+def test_the_test_dev_questions_alone_are_not_enough(
+    check: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     report = check(GOOD[:5], 1)
-    assert report["missing"]["count"] == 7 and report["wrong_split"]["severity"] == "warning"
+    assert report["missing"]["count"] == 7 and report["wrong_split"]["severity"] == "error"
     assert "test-dev2015_questions.json, a part of those that are asked" in report["wrong_split"]["message"]
-    report = check(GOOD[:5], 0, asked="test-dev2015")
-    assert report["accepted"] and report["phases"] == []
+    assert report["next"] == "vlbeit submit RUN --split test2015"
+    report = check(GOOD[:5], 1, asked="test-dev2015")
+    assert not report["accepted"] and report["phases"] == [] and report["wrong_split"]["severity"] == "error"
     assert "wants all questions of test2015" in report["wrong_split"]["message"]
     assert report["next"] == "vlbeit submit RUN --split test2015"
+    file = "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+    assert main(["submit", "check", "answers.json", "--questions", file]) == 1
+    assert "a server rejects this file: 1 error, 0 warnings\n" in capsys.readouterr().out
 
 
 def test_the_questions_of_another_file_are_found_beside_it(check: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,10 @@ from vlbeit.launch import container
 from vlbeit.models.checkpoint import read_head
 from vlbeit.types import Records
 
-NO_MATTER = (*compose.MAY_DIFFER, "global_batch_size", "micro_batch_size")  # keys that change no answer
+_OF_TRAINING = ("optim", "engine", "data.train_split", "data.val_split", "data.split_seed", "data.held_out")
+_HASHED = ("data.root", "data.limit")  # what they stand for is in the identity by itself: pictures, questions
+NO_MATTER = (*compose.MAY_DIFFER, "global_batch_size", "micro_batch_size", *_OF_TRAINING, *_HASHED)
+"""Keys, and whole sections, that change no answer."""
 
 _PIECE = 10_000  # rows held at a time
 
@@ -64,13 +68,13 @@ def of_file(run: Trained, questions: Path, images: Path) -> Asked:
 
 
 def identity(run: Trained, asked: Asked) -> dict[str, Any]:
-    """What the answers hang on, as JSON values: the same command gives the same, anything else another."""
+    """What the answers hang on, as JSON values: the same however the data is spelled, with anything else another."""
     return {
         "vlbeit": __version__,
         "weights": _weights_hash(run),
         "meta": ledger.identity_hash(run.meta),
         "questions": _rows_hash(asked.records),
-        "pictures": asked.facts["pictures"],
+        "pictures": os.path.realpath(asked.facts["pictures"]),
         "config": _keys(asked.config),
         **({"members": sorted(_weights_hash(member) for member in run.members.values())} if run.members else {}),
     }
@@ -108,4 +112,6 @@ def _keys(config: RunConfig) -> dict[str, Any]:
     for key in NO_MATTER:
         section, _, name = key.rpartition(".")
         (values[section] if section else values).pop(name, None)
+    if values["data"]["images"]:
+        values["data"]["images"] = os.path.realpath(Path(values["data"]["images"]).expanduser())
     return values

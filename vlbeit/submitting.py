@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,23 +136,28 @@ def _print_report(report: Report) -> None:
         table.show(("", "what", "count (first)", "meaning"), rows)
         for finding in report.findings:
             print(f"{finding.code}: {finding.remedy}")
+    warnings = _counted("warning", report.warnings)
     if report.errors:
-        print(f"a server rejects this file: {len(report.errors)} errors, {len(report.warnings)} warnings")
+        print(f"a server rejects this file: {_counted('error', report.errors)}, {warnings}")
     else:
         fits = f"; it fits the phases {', '.join(report.phases)}" if report.phases else "; no phase of VQA asks for it"
-        print(f"no errors, {len(report.warnings)} warnings{fits}")
+        print(f"no errors, {warnings}{fits}")
     print(f"next: {_following(report)}")
+
+
+def _counted(what: str, found: Sized) -> str:
+    return f"{len(found)} {what}{'s' * (len(found) != 1)}"
 
 
 def _following(report: Report) -> str:
     """The command to try next."""
     file, asked = shlex.quote(str(report.file)), shlex.quote(str(report.questions.path))
+    if report.questions.subset.startswith("test") and any(each.code == "wrong_split" for each in report.errors):
+        return f"vlbeit submit RUN --split {SENT}"
     if report.errors:
         return f"mend the file, then vlbeit submit check {file} --questions {asked}"
     if report.phases:
         return f"vlbeit submit upload {file} --phase test-dev --method NAME"
-    if report.questions.subset.startswith("test"):
-        return f"vlbeit submit RUN --split {SENT}"
     beside = report.questions.path.with_name(f"v2_mscoco_{report.questions.subset}_annotations.json")
     annotations = shlex.quote(str(beside)) if beside.exists() else "FILE"
     return f"vlbeit evaluate --predictions {file} --annotations {annotations} --questions {asked}"

@@ -7,11 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from vlbeit.cli import main
 from vlbeit.config import DataConfig
+from vlbeit.data.sources import open_records
+from vlbeit.health import pictures
 from vlbeit.health.findings import Finding
 from vlbeit.health.report import Report, Wanted, inspect
 
@@ -175,6 +178,32 @@ def test_rows_that_are_not_as_they_should_be(copy: Any) -> None:
     assert found["empty-question"].ids == [number]
 
 
+@pytest.mark.parametrize("wrong", ["12", 12.5, True, None])
+@pytest.mark.parametrize("field", ["question_id", "image_id"])
+def test_an_id_that_is_no_integer(copy: Any, field: str, wrong: object) -> None:
+    copy.edit(copy.questions(TRAIN), lambda rows: rows[3].update({field: wrong}))
+    copy.edit(copy.annotations(VAL), lambda rows: rows[2].update({field: wrong}))
+    report = copy.report()
+    found = {(each.code, each.split): each for each in report.findings}
+    assert {code for code, _ in found} == {"malformed-row"}
+    assert found["malformed-row", TRAIN].ids == ["questions[3]"]
+    assert f"{field} is {wrong!r}, no integer" in found["malformed-row", VAL].message
+
+
+@pytest.mark.parametrize(("wrong", "taken"), [(2, "2"), (None, "None"), (["red"], "['red']")])
+def test_an_answer_that_is_no_text(copy: Any, wrong: object, taken: str) -> None:
+    """It is not empty: training takes what Python makes of it."""
+    copy.edit(copy.annotations(TRAIN), lambda rows: rows[3]["answers"][0].update(answer=wrong))
+    report = copy.report()
+    found = by_code(report)
+    assert found["malformed-row"].ids == ["annotations[3]"] and "empty-answer" not in found
+    assert f"the answer {wrong!r} is no text: training takes it as {taken!r}" in found["malformed-row"].message
+    records = open_records(DataConfig(name="vqa_v2", root=str(copy.root)), "vqa", "train")
+    number = copy.rows(copy.annotations(TRAIN))[3]["question_id"]
+    (row,) = [row for row in records if row["question_id"] == number]
+    assert row["answers"][0] == taken
+
+
 def test_missing_files_and_folders(copy: Any) -> None:
     copy.annotations(VAL).unlink()
     shutil.rmtree(copy.root / TRAIN)
@@ -222,6 +251,23 @@ def test_a_copy_of_another_quality_is_a_near_copy(copy: Any) -> None:
     assert by_code(copy.report(thorough=True))["near-copy-in-two-splits"].ids == [here, there]
 
 
+def test_pictures_that_were_not_all_compared_are_counted(copy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    same = [pictures.Picture("train", number, "", 1, (16, 16), "PNG", "", look) for number in range(5)]
+    likeness = pictures.Likeness(same)
+    assert len(list(likeness.pairs())) == 10 and likeness.crowded == []
+    monkeypatch.setattr(pictures, "_CROWD", 2)
+    likeness = pictures.Likeness(same)
+    assert len(list(likeness.pairs())) == 7 and [each.image_id for each in likeness.crowded] == [3, 4]
+    first, *others = dict.fromkeys(row["image_id"] for row in copy.rows(copy.questions(TRAIN)))
+    for quality, number in enumerate(others[:4], 90):
+        with Image.open(copy.picture(TRAIN, first)) as image:
+            image.save(copy.picture(TRAIN, number), quality=quality)
+    crowded = by_code(copy.report(thorough=True))["crowded-look"]
+    assert (crowded.severity, crowded.split) == ("note", TRAIN) and "may have been missed" in crowded.message
+    assert {others[2], others[3]} <= set(crowded.ids)  # of five copies the fourth and the fifth
+
+
 def test_tables(copy: Any) -> None:
     tables = copy.report().tables
     train, val = tables["splits"][TRAIN], tables["splits"][VAL]
@@ -233,6 +279,41 @@ def test_tables(copy: Any) -> None:
     assert tables["blind"]["question_only"]["questions"] == val["questions"]
     assert tables["blind"]["majority"]["overall"] <= tables["blind"]["question_only"]["overall"]
     assert "annotations" not in tables["splits"]["test2015"]
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_joined_splits_are_those_of_training(
+    prepared: bool, copy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the published recipes train: on train and most of val, scored on the pictures that are held out of it."""
+    root = tmp_path / "prepared" if prepared else copy.root
+    if prepared:
+        assert main(["prepare", "vqa_v2", "--root", str(copy.root), "--out", str(root), "--seed", "3"]) == 0
+    config = DataConfig(name="vqa_v2", root=str(root), train_split="train+trainable_val", val_split="rest_val")
+    report = inspect(Wanted(config, min_count=1))
+    assert report.findings == []
+    found = report.tables["vocabulary"]["splits"]
+    for split in (config.train_split, config.val_split):
+        assert found[split]["questions"] == len(open_records(config, "vqa", split))
+    assert report.tables["blind"]["scored"] == "rest_val"
+    words = ["--data", "vqa_v2", "--train-split", "train+trainable_val", "--val-split", "rest_val", "--min-count", "1"]
+    capsys.readouterr()
+    assert main(["inspect", "data", str(root), *words]) == 0
+    trained = f"stage=vl task=vqa data=vqa_v2 data.root={root} data.train_split=train+trainable_val"
+    assert f"next: vlbeit train {trained} data.val_split=rest_val\n" in capsys.readouterr().out
+
+
+def test_splits_that_are_not_there_are_named(copy: Any) -> None:
+    for path in (copy.questions(VAL), copy.annotations(VAL)):
+        path.unlink()
+    shutil.rmtree(copy.root / VAL)
+    for split, code, said in (
+        ("train+trainable_val", "missing-file", "no split trainable_val to train on"),
+        ("train+vall", "refused", "no split 'vall'"),
+        ("train+train", "refused", "twice"),
+    ):
+        report = inspect(Wanted(DataConfig(name="vqa_v2", root=str(copy.root), train_split=split), min_count=1))
+        assert [finding.code for finding in report.findings] == [code] and said in report.findings[0].message
 
 
 def test_the_report_in_words(copy: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,8 @@ import pytest
 from vlbeit.cli import main
 from vlbeit.data.records import ListRecords
 from vlbeit.errors import DataError
-from vlbeit.leaderboard.estimate import predicted_scores
+from vlbeit.leaderboard.estimate import Estimate, predicted_scores
+from vlbeit.models import checkpoint
 
 
 def records(images: list[int], kinds: list[str] | None = None) -> ListRecords:
@@ -28,7 +29,16 @@ def test_scores_by_type() -> None:
     found = predicted_scores(records([1, 1, 2, 3], kinds), {0: 1.0, 1: 0.3, 2: 0.0, 3: 0.9})
     assert list(found) == ["overall", "yes/no", "number", "other"]
     assert found["overall"].value == 55.0 and found["yes/no"].value == 95.0 and found["number"].value == 30.0
-    assert found["overall"].questions == 4 and found["number"].interval == (30.0, 30.0)
+    assert found["overall"].questions == 4 and found["overall"].images == 3
+    assert found["overall"].interval is not None and found["yes/no"].interval == (90.0, 100.0)
+
+
+def test_one_image_has_no_interval() -> None:
+    found = predicted_scores(records([1, 1, 1, 2], ["yes/no", "yes/no", "number", "other"]), {0: 0, 1: 1, 2: 0, 3: 1})
+    assert [score.interval is None for score in found.values()] == [False, True, True, True]
+    estimate = Estimate("val", found, 4, 2, [], Path("estimate.json"))
+    assert [row[2] for row in estimate.rows()][1:] == ["-"] * 3
+    assert estimate.as_json()["interval"]["number"] is None
 
 
 def test_questions_without_a_score_are_left_out() -> None:
@@ -75,6 +85,7 @@ def test_a_run_is_estimated(vqa_run: Path, capsys: pytest.CaptureFixture[str]) -
     assert 0 <= low <= found["predicted"]["overall"] <= high <= 100 and found["interval_over"] == "images"
     assert found["split"] == "val" and found["questions"] == 24 and 0 < found["images"] < 24
     assert sum(line.startswith("bias: ") for line in out.splitlines()) == len(found["bias"]) >= 4
+    assert any(f"overall ({found['images']})" in line and "too narrow" in line for line in found["bias"])
     assert any("did best on these images" in line for line in found["bias"])  # it was trained with val_split=val
     assert f"wrote {Path('runs/vl-vqa/estimate.json')}" in out and out.splitlines()[-1].startswith("next: ")
     details = json.loads(next(vqa_run.glob("vqa_details*.json")).read_text())
@@ -107,6 +118,7 @@ def test_the_held_out_part_of_val_is_the_default(vqa_run: Path, capsys: pytest.C
     assert main(["submit", "estimate", "runs/vl-vqa", "data.limit=null"]) == 0
     found = json.loads((vqa_run / "estimate.json").read_text())
     assert found["split"] == "rest_val" and found["images"] == 1  # a tenth of the six images of val
+    assert found["interval"]["overall"] is None
     assert not any("trained on val as well" in line for line in found["bias"])
     change_data(vqa_run, train_split="train", val_split="val")
     assert main(["submit", "estimate", "runs/vl-vqa", "data.limit=null"]) == 0
@@ -116,6 +128,38 @@ def test_the_held_out_part_of_val_is_the_default(vqa_run: Path, capsys: pytest.C
     assert main(["submit", "estimate", "runs/vl-vqa"]) == 2
     error = capsys.readouterr().err
     assert "was trained on 1 of the 1 images of rest_val (data.train_split=trainval)" in error
+
+
+def test_a_damaged_held_out_part_is_not_another_part(
+    vqa_run: Path, scenes: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = here / "damaged"
+    shutil.copytree(scenes, damaged)
+    next((damaged / "val2014").glob("*.jpg")).unlink()
+    assert main(["submit", "estimate", "runs/vl-vqa", f"data.root={damaged}", "data.limit=null"]) == 1
+    error = capsys.readouterr().err
+    assert "questions whose image is not in" in error and "--split NAME" in error
+    assert not (vqa_run / "estimate.json").exists()
+
+
+def test_data_without_that_part_say_so(vqa_run: Path, scenes: Path, here: Path) -> None:
+    root = here / "okvqa"
+    root.mkdir()
+    for file in scenes.glob("v2_*2014_*.json"):
+        shutil.copy(file, root / file.name.removeprefix("v2_"))
+    for split in ("train2014", "val2014"):
+        (root / split).symlink_to(scenes / split)
+    assert main(["submit", "estimate", "runs/vl-vqa", "data=okvqa", f"data.root={root}"]) == 0
+    found = json.loads((vqa_run / "estimate.json").read_text())
+    assert found["split"] == "val" and any("data=okvqa has no part rest_val" in line for line in found["bias"])
+
+
+def test_weights_are_read_once(vqa_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = checkpoint.load_file
+    monkeypatch.setattr(checkpoint, "load_file", lambda file: (read.append(file.name), real(file))[1])
+    assert main(["submit", "estimate", "runs/vl-vqa", "--split", "val"]) == 0
+    assert read == ["model.safetensors"]
 
 
 def test_a_vocabulary_of_these_questions_is_said(vqa_run: Path) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlbeit import files
-from vlbeit.data.answer_file import FIRST, Finding, Questions, entry_errors, read_json, read_questions, rejected
+from vlbeit.data.answer_file import (
+    FIRST,
+    NO_VALUE,
+    Finding,
+    Questions,
+    entry_errors,
+    read_json,
+    read_questions,
+    rejected,
+)
 from vlbeit.data.answers import normalize_answer
 from vlbeit.errors import DataError, some
 
@@ -54,17 +64,18 @@ def check_file(path: str | Path, questions: Questions) -> Report:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; `vlbeit submit RUN` writes an answer file") from error
     entries, findings = read_json(path)
-    if entries is None:
+    if entries is NO_VALUE:
         return Report(path, sha256, 0, questions, findings)
     if not isinstance(entries, list):
-        message = f"the file is one JSON {type(entries).__name__}, not an array of answers"
+        what = "one JSON object" if isinstance(entries, dict) else json.dumps(entries)[:40]
+        message = f"the file is {what}, not an array of answers"
         findings.append(rejected("not_list", [], message, "write a list of question_id and answer"))
         return Report(path, sha256, 0, questions, findings)
     faults, ids, texts = entry_errors(entries, questions.ids)
     findings += faults
     findings += _doubtful_fields(entries)
     findings += _doubtful_answers(texts)
-    findings += _doubtful_split(set(ids), questions)
+    findings += _wrong_split(set(ids), questions)
     return Report(path, sha256, len(entries), questions, findings)
 
 
@@ -120,7 +131,7 @@ def _doubtful_answers(texts: Mapping[int, str]) -> Iterator[Finding]:
         yield _warning("one_answer", at, share, "was the model trained, and did it see pictures and questions?")
 
 
-def _doubtful_split(answered: set[int], questions: Questions) -> Iterator[Finding]:
+def _wrong_split(answered: set[int], questions: Questions) -> Iterator[Finding]:
     """Answers to the questions of another file than is asked for, or of a split that no phase of the server takes."""
     asked = set(questions.ids)
     wanted = f"every phase, test-dev too, wants all questions of {SENT}"
@@ -128,7 +139,7 @@ def _doubtful_split(answered: set[int], questions: Questions) -> Iterator[Findin
     if answered == asked:
         if questions.subset.startswith("test") and questions.subset != SENT:
             message = f"these are the questions of {questions.subset}: {wanted}"
-            yield Finding("wrong_split", "warning", len(answered), sorted(answered)[:FIRST], message, remedy)
+            yield rejected("wrong_split", sorted(answered), message, remedy)
         return
     for other in _beside(questions.path):
         if answered == set(other.ids):
@@ -137,11 +148,11 @@ def _doubtful_split(answered: set[int], questions: Questions) -> Iterator[Findin
                 message += f", a part of those that are asked: {wanted}"
             else:
                 remedy = f"check them with --questions {other.path}, or answer those of {questions.path.name}"
-            yield Finding("wrong_split", "warning", len(answered), sorted(answered)[:FIRST], message, remedy)
+            yield rejected("wrong_split", sorted(answered), message, remedy)
             return
     if answered < asked and len(answered) == _TEST_DEV_QUESTIONS:
         message = f"as many answers as test-dev has questions: {wanted}"
-        yield Finding("wrong_split", "warning", len(answered), sorted(answered)[:FIRST], message, remedy)
+        yield rejected("wrong_split", sorted(answered), message, remedy)
 
 
 def _beside(path: Path) -> Iterator[Questions]:

@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from vlbeit.data.json_file import JsonFile
 from vlbeit.errors import DataError, some
 from vlbeit.files import write_by
 
+Key = TypeVar("Key", bound=Hashable)
+
 FIRST = 10  # ids that a finding names
+NO_VALUE = object()  # what read_json gives for a file that is no JSON: `null` is a value
 _SUBSET = re.compile(rb'"data_subtype"\s*:\s*"([^"]*)"')
+_AROUND = 1 << 16  # bytes at both ends of a file in which data_subtype is looked for
 
 
 class Questions(NamedTuple):
@@ -32,7 +36,7 @@ class Questions(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """Something in an answer file: an error, for which the server rejects it, or a warning, which looks like a slip."""
+    """Something in an answer file: an error, for which a server rejects it, or a warning, which looks like a slip."""
 
     code: str
     severity: str  # error | warning
@@ -62,10 +66,15 @@ def read_questions(path: str | Path) -> Questions:
         ids.append(key)
     if not ids:
         raise DataError(f"{path} holds no questions: name another file")
-    if twice := _repeated(ids):
+    if twice := repeated(ids):
         raise DataError(f"{path}: questions asked twice: {some(twice)}; every question must have its own id")
-    found = _SUBSET.search(data)
-    return Questions(path, ids, found[1].decode(errors="replace") if found else "")
+    return Questions(path, ids, stated_subset(data))
+
+
+def stated_subset(data: bytes) -> str:
+    """The `data_subtype` that the head or the end of an official file names, such as test2015; "" where none does."""
+    found = _SUBSET.search(data[:_AROUND]) or _SUBSET.search(data[-_AROUND:])
+    return found[1].decode(errors="replace") if found else ""
 
 
 def write_answers(path: str | Path, answers: Mapping[int, str], question_ids: Collection[int]) -> int:
@@ -75,7 +84,7 @@ def write_answers(path: str | Path, answers: Mapping[int, str], question_ids: Co
     """
     if not question_ids:
         raise DataError(f"{path}: there are no questions to answer")
-    if twice := _repeated(question_ids):
+    if twice := repeated(question_ids):
         raise DataError(f"{path}: questions asked twice: {some(twice)}; every question must have its own id")
     _refuse(path, _id_errors(list(answers), question_ids))
 
@@ -89,7 +98,7 @@ def write_answers(path: str | Path, answers: Mapping[int, str], question_ids: Co
 
 
 def read_json(path: Path) -> tuple[Any, list[Finding]]:
-    """The JSON value of a file, None where it is none, and what stands in the way of reading it."""
+    """The JSON value of a file, NO_VALUE where it is none, and what stands in the way of reading it."""
     data, findings = path.read_bytes(), []
     try:
         text = data.decode("utf-8")
@@ -105,7 +114,7 @@ def read_json(path: Path) -> tuple[Any, list[Finding]]:
     except (ValueError, RecursionError) as error:
         at = f"line {error.lineno} column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
         remedy = "write one JSON array; a file that ends too early was cut off on its way"
-        return None, [*findings, rejected("not_json", [], f"not JSON ({at or error})", remedy)]
+        return NO_VALUE, [*findings, rejected("not_json", [], f"not JSON ({at or error})", remedy)]
 
 
 def entry_errors(entries: Any, question_ids: Collection[int]) -> tuple[list[Finding], list[int], dict[int, str]]:
@@ -140,7 +149,12 @@ def entry_errors(entries: Any, question_ids: Collection[int]) -> tuple[list[Find
 def _id_errors(ids: list[int], question_ids: Collection[int]) -> Iterator[Finding]:
     asked, answered = set(question_ids), set(ids)
     faults = (
-        ("repeated", _repeated(ids), "questions answered more than once: the server takes the last", "keep one each"),
+        (
+            "repeated",
+            sorted(repeated(ids)),
+            "questions answered more than once: the server takes the last",
+            "keep one each",
+        ),
         ("missing", sorted(asked - answered), "questions without an answer", "answer every question of the file"),
         ("foreign", sorted(answered - asked), "answers to questions that are not asked", "remove them"),
     )
@@ -160,8 +174,9 @@ def _refuse(path: str | Path, findings: Iterable[Finding]) -> None:
         raise DataError(f"{path}: {finding.message}: {finding.shown()}; {finding.remedy}")
 
 
-def _repeated(ids: Iterable[int]) -> list[int]:
-    return sorted(key for key, count in Counter(ids).items() if count > 1)
+def repeated(keys: Iterable[Key]) -> list[Key]:
+    """Those that come more than once, each once."""
+    return [key for key, count in Counter(keys).items() if count > 1]
 
 
 def rejected(code: str, at: list[Any], message: str, remedy: str) -> Finding:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from vlbeit.errors import DataError
 
+SOURCES = ("vqa_v2", "scenes")  # whose splits these are
 GENOME = "vg"  # Visual Genome's questions, an extra source of training
 HELD_OUT = 1000  # images of val that published runs do not train on
 PARTS = {"trainable_val": "val", "rest_val": "val", "test-dev": "test"}

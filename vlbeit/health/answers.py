@@ -20,7 +20,7 @@ _MOSTLY = 0.9
 
 _TEXTS = {
     "no-answers": "annotations without a human answer",
-    "empty-answer": "questions with empty human answers, or such that are no text",
+    "empty-answer": "questions with empty human answers",
     "not-ten-answers": "questions that have not ten human answers",
     "duplicate-answer-id": "questions whose answers do not have an answer_id each",
     "literal-answers": "questions whose answers agree and are not in the normal form, so that only the very same text "

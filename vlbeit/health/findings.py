@@ -44,6 +44,7 @@ KINDS: dict[str, Kind] = {
     "image-in-two-splits": Kind("error", "split by picture: remove the questions of one side"),
     "same-picture-in-two-splits": Kind("error", "split by picture: remove the copies on one side"),
     "near-copy-in-two-splits": Kind("warning", "look at the pairs; remove those that show the same"),
+    "crowded-look": Kind("note", "look at some of them; byte for byte they were compared with all"),
     "same-picture-in-one-split": Kind("note", "nothing is wrong if that is known; its questions could share one file"),
     # questions
     "empty-question": Kind("warning", "write the question, or remove it: it can only be guessed"),

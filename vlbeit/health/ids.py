@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import TypeVar
 
+from vlbeit.data.answer_file import repeated
 from vlbeit.errors import some
 
 from .findings import Finding, found
 from .parts import Part
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 def check_ids(part: Part, others: Sequence[Part]) -> Iterator[Finding]:
@@ -36,17 +34,6 @@ def check_ids_between(parts: Sequence[Part]) -> Iterator[Finding]:
         both = list(dict.fromkeys(row.question_id for row in other.questions if row.question_id in here))
         text = f"question_id used in both: {some(both)}"
         yield from found("question-id-in-two-splits", f"{one.name}, {other.name}", both, text)
-
-
-def repeated(keys: Iterable[Key]) -> list[Key]:
-    """Those that come more than once, each once, in the order of their first repetition."""
-    seen: set[Key] = set()
-    twice: dict[Key, None] = {}
-    for key in keys:
-        if key in seen:
-            twice[key] = None
-        seen.add(key)
-    return list(twice)
 
 
 def _check_annotations(part: Part, asked: list[int]) -> Iterator[Finding]:

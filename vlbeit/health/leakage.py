@@ -10,7 +10,7 @@ from vlbeit.errors import some
 
 from .findings import SHOWN, Finding, found
 from .parts import Part
-from .pictures import Picture, alike, name_of, same
+from .pictures import Likeness, Picture, name_of, same
 
 TOLERATED = 0.001  # share of a split's pictures: as data.max_bad_fraction, what a run survives
 
@@ -38,10 +38,15 @@ def check_copies(parts: Sequence[Part], pictures: Sequence[Picture]) -> Iterator
         if twice:
             yield _finding("same-picture-in-one-split", part.name, twice, "pictures with the same bytes")
     equal = {id(picture): number for number, group in enumerate(groups) for picture in group}
-    between = (pair for pair in alike(usable) if pair[0].split != pair[1].split)
+    likeness = Likeness(usable)
+    between = (pair for pair in likeness.pairs() if pair[0].split != pair[1].split)
     near = [(one, other) for one, other in between if equal.get(id(one), -1) != equal.get(id(other), -2)]
     for names, leaked in _by_splits(parts, near):
         yield _finding("near-copy-in-two-splits", names, leaked, "pictures of both that look the same")
+    splits = ", ".join(dict.fromkeys(picture.split for picture in likeness.crowded))
+    text = "pictures like so many others that a near copy of them may have been missed: "
+    text += some([name_of(picture) for picture in likeness.crowded])
+    yield from found("crowded-look", splits, [picture.image_id for picture in likeness.crowded], text)
 
 
 def _one_picture(one: Part, other: Part, key: int | str) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, NamedTuple, TypeVar
 
+from vlbeit.data.answer_file import stated_subset
 from vlbeit.data.json_file import JsonFile
 from vlbeit.data.vqa_v2_files import image_files
 from vlbeit.errors import DataError, some
@@ -19,8 +21,6 @@ Row = TypeVar("Row")
 
 SOURCES = ("vqa_v2", "scenes", "okvqa")  # whose questions lie in such files; those of OK-VQA without v2_
 _NAME = re.compile(r"(?:OpenEnded_)?mscoco_([A-Za-z0-9-]+)_(questions|annotations)\.json")
-_SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"([^"]*)"')
-_AROUND = 1 << 16  # bytes at both ends of a file in which data_subtype is looked for
 
 
 class OfficialFiles(NamedTuple):
@@ -120,8 +120,7 @@ class _Reader:
             yield item
 
     def _check_subtype(self, data: bytes) -> None:
-        stated = _SUBTYPE.search(data[:_AROUND]) or _SUBTYPE.search(data[-_AROUND:])
-        subtype = stated[1].decode(errors="replace") if stated else self.part.name
+        subtype = stated_subset(data) or self.part.name
         if subtype != self.part.name:
             self._note("wrong-split-file", [self.path.name], f"{self.path} says of itself data_subtype {subtype!r}")
 
@@ -139,14 +138,19 @@ def _lack(row: dict[str, Any], key: str) -> str:
     answers = row.get("answers", [])
     if not isinstance(answers, list):
         return "answers is no list"
-    return "" if all(isinstance(item, dict) and "answer" in item for item in answers) else "an answer without text"
+    if not all(isinstance(item, dict) and "answer" in item for item in answers):
+        return "an answer without text"
+    odd = next((item["answer"] for item in answers if not isinstance(item["answer"], str)), "")
+    return "" if odd == "" else f"the answer {short(odd)} is no text: training takes it as {short(str(odd))}"
 
 
 def _number(row: Any, name: str) -> int:
     """An id. KeyError, TypeError, ValueError or OverflowError where it is none that an index can hold."""
     if not isinstance(row, dict):
         raise TypeError(f"{type(row).__name__} instead of an object")
-    number = int(row[name])
+    number = row[name]
+    if type(number) is not int:  # bool is an int in Python
+        raise TypeError(f"{name} is {short(number)}, no integer")
     if not -(1 << 63) <= number < 1 << 63:
         raise ValueError(f"{name} is beyond 64 bits")
     return number
@@ -184,7 +188,7 @@ def _annotator() -> Callable[[Any], Annotation]:
             _number(row, "image_id") if "image_id" in row else None,
             text(row.get("question_type")),
             text(row.get("answer_type")),
-            tuple(text(item.get("answer")) for item in items),
+            tuple(text(str(item.get("answer", ""))) for item in items),  # as training takes what is no text
             len(set(counts)) == len(counts) and "None" not in counts,
             text(row.get("multiple_choice_answer")),
         )

@@ -30,7 +30,7 @@ class Annotation(NamedTuple):
     image_id: int | str | None  # None: the row names no picture
     question_type: str
     answer_type: str
-    answers: tuple[str, ...]  # raw; "" for one that is no text
+    answers: tuple[str, ...]  # raw; of what is no text its form in Python, as training has it; "" for none
     ids_differ: bool  # whether every answer has an answer_id of its own
     main_answer: str  # multiple_choice_answer, "" for none
 

@@ -74,24 +74,34 @@ def same(pictures: Sequence[Picture]) -> list[list[Picture]]:
     return groups
 
 
-def alike(pictures: Sequence[Picture]) -> Iterator[tuple[Picture, Picture]]:
-    """Pairs of pictures that look the same, such as another size or quality of one; only of those that have a look.
+class Likeness:
+    """Pictures that look the same, such as another size or quality of one; only of those that have a look.
 
-    Candidates share a quarter of their difference hash, which two looks that differ in up to three bits must; a pair
-    is one if its looks differ by little in the mean. Pictures of one tone are left out.
+    Candidates share a quarter of their difference hash, which two looks that differ in up to three bits must. Of more
+    than `_CROWD` that share one the last ones are compared, and the picture counts as `crowded`: a copy of it among
+    the others may be missed. Pictures of one tone are left out.
     """
-    seen = [picture for picture in pictures if picture.look is not None and np.ptp(picture.look) >= _FLAT]
-    looks = np.array([picture.look for picture in seen], dtype=np.int16)
-    buckets: dict[tuple[int, int], list[int]] = {}
-    for number, look in enumerate(looks):
-        candidates: set[int] = set()
-        for band in enumerate(np.packbits(_steps(look)).view(np.uint16).tolist()):
-            bucket = buckets.setdefault(band, [])
-            candidates.update(bucket[-_CROWD:])  # a bucket that thousands share tells nothing
-            bucket.append(number)
-        others = np.array(sorted(candidates), dtype=np.int64)
-        for other in others[np.abs(looks[others] - look).mean(axis=(1, 2)) < _CLOSE]:
-            yield seen[other], seen[number]
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self.crowded: list[Picture] = []  # known when all pairs were drawn
+        self._seen = [picture for picture in pictures if picture.look is not None and np.ptp(picture.look) >= _FLAT]
+
+    def pairs(self) -> Iterator[tuple[Picture, Picture]]:
+        """Those whose looks differ by little in the mean, each pair once."""
+        looks = np.array([picture.look for picture in self._seen], dtype=np.int16)
+        buckets: dict[tuple[int, int], list[int]] = {}
+        for number, look in enumerate(looks):
+            candidates: set[int] = set()
+            bands = enumerate(np.packbits(_steps(look)).view(np.uint16).tolist())
+            shared = [buckets.setdefault(band, []) for band in bands]
+            if any(len(bucket) > _CROWD for bucket in shared):
+                self.crowded.append(self._seen[number])
+            for bucket in shared:
+                candidates.update(bucket[-_CROWD:])
+                bucket.append(number)
+            others = np.array(sorted(candidates), dtype=np.int64)
+            for other in others[np.abs(looks[others] - look).mean(axis=(1, 2)) < _CLOSE]:
+                yield self._seen[other], self._seen[number]
 
 
 def _steps(look: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from .parts import Part
 from .pictures import MISSING, Picture, look_at, name_of
 from .progress import Say, quiet
 from .questions import check_questions
+from .roles import Roles, roles
 from .sources import read_parts
 
 _LOW = 70.0  # percent: a ceiling below is worth a word; that of VQA v2 is above 90
@@ -78,8 +79,10 @@ def inspect(wanted: Wanted, say: Say = quiet) -> Report:
     else:
         parts = read_parts(place.config, place.splits, say)
     pictures = look_at(parts, say, thorough=wanted.thorough)
-    found_tables = _tables(parts, pictures, wanted, say)
-    findings = ordered([*_checked(parts, pictures, wanted, say), *_of_learning(found_tables, wanted)])
+    chosen = roles(parts, wanted.data)
+    found_tables = _tables(parts, pictures, chosen, wanted.min_count, say)
+    checked = _checked(parts, pictures, wanted, say)
+    findings = ordered([*checked, *chosen.findings, *_of_learning(found_tables, wanted)])
     return Report(wanted, findings, found_tables, time.monotonic() - started)
 
 
@@ -91,9 +94,6 @@ def _checked(parts: Sequence[Part], pictures: Sequence[Picture], wanted: Wanted,
         yield from _check_pictures(part, [picture for picture in pictures if picture.split == part.name])
         yield from check_questions(part, wanted.max_length)
         yield from check_answers(part)
-    train = wanted.data.train_split
-    if not any(part.name.startswith(train) for part in parts):
-        yield Finding("missing-file", train, 1, [train], f"there is no split {train} to train on")
     say("comparing the splits")
     yield from check_ids_between(parts)
     yield from check_image_ids(parts)
@@ -119,24 +119,19 @@ def _is_odd(width: int, height: int) -> bool:
     return min(width, height) < _ODD_SIDE or max(width, height) > _ODD_ASPECT * min(width, height)
 
 
-def _tables(parts: Sequence[Part], pictures: Sequence[Picture], wanted: Wanted, say: Say) -> dict[str, Any]:
+def _tables(
+    parts: Sequence[Part], pictures: Sequence[Picture], chosen: Roles, min_count: int, say: Say
+) -> dict[str, Any]:
     """`splits` by name; of questions with answers also `vocabulary` and `blind`."""
     say("counting")
     by_split: dict[str, list[Picture]] = {part.name: [] for part in parts}
     for picture in pictures:
         by_split[picture.split].append(picture)
     result: dict[str, Any] = {"splits": {part.name: tables.of_split(part, by_split[part.name]) for part in parts}}
-    train, held_out = (_named(parts, name) for name in (wanted.data.train_split, wanted.data.val_split))
-    if train is not None:
+    if chosen.train is not None:
         say("vocabulary, ceiling and blind baseline")
-        result |= tables.of_learning(train, held_out, wanted.min_count)
+        result |= tables.of_learning(chosen.train, chosen.val, min_count)
     return result
-
-
-def _named(parts: Sequence[Part], name: str) -> Part | None:
-    """The split of this name or subtype (train: train2014), if it has annotated questions."""
-    fitting = [part for part in parts if part.name.startswith(name) and part.annotations and part.questions]
-    return min(fitting, key=lambda part: len(part.name), default=None)
 
 
 def _of_learning(found_tables: dict[str, Any], wanted: Wanted) -> Iterator[Finding]:

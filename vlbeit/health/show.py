@@ -63,10 +63,14 @@ def verdict(report: Report) -> list[str]:
             f"next: correct these, then vlbeit inspect data {path}",
         ]
     deeper = "" if report.wanted.thorough else "; with --thorough every picture is decoded"
-    kind = "task=vqa" if "vocabulary" in report.tables else "stage=mim"
+    data = report.wanted.data
+    kind = "stage=vl task=vqa" if "vocabulary" in report.tables else "stage=mim"
+    typed = [("train_split", data.train_split, "train"), ("val_split", data.val_split, "val")]
+    words = [f"data={data.name}", f"data.root={path}"]
+    words += [printable(shlex.quote(f"data.{key}={value}")) for key, value, default in typed if value != default]
     return [
         f"safe to train on ({found}; {report.seconds:.1f} s{deeper})",
-        f"next: vlbeit train {kind} data={report.wanted.data.name} data.root={path}",
+        f"next: vlbeit train {kind} {' '.join(words)}",
     ]
 
 

@@ -14,24 +14,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlbeit import compose, files, inference
+from vlbeit import adopt, chain, compose, files, inference
 from vlbeit.bootstrap import Interval, statistic_interval
 from vlbeit.config import DataConfig, RunConfig
 from vlbeit.data.sources import open_records
+from vlbeit.data.vqa_v2_splits import SOURCES
 from vlbeit.errors import DataError, UsageError
 from vlbeit.leaderboard.published import NAMES
+from vlbeit.models.checkpoint import read_checkpoint, read_head
 from vlbeit.types import Records
 
 HELD_OUT = "rest_val"  # the part of val that published runs keep out of training
 FILE = "estimate.json"
+FEW = 30  # images below which an interval over them is too narrow
 
 
 class Score(NamedTuple):
     """Official accuracy in percent of one kind of question, and the middle 95 % of its bootstrap over images."""
 
     value: float
-    interval: Interval
+    interval: Interval | None  # None: of one image, whose spread nobody knows
     questions: int
+    images: int
 
 
 class Estimate(NamedTuple):
@@ -47,7 +51,7 @@ class Estimate(NamedTuple):
     def rows(self) -> list[tuple[str, ...]]:
         """For a table: name, predicted, interval, questions."""
         return [
-            (name, f"{score.value:.2f}", f"{score.interval[0]:.2f} .. {score.interval[1]:.2f}", str(score.questions))
+            (name, f"{score.value:.2f}", _shown(score.interval), str(score.questions))
             for name, score in self.scores.items()
         ]
 
@@ -55,7 +59,7 @@ class Estimate(NamedTuple):
         """What estimate.json holds."""
         return {
             "predicted": {name: score.value for name, score in self.scores.items()},
-            "interval": {name: list(score.interval) for name, score in self.scores.items()},
+            "interval": {name: score.interval and list(score.interval) for name, score in self.scores.items()},
             "interval_over": "images",
             "split": self.split,
             "questions": self.questions,
@@ -69,15 +73,15 @@ def estimate(path: str, words: Sequence[str] = (), split: str | None = None) -> 
 
     Args:
         words: change keys of the run's config, such as `data.root=DIR`.
-        split: the held-out part; None: `rest_val` where the data has it, else the run's validation split.
+        split: the held-out part; None: `rest_val` of data that knows it (vqa_v2, scenes), else its validation split.
 
     Raises:
         UsageError: no VQA run, or it was trained on images of that part.
-        DataError: the part is missing, or has no answers.
+        DataError: the part is missing or damaged, or has no answers.
     """
     config, stored, fixed = _configs(path, words)
-    split, held = _open_held_out(config, split)
-    bias = _check_training(path, config, stored, split, held)
+    split, held, bias = _open_held_out(config, split)
+    bias += _check_training(path, config, stored, split, held)
     bias += _standing_bias(config, stored, split, held)
     evaluation = inference.evaluate(path, [*words, f"data.val_split={split}", *fixed])
     if not evaluation.written:
@@ -85,8 +89,9 @@ def estimate(path: str, words: Sequence[str] = (), split: str | None = None) -> 
     details = next(file for file in evaluation.written if file.name.startswith("vqa_details"))
     rows = json.loads(details.read_text(encoding="utf-8"))
     scores = predicted_scores(held, {int(row["question_id"]): float(row["score"]) for row in rows})
-    images = len(set(held.column("image_id")))
-    found = Estimate(split, scores, scores["overall"].questions, images, bias, details.with_name(FILE))
+    overall = scores["overall"]
+    bias += _too_few_images(scores)
+    found = Estimate(split, scores, overall.questions, overall.images, bias, details.with_name(FILE))
     files.write_json(found.written, found.as_json(), indent=2)
     return found
 
@@ -105,8 +110,20 @@ def predicted_scores(records: Records, scored: Mapping[int, float]) -> dict[str,
             values_Q, images_Q = np.array([score for score, _ in chosen]), [place for _, place in chosen]
             sums_N2 = np.zeros((len(places), 2))  # of every image: points and questions
             np.add.at(sums_N2, images_Q, np.stack([values_Q, np.ones(len(chosen))], axis=1))
-            found[name] = Score(round(100 * float(values_Q.mean()), 2), _interval(sums_N2), len(chosen))
+            images = len(set(images_Q))
+            interval = _interval(sums_N2) if images > 1 else None
+            found[name] = Score(round(100 * float(values_Q.mean()), 2), interval, len(chosen), images)
     return found
+
+
+def _too_few_images(scores: Mapping[str, Score]) -> list[str]:
+    few = [f"{name} ({score.images})" for name, score in scores.items() if score.images < FEW]
+    about = f"below about {FEW} the interval is too narrow, and one has none"
+    return [f"less certain than it looks, of few images: {', '.join(few)}; {about}"] if few else []
+
+
+def _shown(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.2f} .. {interval[1]:.2f}"
 
 
 def _interval(sums_N2: np.ndarray) -> Interval:
@@ -120,23 +137,29 @@ def _interval(sums_N2: np.ndarray) -> Interval:
 
 def _configs(path: str, words: Iterable[str]) -> tuple[RunConfig, RunConfig, list[str]]:
     """The config with and without the words, and words that leave out what an estimate has no use for."""
-    run = inference.Trained(path, words)
-    if run.recipe.kind != "vqa":
+    values = read_head(path)["config"]
+    if values:
+        stored = compose.from_values(values, f"{path}: the config of its checkpoint")
+        config = compose.override(stored, words)
+    else:  # weights of others
+        stored = config = adopt.config_for(read_checkpoint(path), list(words))
+    if chain.recipe_of(config).kind != "vqa":
         raise UsageError(f"{path} answers no questions: an estimate needs a run of task=vqa")
-    fixed = ["task.controls=false"] if hasattr(run.config.task, "controls") else []
-    if not run.is_run:
-        return run.config, run.config, fixed
-    return run.config, compose.from_values(run.checkpoint.config, f"{run.checkpoint.path}/config.json"), fixed
+    return config, stored, ["task.controls=false"] if hasattr(config.task, "controls") else []
 
 
-def _open_held_out(config: RunConfig, split: str | None) -> tuple[str, Records]:
-    if split is not None:
-        return split, open_records(config.data, "vqa", split)
+def _open_held_out(config: RunConfig, split: str | None) -> tuple[str, Records, list[str]]:
+    """The held-out part and its records; a line where it is not the one that is meant for it."""
+    data, said = config.data, []
+    if split is None and data.name in SOURCES:
+        split = HELD_OUT
+    elif split is None:
+        split = data.val_split
+        said.append(f"either way: data={data.name} has no part {HELD_OUT}; this is data.val_split={split}")
     try:
-        return HELD_OUT, open_records(config.data, "vqa", HELD_OUT)
-    except DataError:
-        split = config.data.val_split
-        return split, open_records(config.data, "vqa", split)
+        return split, open_records(data, "vqa", split), said
+    except DataError as error:
+        raise DataError(f"{error}; or name another part, --split NAME") from error
 
 
 def _check_training(path: str, config: RunConfig, stored: RunConfig, split: str, held: Records) -> list[str]:
