@@ -186,7 +186,7 @@ def _bring_whole(client: Client, receipt: Receipt, sending: Sending, target: Tar
             receipt.drop(sending)
             raise
         if sending["number"] is not None:
-            receipt.save()
+            receipt.save(sending)
             return
 
 
@@ -198,7 +198,7 @@ def _bring_chunks(client: Client, chunks: ChunkedUpload, receipt: Receipt, sendi
             try:
                 sending["number"] = chunks.begin()
                 sending["status"] = SUBMITTING
-                receipt.save()
+                receipt.save(sending)
                 chunks.put_chunks(show)
                 break
             except Unsure as error:  # of `begin`: what it may have left at the server waits for a file in vain

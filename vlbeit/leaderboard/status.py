@@ -109,7 +109,7 @@ def _look(tracked: Tracked, connect: Connect, timeout: float | None) -> Seen:
     sending.update(status=outcome.status, phase=phase, scores=outcome.scores)
     sending["method"] = sending["method"] or facts.get("method_name") or ""
     if receipt is not None:
-        receipt.save()
+        receipt.save(sending)
     return Seen(sending, outcome)
 
 
