@@ -1,6 +1,6 @@
-"""HTTP as downloads and the leaderboard client do it: the library, when to ask again, how long a server may have us wait.
+"""HTTP as downloads and the leaderboard client do it: the library, when to ask again, how long a server may ask for.
 
-httpx2 is what huggingface-hub is built on, too: its errors are caught beside ours.
+httpx2 is what huggingface-hub is built on too: its errors are caught beside ours.
 """
 
 from __future__ import annotations
