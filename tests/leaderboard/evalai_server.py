@@ -83,6 +83,7 @@ class EvalAI:
         self.question_ids = set(question_ids)
         self.score = score
         self.tokens = set(tokens)
+        self.challenge = CHALLENGE
         self.phases = default_phases()
         self.is_participant = True
         self.page = 2  # rows of a page of a list
@@ -323,7 +324,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Reply(400, {"error": "Challenge Phase does not exist"})
 
     def _challenge(self, number: int) -> None:
-        if number != CHALLENGE:
+        if number != self.evalai.challenge:
             raise _Reply(404, {"error": f"Challenge {number} does not exist"})
 
     def _may_send(self, phase: Phase) -> None:
@@ -481,13 +482,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--annotations", type=Path, required=True)
+    parser.add_argument("--challenge", type=int, default=CHALLENGE, help="830 takes test2015 alone")
     parser.add_argument("--token", default="SECRET")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
     rows = json.loads(arguments.questions.read_text(encoding="utf-8"))["questions"]
     server = EvalAI([row["question_id"] for row in rows], scorer(arguments.annotations), [arguments.token])
+    server.challenge = arguments.challenge
     server.serve(arguments.port)
-    print(f"EvalAI's interface at {server.host}, challenge {CHALLENGE}", flush=True)
+    print(f"EvalAI's interface at {server.host}, challenge {server.challenge}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
 
