@@ -167,5 +167,5 @@ def test_nothing_to_tell_of(
     server: Any, answers: Path, what: str | None, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", "status", *([what] if what else [])]) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    captured = capsys.readouterr()
+    assert said in captured.err and captured.err.count("\n") == 1 and not captured.out

@@ -66,7 +66,7 @@ def resolve(what: str | None, host: str, host_is_given: bool) -> list[Tracked]:
 def look(tracked: Iterable[Tracked], connect: Connect, timeout: float | None) -> list[Seen]:
     """Ask for each; with a `timeout` in seconds, for all of them together, wait until it is over.
 
-    What cannot be asked for has its error; a server that does not answer is not asked for the others.
+    Of several, what cannot be asked for has its error, and a server that does not answer is not asked for the others.
     """
     seen: list[Seen] = []
     silent: dict[str, Unavailable] = {}
@@ -84,6 +84,8 @@ def look(tracked: Iterable[Tracked], connect: Connect, timeout: float | None) ->
             if isinstance(error, Unavailable):
                 silent[host] = error
             seen.append(Seen(each.sending, None, each.receipt, error))
+    if len(seen) == 1 and seen[0].error is not None:
+        raise seen[0].error
     return seen
 
 

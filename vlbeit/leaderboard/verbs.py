@@ -202,7 +202,7 @@ def _show(seen: Sequence[Seen], what: str | None, as_json: bool) -> None:
     cells = [[each.sending.get(name) or "" for name in names] for each in seen]
     table.show(("submission", "phase", "status", "submitted", "method"), cells)
     for each in seen:
-        if each.error is not None and len(seen) > 1:
+        if each.error is not None:
             print(f"note: submission {each.sending['number']}: {each.error}")
     for outcome in (each.outcome for each in seen if each.outcome is not None):
         print(*(f"note: {problem}" for problem in outcome.problems), sep="\n", end="\n" if outcome.problems else "")
