@@ -22,15 +22,22 @@ _REMEDIES = (
     ("not public", "this phase is not open; `vlbeit submit phases` lists the others"),
     ("paused", "its hosts have paused it: send the file later"),
     ("not active", "it is closed: `vlbeit submit phases` shows which phases are open"),
-    ("concurrent", "wait until one of yours is evaluated (`vlbeit submit status`), then send the file"),
-    ("running", "wait until one of yours is evaluated (`vlbeit submit status`), then send the file"),
+    (
+        "being processed",
+        "wait until one of yours is evaluated (`vlbeit submit status`), then send the file; those left in `submitting` "
+        "count too: cancel them on the challenge's page where it lets you",
+    ),
     ("file url is missing", "the file did not arrive: send it again, with --large if it stays so"),
     ("input_file", "`vlbeit submit check` tells what is wrong with the file"),
 )
 
 
 class Unavailable(DataError):
-    """The server does not answer as it should now; later it may."""
+    """The server does not answer as it should now; later it may: after `seconds`, where it says so, else 0."""
+
+    def __init__(self, text: str, seconds: float = 0.0) -> None:
+        super().__init__(text)
+        self.seconds = seconds
 
 
 class Unsure(Unavailable):
