@@ -148,8 +148,11 @@ def test_phases(server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: py
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--phase", "test-reserve"), "no such phase; there are Test-Dev, Test-Standard Phase, Test-Challenge"),
-        (("--phase", "test"), "several fit; there are Test-Dev,"),
+        (
+            ("--phase", "test-reserve"),
+            "no such phase: did you mean test-dev? there is test-challenge, test-dev, test-standard",
+        ),
+        (("--phase", "test"), "several fit: test-dev, test-standard, test-challenge"),
         (("--phase", "test-dev", "--timeout", "soon"), "--timeout soon: give a length of time such as"),
         (("--phase", "test-dev", "--host", "eval.ai"), "--host is not the address of a server"),
         (("--phase", "test-dev", "--host", "http://eval.ai"), "use https://"),

@@ -69,8 +69,10 @@ def refusal(status: int, text: str, where: str) -> UserError:
             "`vlbeit submit token` (EVALAI_TOKEN, where it is set, goes first)"
         )
     if status == 404:
-        return UsageError(f"{start}: there is no such thing there: `vlbeit submit phases` lists what there is; "
-                          "check --challenge, --host and the submission's number")  # fmt: skip
+        return UsageError(
+            f"{start}: there is no such thing there: check --challenge, --host, or the submission's number, which "
+            "`vlbeit submit status` lists for those sent from here"
+        )
     if status == 413:
         return Refused(f"{start}: the file is too large for one request: add --large", status)
     return Refused(f"{start}: {remedy or 'nothing was stored; correct what it says and try again'}", status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -149,7 +150,10 @@ def token() -> None:
     from vlbeit.leaderboard import account
 
     text = getpass.getpass("EvalAI token (not shown): ") if sys.stdin.isatty() else sys.stdin.readline()
-    print(f"wrote {account.store_token(text)}\nnext: vlbeit submit phases")
+    print(f"wrote {account.store_token(text)}")
+    if os.environ.get(account.VARIABLE):
+        print(f"note: {account.VARIABLE} is set and goes first: unset it for the stored token to be used")
+    print("next: vlbeit submit phases")
 
 
 def estimate(
