@@ -258,10 +258,9 @@ def test_letters_that_no_file_can_hold_are_faults_of_their_rows(folder, caplog):
     for place, (name, value) in enumerate((("question", "what \ud800?"), ("answers", "\udfff"), ("image", "\ud801.png"),
                                            ("id", "q\udc80"), ("image", "a\0.png")), 5):  # fmt: skip
         rows[place] = {**rows[place], name: value}
+    rows = [{"id": f"q{number}", **row} for number, row in enumerate(rows)]
     given = config(write_jsonl(folder / "my.jsonl", rows), images=str(folder / "pictures"), max_bad_fraction=0.2)
-    rows[:] = [{"id": str(number), **row} for number, row in enumerate(rows)]
-    write_jsonl(folder / "my.jsonl", rows)
     with caplog.at_level(logging.WARNING):
         assert sum(map(len, both(given))) == 35
-    assert "text has half a letter: 4 (my.jsonl, line 6: what \\ud800?; " in caplog.text
-    assert "picture is missing: 1" in caplog.text
+    assert "text has half a letter: 4 (my.jsonl, line 6: what \\ud800? what" in caplog.text
+    assert "picture is missing: 1 (my.jsonl, line 10: a\\0.png)" in caplog.text

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from vlbeit.data.answers import clean_answer, majority_answer, normalize_answer
 from vlbeit.data.picture_names import PictureNames
 from vlbeit.data.row_files import Row, Table
+from vlbeit.data.storable import printable, storable, storable_record
 from vlbeit.errors import UsageError
 from vlbeit.types import Record
 
@@ -167,7 +168,7 @@ def _question(table: Table, columns: Mapping[str, str], pictures: PictureNames, 
     else:
         try:
             image, key, name, fault = _image(values.get("image"), pictures)
-            own = {meaning: _stored(text(values.get(meaning))) for meaning in _OWN}
+            own = {meaning: storable(text(values.get(meaning))) for meaning in _OWN}
             record = _record(values)
         except ValueError as error:
             fault = str(error)
@@ -175,7 +176,7 @@ def _question(table: Table, columns: Mapping[str, str], pictures: PictureNames, 
         fault = fault or "question_id is empty"
     place, split = f"{table.name}, {row.place}", own["split"] or table.split
     own_id, image_id = whole(own["question_id"]), whole(own["image_id"])
-    return Question(_printable(place), split, own_id, image_id, image, key, name, record, _printable(fault))
+    return Question(printable(place), split, own_id, image_id, image, key, name, record, printable(fault))
 
 
 def _record(values: Mapping[str, Any]) -> Record:
@@ -188,17 +189,14 @@ def _record(values: Mapping[str, Any]) -> Record:
     kind = text(values.get("answer_type"))
     if kind in RESERVED:
         raise ValueError(f"answer_type is the name of another number of an evaluation: {kind}, rename the type")
-    record = {
+    record: Record = {
         "question": question,
         "question_type": text(values.get("question_type")) or question_type(question),
         "answer_type": kind or answer_type(main or majority_answer(answers)),
         "answers": answers,
         "multiple_choice_answer": main,
     }
-    for value in ("".join(answers), *record.values()):
-        if isinstance(value, str):
-            _stored(value)
-    return record
+    return storable_record(record)
 
 
 def _image(value: Any, pictures: PictureNames) -> tuple[str | bytes, int, str, str]:
@@ -207,7 +205,7 @@ def _image(value: Any, pictures: PictureNames) -> tuple[str | bytes, int, str, s
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
         return value, _hash(value), hashlib.blake2b(value, digest_size=16).hexdigest(), ""
-    written = _stored(value.strip() if isinstance(value, str) else text(value))
+    written = storable(value.strip() if isinstance(value, str) else text(value))
     if not written:
         return "", 0, "", "picture is not named"
     if len(written) > _LONGEST or written.startswith("data:"):
@@ -215,25 +213,11 @@ def _image(value: Any, pictures: PictureNames) -> tuple[str | bytes, int, str, s
     if _ADDRESS.match(written) and not written.startswith("file://"):
         return "", 0, "", f"picture is an address: {written}, download it first"
     path, there = pictures.find(whole(written))
-    return _stored(path), _hash(path.encode()), written, "" if there else f"{MISSING}: {path}"
+    return storable(path), _hash(path.encode()), written, "" if there else f"{MISSING}: {path}"
 
 
 def _hash(value: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "big")
-
-
-def _stored(written: str) -> str:
-    """The same text. ValueError for one that no file of UTF-8 can hold: half of a pair of UTF-16, as JSON may have."""
-    try:
-        written.encode()
-    except UnicodeEncodeError as error:
-        part = written[max(0, error.start - 20) : error.end + 20]
-        raise ValueError(f"text has half a letter: {_printable(part)}") from error
-    return written
-
-
-def _printable(written: str) -> str:
-    return written.encode(errors="backslashreplace").decode()
 
 
 def text(value: Any) -> str:
