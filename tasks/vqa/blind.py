@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlbeit.data.answers import majority_answers
+from vlbeit.data.records import FieldColumn
 from vlbeit.data.stand_in import stand_in
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
@@ -115,5 +116,7 @@ class ShuffledPictures:
         own = self._records.column(name)
         if name not in ("image", "image_id"):
             return own
+        if isinstance(own, FieldColumn):  # each read when it is asked for
+            return FieldColumn(self, name)
         whole = list(own)
         return [whole[row] for row in self._rows]

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from vlbeit.data.index import cached_table
+from vlbeit.data.records import FieldColumn
 from vlbeit.types import Record, Records
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,10 @@ def picture_sizes(records: Records, cache: str | Path) -> list[HeightWidth | Non
     rows = {image: row for row, image in enumerate(images)}
     found: dict[Any, HeightWidth | None] = {}
     paths: dict[Any, str] = {}
+    column = records.column("image")
+    values = column if isinstance(column, FieldColumn) else column[:]  # a memory-mapped one is slow value by value
     for image, row in rows.items():
-        value = records[row]["image"]
+        value = values[row]
         if isinstance(value, str):
             paths[image] = value
         else:
