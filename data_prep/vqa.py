@@ -10,7 +10,8 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from vlbeit import hub
-from vlbeit.data.answers import build_vocabulary, coverage, majority_answers
+from vlbeit.config import share_or_number
+from vlbeit.data.answers import build_vocabulary, counted_answers, coverage
 from vlbeit.data.row_files import Table, open_table, stored_table
 from vlbeit.data.vqa_rows import Question, VQARows, parse_columns
 from vlbeit.data.vqa_splits import HELD_OUT, Placed, Rule, Survey, described, split_of, table_files
@@ -53,8 +54,8 @@ def prepare(
     writes each as a file. The same command after an interruption goes on where it stopped.
     """
     say = report or (lambda line: None)
-    if held_out <= 0:
-        raise UsageError(f"--held-out {held_out}: give a share of the pictures below 1, or a number of them")
+    if not held_out or not share_or_number(held_out):
+        raise UsageError(f"--held-out {held_out:g}: give a share of the pictures below 1, or a number of them")
     if images and not Path(images).expanduser().is_dir():
         raise DataError(f"--images {images} is no folder")
     sources = given(from_)
@@ -242,7 +243,7 @@ class _Answers:
 
 def _vocabulary(answered: Mapping[str, _Answers], say: Report) -> int:
     """The task.min_count to propose: the largest up to the default whose answers cover most training questions."""
-    majority = [answer for answer in majority_answers(answered["train"]) if answer]
+    majority = counted_answers(answered["train"])
     known = len(build_vocabulary(majority, 1))
     for min_count in range(MIN_COUNT, 0, -1):
         answers = build_vocabulary(majority, min_count)

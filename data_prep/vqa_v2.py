@@ -23,7 +23,8 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from vlbeit.data.answers import Coverage, build_vocabulary, coverage, majority_answers
+from vlbeit.config import share_or_number
+from vlbeit.data.answers import Coverage, build_vocabulary, counted_answers, coverage
 from vlbeit.data.records import PREPARED
 from vlbeit.data.vqa_v2_splits import held_out_images
 from vlbeit.errors import DataError, Interrupted, UsageError, some
@@ -65,7 +66,7 @@ def prepare(
     root, out = Path(root).expanduser().absolute(), Path(out)
     if not root.is_dir():
         raise DataError(f"--root {root} is no folder: give the one with the official files of VQA v2")
-    if min_count < 1 or threads < 0 or not (0 <= held_out < 1 or held_out == int(held_out)):
+    if min_count < 1 or threads < 0 or not share_or_number(held_out):
         raise UsageError(
             f"--min-count {min_count}, --threads {threads}, --held-out {held_out:g}: give 1 or more, 0 or more, and a "
             f"number of images or a share below 1"
@@ -166,7 +167,7 @@ class _Preparation:
         indexes = self._indexes()
         known = {name: indexes[name] for name in ("train", "val") if name in indexes}
         whole = _Indexes(self.out, list(known.values()))
-        answers = build_vocabulary(majority_answers(whole), self.arguments["min_count"])
+        answers = build_vocabulary(counted_answers(whole), self.arguments["min_count"])
         if not answers:
             raise UsageError(
                 f"no answer stands for {self.arguments['min_count']} questions of train and val: remove {self.out} and "

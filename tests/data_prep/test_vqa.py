@@ -156,8 +156,9 @@ def test_most_rows_being_no_use_is_refused_before_anything_is_written(folder):
         prepare(folder, images=str(folder / "nowhere"))
     with pytest.raises(DataError, match=r"nowhere.csv does not exist; give a table"):
         prepare(folder, source="nowhere.csv")
-    with pytest.raises(UsageError, match="--held-out 0: give a share"):
-        prepare(folder, held_out=0)
+    for held_out in (0, -1, 1.5, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=f"--held-out {held_out:g}: give a share"):
+            prepare(folder, held_out=held_out)
     with pytest.raises(UsageError, match=r"did you mean 'question'.*--columns question:question"):
         prepare(folder, columns=["question:quesion"])
 
@@ -291,3 +292,15 @@ def test_through_the_command_line(folder, capsys):
     assert "next: vlbeit train stage=vl task=vqa" in capsys.readouterr().out and len(records(folder, "val")) == 18
     assert main([*words, "--out", str(folder / "other"), "--columns", "question:q"]) == 2
     assert "my.csv has no column q: it has image, question, answers; name it with --columns" in capsys.readouterr().err
+
+
+def test_what_no_table_can_hold_is_named(folder):
+    rows = [{"id": f"q{number}", **row} for number, row in enumerate(questions())]
+    for row, change in zip(rows, ({"question": "what \ud83d?"}, {"image": "a\0.jpg"}, {"id": "\udc80"}), strict=False):
+        row |= change
+    (folder / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(folder, source="my.jsonl")
+    half, missing, name = bad(folder)
+    assert half["what"].startswith("text has half a letter: what \\ud83d? ")
+    assert missing["what"] == "picture is missing: a\\0.jpg (my.jsonl, line 2)"
+    assert name["what"] == "text has half a letter: \\udc80 (my.jsonl, line 3)"
