@@ -74,13 +74,13 @@ class Reading:
         if transform.image.hflip > 0:
             _count_sides(records, transform.sides)
         self._lengths(records, meta, "training")
-        return Layout(grids=None if self.native is None else self.native.of(records))
+        return Layout(grids=None if self.native is None else self.native.of(records, self.config.data.cache))
 
     def evaluation_layout(self, records: Records, meta: Meta) -> Layout:
         """Batches of one grid, of questions of about one length, those of one picture one after the other."""
         if self._evaluated is None or self._evaluated[0] is not records:
             layout = Layout(
-                grids=None if self.native is None else self.native.of(records),
+                grids=None if self.native is None else self.native.of(records, self.config.data.cache),
                 lengths=self._lengths(records, meta, "evaluated"),
                 pictures=list(records.column("image_id")),
             )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlbeit.data.layout import Grid, NativeGrids
+from vlbeit.data.layout import PICTURES, Grid, NativeGrids
 from vlbeit.data.recent import Recent
 from vlbeit.data.records import open_image
 from vlbeit.data.text import Tokenizer
@@ -19,8 +19,6 @@ from vlbeit.types import Record, Sample
 
 from .answers import AnswerVocabulary
 from .sides import speaks_of_sides, swapped
-
-_PICTURES = 64  # that evaluation keeps for other questions; at 480 pixels 2.8 MB each
 
 
 class Asked(NamedTuple):
@@ -78,7 +76,7 @@ class VQAEvalTransform(VQATransform):
     ) -> None:
         super().__init__(tokenizer, vocabulary, native)
         self.image = image
-        self.recent: Recent[Tensor] = Recent(_PICTURES)
+        self.recent: Recent[Tensor] = Recent(PICTURES)
 
     def asked(self, record: Record) -> Asked:
         value, grid = record["image"], record.get("grid")

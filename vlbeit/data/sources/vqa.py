@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from vlbeit import hub
 from vlbeit.data.index import cached_table
-from vlbeit.data.prepared import prepared_records
+from vlbeit.data.prepared import ORIGIN, prepared_records
 from vlbeit.data.records import KINDS, FieldColumn, TableRecords
 from vlbeit.data.row_files import Table, open_table, stored_table
 from vlbeit.data.sources.base import DataSource
@@ -181,6 +181,7 @@ class StoredPictures:
     def __init__(self, table: TableRecords, stored: Dataset, column: str) -> None:
         self._table, self._column = table, column
         self._stored = stored.select_columns([column]).with_format("arrow")
+        self._print = stored._fingerprint
 
     def __len__(self) -> int:
         return len(self._table)
@@ -194,6 +195,9 @@ class StoredPictures:
         return record
 
     def column(self, name: str) -> Sequence[Any]:
+        if name == ORIGIN:
+            places = zip(self._table.column("image")[:], self._table.column("image_at")[:], strict=True)
+            return [image or f"{self._print} {at}" for image, at in places]
         return FieldColumn(self, name) if name == "image" else self._table.column(name)
 
 
