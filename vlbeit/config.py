@@ -191,7 +191,11 @@ class TextConfig:
         "wordpiece", "wordpiece: trained on the given text | clip | a run | a local folder | a hub name"
     )
     vocab_size: int = key(30522, "largest vocabulary that training a tokenizer may make")
-    max_length: int = key(40, "longest text in tokens, [CLS] and [SEP] included")
+    max_length: int = key(
+        40,
+        "longest text in tokens, [CLS] and [SEP] included; task=vqa with relative positions of its own reads questions "
+        "up to text.positions",
+    )
     positions: int = key(196, "longest text that the position table is built for; the same in every stage")
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -63,9 +64,10 @@ class Trained:
         if not others:
             return
         task = task_of(self, path)
-        if len({path, *others}) <= len(others):
+        members = {other: Trained(other) for other in others}
+        if len({each.checkpoint.path.resolve() for each in (self, *members.values())}) <= len(others):
             raise UsageError(f"--with {' --with '.join(others)}: a run is named twice; each counts once")
-        self.members = {other: Trained(other) for other in others}
+        self.members = members
         task.join(self.meta, {name: (each.config, each.meta, each.objective) for name, each in self.members.items()})
 
     @property
@@ -113,7 +115,7 @@ def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -
     folder = folder_of(run, path)
     replaced = suffix != "" and (folder / f"evaluation{suffix}.json").exists()
     if run.is_run:
-        following = suggest.after_evaluation(config)
+        following = suggest.after_evaluation(replace(config, run=str(folder)))  # that it was trained in may be gone
     else:
         sizes = [f"data={config.data.name}", *adopt.words_for(run.spec)]
         following = suggest.after_adoption(path, words, sizes)

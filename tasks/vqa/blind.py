@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlbeit.data.answers import majority_answers
+from vlbeit.data.prepared import ORIGIN
 from vlbeit.data.records import FieldColumn
 from vlbeit.data.stand_in import stand_in
 from vlbeit.errors import DataError
@@ -114,9 +115,9 @@ class ShuffledPictures:
 
     def column(self, name: str) -> Sequence[Any]:
         own = self._records.column(name)
-        if name not in ("image", "image_id"):
+        if name not in ("image", "image_id", ORIGIN):
             return own
-        if isinstance(own, FieldColumn):  # each read when it is asked for
+        if isinstance(own, FieldColumn):
             return FieldColumn(self, name)
         whole = list(own)
         return [whole[row] for row in self._rows]

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _WITH_SIDES = {
     "keep": "stay as they are when the picture is flipped, as published",
-    "swap": "have the two exchanged when the picture is flipped",
+    "swap": "have the two exchanged when the picture is flipped, unless an answer would leave the vocabulary",
     "skip": "are never flipped",
 }
 

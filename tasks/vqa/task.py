@@ -71,7 +71,8 @@ class VQASettings(Settings):
     hflip_sides: str = key(
         "keep",
         "what a flip does to questions and answers that speak of left or right: keep: nothing, as published | swap: "
-        "exchanges the two words | skip: such a picture is not flipped",
+        "exchanges the two words, and flips nothing where an answer would leave the vocabulary | skip: such a picture "
+        "is not flipped",
     )
     test_flip: bool = key(
         False,

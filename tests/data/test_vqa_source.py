@@ -12,12 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Image
+from PIL import Image as Picture
 
 from vlbeit import hub
 from vlbeit.config import DataConfig
-from vlbeit.data.records import KINDS, open_image
+from vlbeit.data import picture_sizes
+from vlbeit.data.layout import NativeGrids
+from vlbeit.data.records import KINDS, ChosenRecords, FieldColumn, JoinedRecords, open_image
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.errors import DataError, UsageError
+from vlbeit.tasks.vqa.blind import ShuffledPictures
 
 PICTURES = 20
 
@@ -76,6 +80,30 @@ def test_one_table_is_split_by_picture(folder):
     assert {*other.column("image")} != {*val.column("image")}
     more = open_records(config(folder / "my.csv", images=str(folder / "pictures"), held_out=0.5), "vqa", "val")
     assert len(more) == 20
+
+
+@pytest.mark.parametrize("images", ["struct", "bytes"])
+def test_sizes_of_pictures_in_a_table_are_read_once(folder, images, monkeypatch):
+    for number in range(0, PICTURES, 2):
+        (folder / "pictures" / f"{number}.png").write_bytes((folder / "pictures" / "1.png").read_bytes())
+    wide = Picture.new("RGB", (80, 40))
+    wide.save(folder / "pictures" / "3.png")
+    pq.write_table(stored(folder, lines(), images), folder / "my.parquet")
+    train = open_records(config(folder / "my.parquet", held_out=2), "vqa", "train")
+    rows = ChosenRecords(train, [row for row in range(len(train)) if row % 3])  # as those that can be answered
+    sizes = [open_image(rows[row]["image"]).size for row in range(len(rows))]
+    read, original = [], picture_sizes.picture_size
+    monkeypatch.setattr(picture_sizes, "picture_size", lambda value: read.append(value) or original(value))
+    grids, cache = NativeGrids(8, (4, 4)), folder / "cache"
+    for _ in range(2):
+        assert grids.of(rows, cache) == [grids.grid((height, width)) for width, height in sizes]
+    assert len(read) == len({*rows.column("image_id")}) and len({*read}) < len(rows)
+    other = ShuffledPictures(rows)
+    shuffled = [open_image(other[row]["image"]).size for row in range(len(other))]
+    assert grids.of(other, cache) == [grids.grid((height, width)) for width, height in shuffled]
+    joined = JoinedRecords([rows, rows])
+    assert isinstance(joined.column("image"), FieldColumn), "not all bytes at once"
+    assert grids.of(joined, cache) == 2 * grids.of(rows, cache)
 
 
 def test_a_changed_table_is_read_again(folder):

@@ -11,11 +11,14 @@ import numpy as np
 
 from vlbeit.data.picture_sizes import picture_sizes
 from vlbeit.data.randomness import stream
+from vlbeit.data.records import ChosenRecords
 from vlbeit.types import Layout, Records
 
 Grid = tuple[int, int]  # rows and columns of patches
 
-_WINDOW = 4  # batches of evaluation that one loader process reads, sorted by length: it keeps their pictures
+PICTURES = 128  # that evaluation keeps, so many as one window has at most; at 480 pixels 2.8 MB each
+_WINDOW = 4  # batches of evaluation, at most, that one loader process reads, sorted by length
+_ROUNDS = 8  # windows that every process gets where there are batches enough: the last round may be short of some
 
 
 class NativeGrids(NamedTuple):
@@ -38,8 +41,16 @@ class NativeGrids(NamedTuple):
         return grid[0] * self.patch, grid[1] * self.patch
 
     def of(self, records: Records, cache: str | Path) -> list[Grid]:
-        """The grid of every record's picture; `most` for one that cannot be read."""
-        return [self.most if size is None else self.grid(size) for size in picture_sizes(records, cache)]
+        """The grid of every record's picture; `most` for one that cannot be read. One `image_id` is one picture.
+
+        Sizes are read once and kept in `cache`, which is as `data.cache`.
+        """
+        pictures = records.column("image_id")[:]
+        row_of = {picture: row for row, picture in reversed(list(enumerate(pictures)))}
+        sizes = picture_sizes(ChosenRecords(records, list(row_of.values())), cache)
+        grids = [self.most if size is None else self.grid(size) for size in sizes]
+        grid_of = dict(zip(row_of, grids, strict=True))
+        return [grid_of[picture] for picture in pictures]
 
 
 def bucketed(order: np.ndarray, grids: Sequence[Grid], size: int, head: int, key: Sequence[int]) -> np.ndarray:
@@ -57,12 +68,14 @@ def bucketed(order: np.ndarray, grids: Sequence[Grid], size: int, head: int, key
     return np.concatenate([order[:head], micro.ravel(), order[head + whole :]])
 
 
-def evaluation_windows(layout: Layout, count: int, size: int) -> list[list[list[int]]]:
-    """All records in batches of at most `size`, a few at a time in a window.
+def evaluation_windows(layout: Layout, count: int, size: int, processes: int = 1) -> list[list[list[int]]]:
+    """All records in batches of at most `size`, a few at a time in a window: so few that `processes` get about as much.
 
     A batch is of one grid. The samples of a picture are in one window, or in two that follow each other; within a
-    window samples are sorted by length.
+    window samples are sorted by length, and are of `PICTURES` pictures at most where a batch is.
     """
+    share = -(-count // size) // processes
+    most = _WINDOW if processes == 1 else min(_WINDOW, max(1, share // _ROUNDS))
     grids = layout.grids or [(0, 0)] * count
     pictures = layout.pictures or range(count)
     lengths = layout.lengths or [0] * count
@@ -72,9 +85,22 @@ def evaluation_windows(layout: Layout, count: int, size: int) -> list[list[list[
         by_grid.setdefault(grids[index], []).append(index)
     windows = []
     for rows in by_grid.values():
-        for window in _cut(rows, size * _WINDOW):
+        for window in _windows(_cut(rows, size), pictures, most):
             windows.append(_cut(sorted(window, key=lambda index: lengths[index]), size))
     return windows
+
+
+def _windows(batches: list[list[int]], pictures: Sequence[Any], most: int) -> list[list[int]]:
+    """Batches put together, at most `most`, while they are of `PICTURES` at most."""
+    windows: list[list[list[int]]] = []
+    seen: set[Any] = set()
+    for batch in batches:
+        seen |= (own := {pictures[row] for row in batch})
+        if not windows or len(windows[-1]) == most or len(seen) > PICTURES:
+            windows.append([])
+            seen = own
+        windows[-1].append(batch)
+    return [[row for batch in window for row in batch] for window in windows]
 
 
 def in_turn(windows: list[list[list[int]]], readers: int) -> list[list[int]]:

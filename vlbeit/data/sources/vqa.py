@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from vlbeit import hub
 from vlbeit.data.index import cached_table
 from vlbeit.data.picture_names import PictureNames
-from vlbeit.data.prepared import prepared_records
+from vlbeit.data.prepared import ORIGIN, prepared_records
 from vlbeit.data.records import KINDS, ChosenRecords, FieldColumn, TableRecords
 from vlbeit.data.row_files import Table, open_table, stored_table
 from vlbeit.data.sources.base import DataSource
@@ -194,6 +194,7 @@ class SplitRecords:
         self._pictures = [
             None if given is None else given[0].select_columns([given[1]]).with_format("arrow") for given in pictures
         ]
+        self._prints = [None if given is None else given[0]._fingerprint for given in pictures]
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -208,6 +209,9 @@ class SplitRecords:
         return record
 
     def column(self, name: str) -> Sequence[Any]:
+        if name == ORIGIN:
+            columns = (self._questions.column(part)[:] for part in ("image", "shard", "image_at"))
+            return [image or f"{self._prints[shard]} {at}" for image, shard, at in zip(*columns, strict=True)]
         inside = name == "image" and any(stored is not None for stored in self._pictures)
         return FieldColumn(self, name) if inside else self._questions.column(name)
 
