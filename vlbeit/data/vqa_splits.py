@@ -51,11 +51,15 @@ def canonical(split: str) -> str:
     return SYNONYMS.get(plain, plain)
 
 
+class Undivided(DataError):
+    """A table that can be read, but not divided by the rule that was given."""
+
+
 class Survey:
     """What a first reading found: the splits, which picture is in which, and the rows that are no use."""
 
     def __init__(self, questions: Iterable[Question], rule: Rule) -> None:
-        """Raises `DataError` where there is no row, or no picture that could be held out."""
+        """Raises `Undivided` where there is no row, or no picture that could be held out."""
         self.rows = 0
         self.bad: dict[str, list[str]] = defaultdict(list)  # what -> "detail (place)" of each row that is no use
         self._rule = rule
@@ -67,7 +71,7 @@ class Survey:
         for question in questions:
             self._take(question)
         if not self.rows:
-            raise DataError("the table has no row below its heading")
+            raise Undivided("the table has no row below its heading")
         self._splits = self._divide()
 
     @property
@@ -123,7 +127,7 @@ class Survey:
         """Picture -> split. Pictures are held out of the training split where there is nothing to evaluate on."""
         rule, named = self._rule, {*self._named.values()}
         if len(named) > _MOST:
-            raise DataError(f"{len(named)} different splits, such as {min(named)!r}: another column names the split")
+            raise Undivided(f"{len(named)} different splits, such as {min(named)!r}: another column names the split")
         if named <= {""} and not self._answered:
             return dict.fromkeys(self._named, "test")  # no answers at all: there is nothing to train on
         train = next((name for name in (rule.train, "") if name in named), None)
@@ -138,7 +142,7 @@ class Survey:
         share = self._rule.held_out
         count = max(1, round(share * len(pool)) if share < 1 else int(share))
         if count >= len(pool):
-            raise DataError(
+            raise Undivided(
                 f"{len(pool)} pictures are too few to hold out {count} for {HELD!r}: hold out fewer, or name "
                 f"the splits in a column"
             )

@@ -23,7 +23,7 @@ from vlbeit.data.sources.base import DataSource
 from vlbeit.data.sources.question_files import EachPictureOnce
 from vlbeit.data.tables import saved_table
 from vlbeit.data.vqa_rows import VQARows, parse_columns
-from vlbeit.data.vqa_splits import HELD, HELD_OUT, Rule, Survey, canonical, described, table_files
+from vlbeit.data.vqa_splits import HELD, HELD_OUT, Rule, Survey, Undivided, canonical, described, table_files
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
@@ -159,7 +159,7 @@ class OwnQuestions(DataSource):
     def _survey(self, questions: Iterable[Any], rule: Rule) -> Survey:
         try:
             return Survey(questions, rule)
-        except DataError as error:
+        except Undivided as error:
             raise DataError(f"data.root={self.config.root}: {error} (data.held_out=, data.columns=)") from error
 
     def _judge(self, bad: dict[str, list[str]], rows: int) -> None:
