@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import pyarrow.parquet as pq
 
 from vlbeit import hub
+from vlbeit.config import share_or_number
 from vlbeit.data.answers import build_vocabulary, coverage, majority_answers
 from vlbeit.data.row_files import Table, open_table, stored_table
 from vlbeit.data.vqa_rows import Question, VQARows, parse_columns
@@ -54,8 +55,8 @@ def prepare(
     interruption goes on where it stopped.
     """
     say = report or (lambda line: None)
-    if held_out <= 0:
-        raise UsageError(f"--held-out {held_out}: give a share of the pictures below 1, or a number of them")
+    if not held_out or not share_or_number(held_out):
+        raise UsageError(f"--held-out {held_out:g}: give a share of the pictures below 1, or a number of them")
     if images and not Path(images).expanduser().is_dir():
         raise DataError(f"--images {images} is no folder")
     sources = given(from_)

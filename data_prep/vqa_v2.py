@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 import pyarrow.parquet as pq
 
+from vlbeit.config import share_or_number
 from vlbeit.data.answers import Coverage, build_vocabulary, coverage, majority_answers
 from vlbeit.data.records import PREPARED
 from vlbeit.data.vqa_v2_splits import held_out_images
@@ -63,7 +64,7 @@ def prepare(
     root, out = Path(root).expanduser().absolute(), Path(out)
     if not root.is_dir():
         raise DataError(f"--root {root} is no folder: give the one with the official files of VQA v2")
-    if min_count < 1 or threads < 0 or not (0 <= held_out < 1 or held_out == int(held_out)):
+    if min_count < 1 or threads < 0 or not share_or_number(held_out):
         raise UsageError(
             f"--min-count {min_count}, --threads {threads}, --held-out {held_out:g}: give 1 or more, 0 or more, and a "
             f"number of images or a share below 1"

@@ -156,8 +156,9 @@ def test_most_rows_being_no_use_is_refused_before_anything_is_written(folder):
         prepare(folder, images=str(folder / "nowhere"))
     with pytest.raises(DataError, match=r"nowhere.csv does not exist; give a table"):
         prepare(folder, source="nowhere.csv")
-    with pytest.raises(UsageError, match="--held-out 0: give a share"):
-        prepare(folder, held_out=0)
+    for held_out in (0, -1, 1.5, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=f"--held-out {held_out:g}: give a share"):
+            prepare(folder, held_out=held_out)
     with pytest.raises(UsageError, match=r"did you mean 'question'.*--columns question:question"):
         prepare(folder, columns=["question:quesion"])
 
