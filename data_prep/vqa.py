@@ -65,8 +65,10 @@ def prepare(
     try:
         survey = Survey(sizes.of(counted(rows, "reading: {} rows", say)), Rule(held_out, seed))
     except Undivided as error:
-        raise DataError(f"--from {','.join(sources)}: {error} (--held-out, --columns)") from error
+        raise DataError(f"--from {','.join(sources)}: {error.said('--{}').replace('held_out', 'held-out')}") from error
     _refuse(survey, sources)
+    if survey.note:
+        say(survey.note)
     arguments = {
         "from": [print_ for source in sources for print_ in _prints(source)], "rows": survey.rows, "images": images,
         "columns": columns or [], "held_out": held_out, "seed": seed, "check": check, "shard_mb": shard_mb,

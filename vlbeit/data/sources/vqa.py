@@ -147,7 +147,9 @@ class OwnQuestions(DataSource):
         try:
             survey = Survey(questions, rule)
         except Undivided as error:
-            raise DataError(f"data.root={self.config.root}: {error} (data.held_out=, data.columns=)") from error
+            raise DataError(f"data.root={self.config.root}: {error.said('data.{}=')}") from error
+        if survey.note:
+            log.warning("data.root=%s: %s", self.config.root, survey.note)
         for placed in survey.place(questions):
             question = placed.question
             image = question.image if isinstance(question.image, str) else ""
