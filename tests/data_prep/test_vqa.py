@@ -309,25 +309,20 @@ def test_semicolons_in_answers_are_noted(folder):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
+        (b"0.jpg,what \xdcber?,red\n", "{}, line 2: b'\\xdc' is not UTF-8; save the file as UTF-8"),
+        (b"", "--from {}: the table has no row below its heading"),
         (
-            b"image,question,answers\n0.jpg,what \xdcber?,red\n",
-            "{table}, line 2: b'\\xdc' is not UTF-8; save the file as UTF-8",
+            b"0.jpg,what?,red\n",
+            "--from {}: 1 pictures are too few to hold out 1 for 'val': hold out fewer, or name the splits in a column "
+            "(--held-out, --columns)",
         ),
-        (
-            b"image,question,answers\n0.jpg,what?,red\n",
-            "--from {table}: 1 pictures are too few to hold out 1 .*--held-out",
-        ),
-        (b"image,question,answers\n", "--from {table}: the table has no row below its heading"),
     ],
 )
 def test_errors_name_the_table_once_and_only_options_that_help(folder, rows, said):
-    (folder / "my.csv").write_bytes(rows)
+    (folder / "my.csv").write_bytes(b"image,question,answers\n" + rows)
     with pytest.raises(DataError) as error:
         prepare(folder)
-    assert re.fullmatch(
-        said.replace("\\x", "\\\\x").format(table=re.escape(str(folder / "my.csv"))) + ".*", str(error.value)
-    )
-    assert str(error.value).count("my.csv") == 1 and ("--held-out" in str(error.value)) == ("hold" in said)
+    assert str(error.value) == said.format(folder / "my.csv")
 
 
 def test_what_is_odd_is_said_where_there_is_something(folder, make_picture):
