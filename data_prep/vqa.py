@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from vlbeit import hub
 from vlbeit.config import share_or_number
-from vlbeit.data.answers import build_vocabulary, coverage, majority_answers
+from vlbeit.data.answers import build_vocabulary, counted_answers, coverage
 from vlbeit.data.row_files import Table, open_table, stored_table
 from vlbeit.data.vqa_rows import Question, VQARows, parse_columns
 from vlbeit.data.vqa_splits import HELD_OUT, Placed, Rule, Survey, Undivided, described, split_of, table_files
@@ -246,7 +246,7 @@ class _Answers:
 
 def _vocabulary(answered: Mapping[str, _Answers], say: Report) -> int:
     """The task.min_count to propose: the largest up to the default whose answers cover most training questions."""
-    majority = [answer for answer in majority_answers(answered["train"]) if answer]
+    majority = counted_answers(answered["train"])
     known = len(build_vocabulary(majority, 1))
     for min_count in range(MIN_COUNT, 0, -1):
         answers = build_vocabulary(majority, min_count)

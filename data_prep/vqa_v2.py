@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 import pyarrow.parquet as pq
 
 from vlbeit.config import share_or_number
-from vlbeit.data.answers import Coverage, build_vocabulary, coverage, majority_answers
+from vlbeit.data.answers import Coverage, build_vocabulary, counted_answers, coverage
 from vlbeit.data.records import PREPARED
 from vlbeit.data.vqa_v2_splits import held_out_images
 from vlbeit.errors import DataError, Interrupted, UsageError, some
@@ -165,7 +165,7 @@ class _Preparation:
         indexes = self._indexes()
         known = {name: indexes[name] for name in ("train", "val") if name in indexes}
         whole = _Indexes(self.out, list(known.values()))
-        answers = build_vocabulary(majority_answers(whole), self.arguments["min_count"])
+        answers = build_vocabulary(counted_answers(whole), self.arguments["min_count"])
         if not answers:
             raise UsageError(
                 f"no answer stands for {self.arguments['min_count']} questions of train and val: remove {self.out} and "

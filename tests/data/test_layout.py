@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from vlbeit import dist
+from vlbeit.data import picture_sizes
 from vlbeit.data.collate import collate
-from vlbeit.data.layout import NativeGrids, evaluation_windows, in_turn, picture_size
+from vlbeit.data.layout import NativeGrids, evaluation_windows, in_turn
 from vlbeit.data.loader import EvalLoader, TrainLoader
+from vlbeit.data.picture_sizes import picture_size
 from vlbeit.data.recent import Recent
 from vlbeit.data.records import ListRecords, open_image
 from vlbeit.errors import DataError
@@ -171,8 +173,24 @@ def test_sizes_of_records_are_those_that_people_see(tmp_path):
         assert picture_size(str(tmp_path / name)) == (picture.height, picture.width)
     stored = (tmp_path / "wide.png").read_bytes()
     values = [str(tmp_path / name) for name in ("turned.jpg", "wide.png", "broken.png", "gone.png")]
-    records = ListRecords([{"image": value} for value in [*values, stored, open_image(stored)]])
-    assert NativeGrids(8, (4, 4)).of(records) == [(4, 2), (2, 4), (4, 4), (4, 4), (2, 4), (2, 4)]
+    values += [stored, open_image(stored)]
+    records = ListRecords([{"image_id": number, "image": value} for number, value in enumerate(values)])
+    assert NativeGrids(8, (4, 4)).of(records, tmp_path / "cache") == [(4, 2), (2, 4), (4, 4), (4, 4), (2, 4), (2, 4)]
+
+
+def test_sizes_are_read_once_a_picture_and_kept(tmp_path, monkeypatch):
+    for number in range(3):
+        Image.new("RGB", (80, 40)).save(tmp_path / f"{number}.png")
+    stored, looked = (tmp_path / "0.png").read_bytes(), []
+    rows = [
+        {"image_id": row % 4, "image": stored if row % 4 == 3 else f"{tmp_path}/{row % 4}.png"} for row in range(12)
+    ]
+    monkeypatch.setattr(picture_sizes, "picture_size", lambda value: looked.append(value) or picture_size(value))
+    records, grids = ListRecords(rows), NativeGrids(8, (4, 4))
+    assert grids.of(records, tmp_path / "cache") == [(2, 4)] * 12 and len(looked) == 4
+    assert grids.of(records, tmp_path / "cache") == [(2, 4)] * 12 and looked[4:] == [stored]
+    Image.new("RGB", (20, 40)).save(tmp_path / "1.png")
+    assert grids.of(records, tmp_path / "cache") == [(2, 4), (4, 2), (2, 4), (2, 4)] * 3
 
 
 def test_recent_keeps_the_last_ones():

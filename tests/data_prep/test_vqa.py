@@ -325,7 +325,7 @@ def test_errors_name_the_table_once_and_only_options_that_help(folder, rows, sai
     assert str(error.value) == said.format(folder / "my.csv")
 
 
-def test_what_is_odd_is_said_where_there_is_something(folder, make_picture):
+def test_what_is_odd_is_said_where_there_is_something(folder):
     lines = prepare(folder)
     assert any(re.fullmatch(r"train: 81 records, .* pixels; 0 left out", line) for line in lines)
     assert f"wrote {folder / 'out/prepared.json'}" in lines
@@ -333,3 +333,15 @@ def test_what_is_odd_is_said_where_there_is_something(folder, make_picture):
     lines = prepare(folder, "other")
     assert f"{folder / 'other/bad.jsonl'} names each of these" in lines
     assert f"wrote {folder / 'other/prepared.json'}" in lines
+
+
+def test_what_no_table_can_hold_is_named(folder):
+    rows = [{"id": f"q{number}", **row} for number, row in enumerate(questions())]
+    for row, change in zip(rows, ({"question": "what \ud83d?"}, {"image": "a\0.jpg"}, {"id": "\udc80"}), strict=False):
+        row |= change
+    (folder / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(folder, source="my.jsonl")
+    half, missing, name = bad(folder)
+    assert half["what"].startswith("text has half a letter: what \\ud83d? ")
+    assert missing["what"] == "picture is missing: a\\0.jpg (my.jsonl, line 2)"
+    assert name["what"] == "text has half a letter: \\udc80 (my.jsonl, line 3)"

@@ -104,6 +104,12 @@ def majority_answers(records: Columns) -> list[str]:
     return [given or majority_answer(humans) for given, humans in zip(*columns, strict=True)]
 
 
+def counted_answers(records: Columns) -> list[str]:
+    """What a vocabulary is counted in: `majority_answers` of the questions that have human answers."""
+    pairs = zip(majority_answers(records), records.column("answers"), strict=True)
+    return [answer for answer, humans in pairs if humans]
+
+
 def known_answers(humans: Sequence[str], known: Container[str], *, normalize: bool) -> Counter[str]:
     """How many humans gave each of the known answers: as they are written, or `normalize`d.
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
 
+from vlbeit.data.picture_sizes import picture_sizes
 from vlbeit.data.randomness import stream
 from vlbeit.types import Layout, Records
-
-log = logging.getLogger(__name__)
 
 Grid = tuple[int, int]  # rows and columns of patches
 
 _WINDOW = 4  # batches of evaluation that one loader process reads, sorted by length: it keeps their pictures
-_READERS = 8  # threads: they wait for the disk
-_ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 class NativeGrids(NamedTuple):
@@ -44,35 +37,9 @@ class NativeGrids(NamedTuple):
         """Height and width of a grid."""
         return grid[0] * self.patch, grid[1] * self.patch
 
-    def of(self, records: Records) -> list[Grid]:
-        """The grid of every record's picture; `most` for one that cannot be read. Reads the pictures' headers only."""
-        found = [value if isinstance(value, str) else picture_size(value) for value in records.column("image")]
-        paths = dict.fromkeys(value for value in found if isinstance(value, str))
-        if paths:
-            log.info("reading the sizes of %d pictures", len(paths))
-        with ThreadPoolExecutor(_READERS) as pool:
-            of_path = dict(zip(paths, pool.map(picture_size, paths), strict=True))
-        sizes = [of_path[value] if isinstance(value, str) else value for value in found]
-        return [self.most if size is None else self.grid(size) for size in sizes]
-
-
-def picture_size(value: str | Path | bytes | Image.Image) -> tuple[int, int] | None:
-    """Height and width of a picture as people see it, of its header alone; None where that cannot be read."""
-    try:
-        if isinstance(value, Image.Image):
-            return _upright_size(value)
-        with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
-            return _upright_size(image)
-    except Exception:  # whatever a damaged file makes Pillow raise: reading the picture will name it
-        return None
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE
-    except Exception:  # as `open_image`: damaged EXIF data turns nothing
-        turned = False
-    return (image.width, image.height) if turned else (image.height, image.width)
+    def of(self, records: Records, cache: str | Path) -> list[Grid]:
+        """The grid of every record's picture; `most` for one that cannot be read."""
+        return [self.most if size is None else self.grid(size) for size in picture_sizes(records, cache)]
 
 
 def bucketed(order: np.ndarray, grids: Sequence[Grid], size: int, head: int, key: Sequence[int]) -> np.ndarray:

@@ -202,7 +202,8 @@ class FirstRecords:
         return self._records[index]
 
     def column(self, name: str) -> Sequence[Any]:
-        return self._records.column(name)[: self._count]
+        column = self._records.column(name)
+        return FieldColumn(self, name) if isinstance(column, FieldColumn) else column[: self._count]
 
 
 class ChosenRecords:
@@ -218,7 +219,10 @@ class ChosenRecords:
         return self._records[self._rows[index]]
 
     def column(self, name: str) -> Sequence[Any]:
-        whole = self._records.column(name)[:]  # a memory-mapped column is slow to read value by value
+        column = self._records.column(name)
+        if isinstance(column, FieldColumn):  # of pictures, perhaps: never all at once
+            return FieldColumn(self, name)
+        whole = column[:]  # a memory-mapped column is slow to read value by value
         return [whole[row] for row in self._rows]
 
 
@@ -239,7 +243,10 @@ class JoinedRecords:
         return self._parts[part][index - (self._ends[part - 1] if part else 0)]
 
     def column(self, name: str) -> Sequence[Any]:
-        return [value for part in self._parts for value in part.column(name)[:]]  # as above
+        columns = [part.column(name) for part in self._parts]
+        if any(isinstance(column, FieldColumn) for column in columns):
+            return FieldColumn(self, name)
+        return [value for column in columns for value in column[:]]  # as above
 
 
 def take(records: Records, count: int | None) -> Records:

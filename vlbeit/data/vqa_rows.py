@@ -166,7 +166,8 @@ def _plain(name: str) -> str:
 
 def _question(table: Table, columns: Mapping[str, str], pictures: PictureNames, row: Row) -> Question:
     values = {meaning: row.values.get(column) for meaning, column in columns.items()}
-    image, key, name, fault = "", 0, "", ""
+    image: str | bytes = ""
+    key, name, fault = 0, "", ""
     own, record = dict.fromkeys(_OWN, ""), Record()
     if row.fault:
         fault = f"row cannot be read: {row.fault}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlbeit.data.answers import build_vocabulary, coverage
+from vlbeit.data.answers import build_vocabulary, counted_answers, coverage
 from vlbeit.types import Records
 
 from .answers import form
@@ -43,14 +43,14 @@ def of_learning(train: Part, held_out: Part | None, min_count: int) -> dict[str,
     from vlbeit.tasks.vqa.answers import ceiling  # loads torch
 
     known, scored = train.records(), None if held_out is None else held_out.records()
-    answers = build_vocabulary(known.column("multiple_choice_answer"), min_count)
+    answers = build_vocabulary(counted_answers(known), min_count)
     table: dict[str, Any] = {"min_count": min_count, "answers": len(answers), "splits": {}}
     for part, records in ((train, known), (held_out, scored)):
         if part is not None and records is not None and any(records.column("answers")):
             best = ceiling(records, answers)
             facts = {"ceiling": best.percent, "covered": best.covered, **coverage(records, answers)._asdict()}
             table["splits"][part.name] = facts
-    if held_out is None or held_out.name not in table["splits"] or scored is None or not len(known):
+    if held_out is None or scored is None or not {train.name, held_out.name} <= table["splits"].keys():
         return {"vocabulary": table}
     return {"vocabulary": table, "blind": {"train": train.name, "scored": held_out.name, **_blind(known, scored)}}
 
