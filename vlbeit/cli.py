@@ -243,7 +243,8 @@ def convert(
 def prepare(context: typer.Context, name: Annotated[str, typer.Argument()] = "") -> Any:
     """Make or index data: `vlbeit prepare scenes --out data/scenes`; without a name, list what there is."""
     if name in ("", "--help"):
-        table.show(("vlbeit prepare", ""), registry.names("prepare").items())
+        print("vlbeit prepare NAME [OPTIONS]; `vlbeit prepare NAME --help` tells the options of one\n")
+        table.show(("NAME", ""), registry.names("prepare").items())
         return 0
     from vlbeit import preparing
 

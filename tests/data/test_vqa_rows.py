@@ -59,6 +59,14 @@ def test_further_columns_are_taken_as_they_are(table):
         ),
         (("what", "question"), (), r"no column image or image_path: it has what, question; name .* image:COLUMN$"),
         (("image", "question"), ["question:Question"], r"no column Question: did you mean 'question'\?"),
+        (("image", "question"), ["question:q", "answers:a"], r"no column q, a: .* question:COLUMN,answers:COLUMN$"),
+        (
+            ("Datei", "Frage", "Antwort"),
+            (),
+            r"no column image or image_path, question or question_text, answers or answer: it has Datei, Frage, "
+            r"Antwort; name them with --columns image:COLUMN,question:COLUMN,answers:COLUMN$",
+        ),
+        (("Datei", "Frage"), (), r"name them with --columns image:COLUMN,question:COLUMN$"),
         (
             ("image", "question", "anwsers"), (),
             r"no column answers or answer: did you mean 'anwsers'\? .*, or leave answers out: --columns answers:$",

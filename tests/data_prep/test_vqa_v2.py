@@ -288,7 +288,8 @@ def test_from_the_command_line_to_training(drawn: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert main(["prepare", "vqa_v2", "--root", str(drawn), "--held-out", "2"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[-1].startswith("next: vlbeit train stage=vl task=vqa init=") and "wrote data/vqa_v2/" in said[-2]
+    assert said[-1].startswith("next: vlbeit train stage=vl task=vqa init=") and "wrote data/vqa_v2/" in said[-3]
+    assert said[-2].startswith("init=vlmo_base_patch16_224 is fetched") and "init=none model=tiny" in said[-2]
     words = [
         "task=vqa",
         "model=tiny",

@@ -67,6 +67,7 @@ class Question(NamedTuple):
     record: Record  # question, question_type, answer_type, answers, multiple_choice_answer
     fault: str  # "what: detail"
     at: tuple[int, int] = (0, 0)  # which table, and which row of it, from 0
+    semicolon: bool = False  # in answers that are one text, where a | would part them
 
 
 class VQARows:
@@ -115,33 +116,37 @@ def find_columns(table: Table, given: Mapping[str, str], option: str) -> dict[st
     known: dict[str, str] = {}
     for column in table.columns:
         known.setdefault(_plain(column), column)
-    found = {}
+    found: dict[str, str] = {}
+    lacking: dict[str, Sequence[str]] = {}  # meaning -> names that were looked for
     for meaning, names in NAMES.items():
         default = next((known[name] for name in names if name in known), "")
         column = given.get(meaning, default)
         if column and column not in table.columns:
-            raise UsageError(_lacking(table, meaning, (column,), option))
-        if column:
+            lacking[meaning] = (column,)
+        elif column:
             found[meaning] = column
     if "image" not in found and "image" not in given and "image_id" in found:
         found["image"] = found["image_id"]
-    for meaning in ("question", "image"):
-        if meaning not in found:
-            raise UsageError(_lacking(table, meaning, NAMES[meaning], option))
+    lacking |= {meaning: NAMES[meaning] for meaning in ("image", "question") if meaning not in {**found, **lacking}}
     free = [column for column in table.columns if column not in found.values()]
-    if "answers" not in given and "answers" not in found and _near(free, NAMES["answers"]):
-        left_out = f", or leave answers out: {option.format('answers:')}"
-        raise UsageError(_lacking(table, "answers", NAMES["answers"], option) + left_out)
+    unnamed = "answers" not in {**found, **given}
+    if unnamed and (_near(free, NAMES["answers"]) or (lacking and len(free) > len(lacking))):
+        lacking["answers"] = NAMES["answers"]
+    if lacking:
+        left_out = f", or leave answers out: {option.format('answers:')}" if [*lacking] == ["answers"] else ""
+        raise UsageError(_lacking(table, lacking, option) + left_out)
     return found
 
 
-def _lacking(table: Table, meaning: str, names: Sequence[str], option: str) -> str:
-    near = _near(table.columns, names)
-    guess = f"did you mean {near!r}? " if near and near not in names else ""
-    words = option.format(f"{meaning}:{near or 'COLUMN'}")
+def _lacking(table: Table, lacking: Mapping[str, Sequence[str]], option: str) -> str:
+    near = {meaning: _near(table.columns, names) for meaning, names in lacking.items()}
+    guesses = [repr(column) for meaning, column in near.items() if column and column not in lacking[meaning]]
+    guess = f"did you mean {', '.join(guesses)}? " if guesses else ""
+    names = ", ".join(" or ".join(names[:2]) for names in lacking.values())
+    words = option.format(",".join(f"{meaning}:{column or 'COLUMN'}" for meaning, column in near.items()))
     return (
-        f"{table.name} has no column {' or '.join(names[:2])}: {guess}it has {', '.join(table.columns)}; name it with "
-        f"{words}"
+        f"{table.name} has no column {names}: {guess}it has {', '.join(table.columns)}; name "
+        f"{'it' if len(lacking) == 1 else 'them'} with {words}"
     )
 
 
@@ -177,7 +182,12 @@ def _question(table: Table, columns: Mapping[str, str], pictures: PictureNames, 
         fault = fault or "question_id is empty"
     place, split = f"{table.name}, {row.place}", own["split"] or table.split
     own_id, image_id = whole(own["question_id"]), whole(own["image_id"])
-    return Question(printable(place), split, own_id, image_id, image, key, name, record, printable(fault))
+    found = Question(printable(place), split, own_id, image_id, image, key, name, record, printable(fault))
+    return found._replace(semicolon=_has_semicolon(values.get("answers")))
+
+
+def _has_semicolon(cell: Any) -> bool:
+    return isinstance(cell, str) and ";" in cell and "|" not in cell and not cell.lstrip().startswith("[")
 
 
 def _record(values: Mapping[str, Any]) -> Record:

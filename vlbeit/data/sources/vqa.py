@@ -24,7 +24,7 @@ from vlbeit.data.sources.base import DataSource
 from vlbeit.data.sources.question_files import EachPictureOnce
 from vlbeit.data.tables import saved_table
 from vlbeit.data.vqa_rows import MISSING, VQARows, parse_columns
-from vlbeit.data.vqa_splits import HELD_OUT, Rule, Survey, canonical, described, table_files
+from vlbeit.data.vqa_splits import HELD_OUT, Rule, Survey, Undivided, canonical, described, table_files
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
@@ -146,8 +146,10 @@ class OwnQuestions(DataSource):
         """Every row of the tables with its split; one that is no use with the split "" and what is wrong with it."""
         try:
             survey = Survey(questions, rule)
-        except DataError as error:
-            raise DataError(f"data.root={self.config.root}: {error} (data.held_out=, data.columns=)") from error
+        except Undivided as error:
+            raise DataError(f"data.root={self.config.root}: {error.said('data.{}=')}") from error
+        if survey.note:
+            log.warning("data.root=%s: %s", self.config.root, survey.note)
         for placed in survey.place(questions):
             question = placed.question
             image = question.image if isinstance(question.image, str) else ""
