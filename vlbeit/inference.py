@@ -21,7 +21,7 @@ from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe, Task
-from vlbeit.types import Evaluator, Meta, Predictor, Records
+from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Records
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -107,8 +107,7 @@ def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -
     records = open_records(config.data, run.recipe.kind, config.data.val_split)
     run.recipe.prepare(run.objective, {"val": records}, accelerator)
     evaluators = run.recipe.evaluators(records, run.meta)
-    loader = eval_loader(config, run.recipe.data(records, run.meta, train=False))
-    numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
+    numbers = _shown(run, run.recipe.data(records, run.meta, train=False), evaluators, accelerator)
     suffix = _suffix(stored, config) + ("-ensemble" if others else "")
     folder = folder_of(run, path)
     replaced = suffix != "" and (folder / f"evaluation{suffix}.json").exists()
@@ -160,8 +159,15 @@ def _controls(run: Trained, records: Records, accelerator: Accelerator) -> dict[
     for name, spec in controls.items():
         say(f"the same {len(records)} samples as a control: {name} (task.controls=false leaves it out)")
         seen[name] = dict(run.recipe.evaluators(records, run.meta))
-        run_evaluators(run.objective, eval_loader(run.config, spec), seen[name], accelerator)
+        _shown(run, spec, seen[name], accelerator)
     return seen
+
+
+def _shown(
+    run: Trained, spec: DataSpec, evaluators: Mapping[str, Evaluator], accelerator: Accelerator
+) -> dict[str, float]:
+    """The numbers of evaluators that were shown the samples."""
+    return run_evaluators(run.objective, eval_loader(run.config, spec), evaluators, accelerator, len(spec.records))
 
 
 def pipeline(path: str | Path, device: str = "auto") -> Predictor:
