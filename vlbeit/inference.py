@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vlbeit import adopt, chain, compose, evaluation_file, suggest
 from vlbeit.config import RunConfig
 from vlbeit.data import drawing
-from vlbeit.data.records import ImageError, open_image
+from vlbeit.data.records import open_named
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.engine.device import choose_device, make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
@@ -25,7 +25,6 @@ from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Records
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from PIL import Image
 
 
 class Trained:
@@ -189,7 +188,7 @@ def predict(
     Raises DataError, before the run is read, for a picture that cannot be read; UsageError for a task that draws
     nothing, and for an `out` that is no picture file.
     """
-    picture = open_picture(image)
+    picture = open_named(image)
     if out is not None:
         drawing.check_picture_file(out)
         check_out(out, image)
@@ -206,14 +205,6 @@ def predict(
     rows, drawn = predictor.draw(picture, question, top=top)
     drawing.write_picture(out, drawn)
     return rows
-
-
-def open_picture(image: Path) -> Image.Image:
-    """The picture that a user names. Raises DataError, with the remedy, for one that cannot be read."""
-    try:
-        return open_image(image)
-    except ImageError as error:
-        raise DataError(f"{error}; give the path of a picture") from error
 
 
 def _config(checkpoint: Checkpoint) -> RunConfig:
