@@ -12,8 +12,8 @@ from vlbeit.data.json_file import json_rows
 from vlbeit.data.records import ListRecords
 from vlbeit.errors import DataError, some
 from vlbeit.tasks.vqa.blind import BlindGuess
-from vlbeit.tasks.vqa.metric import numbers
 from vlbeit.tasks.vqa.result_files import read_predictions
+from vlbeit.tasks.vqa.rules import numbers
 from vlbeit.tasks.vqa.scoring import Asked, schema, score_questions
 
 _TRAINING = ("v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json")
