@@ -45,6 +45,28 @@ def test_fast_verbs_load_nothing_heavy(arguments: list[str]) -> None:
     assert set(run.stdout.rpartition("LOADED")[2].split()) <= allowed
 
 
+def test_mistakes_in_what_was_typed_are_told_before_torch_is_loaded() -> None:
+    mistakes = (
+        ["submit", "runs/vqa"],
+        ["submit", "runs/vqa", "--questions", "asked.json"],
+        ["evaluate", "--predictions", "answers.json"],
+        ["evaluate", "runs/vqa", "--predictions", "answers.json", "--annotations", "a.json"],
+        ["predict", "runs/vqa", "none.jpg", "what?"],
+    )
+    code = f"import sys, vlbeit.cli\nprint([vlbeit.cli.main(words) for words in {mistakes!r}], 'torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[2, 2, 2, 2, 1] False\n" and run.stderr.count("error: ") == len(mistakes)
+
+
+def test_the_words_of_a_task_are_read_without_torchmetrics() -> None:
+    """It brings scipy, matplotlib and transformers, which take longer than torch; only its own metric needs it."""
+    code = "import sys, vlbeit.cli\nprint(vlbeit.cli.main(['train', 'task=vqa', 'task.min_cont=5']), *sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = run.stdout.split()
+    assert loaded[0] == "2" and "did you mean task.min_count?" in run.stderr
+    assert not {"torchmetrics", "scipy", "matplotlib", "transformers"} & set(loaded)
+
+
 @pytest.mark.parametrize("arguments", [["tasks"], ["models"], ["--help"]])
 def test_fast_verbs_answer_in_half_a_second(arguments: list[str]) -> None:
     """Processor time, not wall time: other processes on the machine do not count."""

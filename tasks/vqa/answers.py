@@ -13,7 +13,7 @@ from vlbeit.data.answers import clean_answer, known_answers, normalize_answer
 from vlbeit.errors import DataError, UsageError
 from vlbeit.types import Records
 
-from .metric import answer_score, percent
+from .rules import answer_score, percent
 
 log = logging.getLogger(__name__)
 

@@ -461,7 +461,7 @@ def _multipart(kind: str, body: bytes) -> tuple[dict[str, str], bytes | None]:
 
 def scorer(annotations: Path) -> Scorer:
     """Official accuracy of a submission against an annotation file."""
-    from vlbeit.tasks.vqa.metric import answer_score
+    from vlbeit.tasks.vqa.rules import answer_score
 
     rows = json.loads(annotations.read_text(encoding="utf-8"))["annotations"]
     truth = {row["question_id"]: row for row in rows}

@@ -16,7 +16,7 @@ from vlbeit.tasks.vqa.answers import best_scores, ceiling
 from vlbeit.tasks.vqa.blind import BlankPictures, BlindGuess, ShuffledPictures
 from vlbeit.tasks.vqa.breakdown import breakdown, entry, tables
 from vlbeit.tasks.vqa.evaluator import VQAEvaluator
-from vlbeit.tasks.vqa.metric import Scores
+from vlbeit.tasks.vqa.rules import Scores
 
 
 def question(number, answers, kind="other", words="what is", image=0):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vlbeit.data.answers import CONTRACTIONS, clean_answer, normalize_answer
-from vlbeit.tasks.vqa.metric import Scores, VQAAccuracy, answer_score, numbers, percent
+from vlbeit.tasks.vqa.metric import VQAAccuracy
+from vlbeit.tasks.vqa.rules import Scores, answer_score, numbers, percent
 from vlbeit.tasks.vqa.scoring import schema
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqa_metric"

@@ -73,6 +73,14 @@ def open_image(value: str | Path | bytes | Image.Image) -> Image.Image:
     return _rgb(value) if isinstance(value, Image.Image) else decoded(value, _rgb)
 
 
+def open_named(path: Path) -> Image.Image:
+    """`open_image` of a picture that a user names. Raises DataError, with the remedy, for one that cannot be read."""
+    try:
+        return open_image(path)
+    except ImageError as error:
+        raise DataError(f"{error}; give the path of a picture") from error
+
+
 def open_stored(value: str | Path | bytes | Image.Image) -> Image.Image:
     """As `open_image`, but not turned by its EXIF data: what masks, boxes and outlines count their pixels on.
 

@@ -57,7 +57,7 @@ def of_learning(train: Part, held_out: Part | None, min_count: int) -> dict[str,
 
 def _blind(known: Records, scored: Records) -> dict[str, Any]:
     from vlbeit.tasks.vqa.blind import BlindGuess
-    from vlbeit.tasks.vqa.metric import numbers
+    from vlbeit.tasks.vqa.rules import numbers
     from vlbeit.tasks.vqa.scoring import score_records
 
     guess = BlindGuess(known)
