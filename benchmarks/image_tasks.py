@@ -89,7 +89,7 @@ def chance(path: str, metric: str) -> float:
     evaluators = run.recipe.evaluators(records, run.meta)
     loader = eval_loader(run.config, run.recipe.data(records, run.meta, train=False))
     blind = Blind(_commonest(loader), len(run.meta["classes"]))
-    return run_evaluators(blind, loader, evaluators, make_accelerator("cpu", "fp32"))[metric]
+    return run_evaluators(blind, loader, evaluators, make_accelerator("cpu", "fp32"), len(records))[metric]
 
 
 def _commonest(loader: Any) -> int:

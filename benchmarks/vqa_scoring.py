@@ -20,7 +20,7 @@ import numpy as np
 
 from vlbeit.data.answers import clean_answer, normalize_answer
 from vlbeit.scoring import score_file
-from vlbeit.tasks.vqa.metric import answer_score
+from vlbeit.tasks.vqa.rules import answer_score
 
 WORDS = ("yes", "no", "Two", "t-shirt", "the red one", "dont know", "1,000", "hot-dog (large)", "a cat.", "white")
 

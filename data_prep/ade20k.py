@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from vlbeit.data.class_names import class_names
 from vlbeit.data.following import next_command
@@ -13,7 +13,21 @@ from vlbeit.errors import DataError, UsageError, some
 
 from .archives import Entry, entries
 from .pictures import Check, examine_pair, is_picture
-from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, run
+from .preparation import (
+    PUBLISHED,
+    Format,
+    Options,
+    Out,
+    Plan,
+    ShardMB,
+    Split,
+    Threads,
+    Verify,
+    chosen,
+    fingerprint,
+    given,
+    run,
+)
 from .progress import Report
 from .shards import Fault, Item, Layout, Position
 
@@ -36,21 +50,20 @@ class _Listing(NamedTuple):
 
 
 def prepare(
-    out: Path,
+    out: Out,
     *,
-    from_: list[str],
+    from_: Annotated[list[str], "the folder ADEChallengeData2016, or its zip"],
     format: Format = "auto",
     check: Check = "full",
-    threads: int = 0,
-    shard_mb: int = 256,
-    verify: bool = False,
+    threads: Threads = 0,
+    shard_mb: ShardMB = 256,
+    verify: Verify = False,
     report: Report | None = None,
 ) -> str:
     """Prepare ADEChallengeData2016, unpacked or as its zip, for data=ade20k.
 
-    --format index leaves the files of a folder where they are (its default), parquet packs them into shards of
-    --shard-mb, folder writes them as files. --check header compares the sizes of picture and mask, full reads every
-    pixel of both: labels within 0..150. The same command after an interruption goes on where it stopped.
+    --check header compares the sizes of picture and mask, full reads every pixel of both: labels within 0..150. The
+    same command after an interruption goes on where it stopped.
     """
     parts = given(from_)
     if len(parts) > 1:

@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from vlbeit.data.following import next_command
 from vlbeit.data.instances import Instances, chosen_release
@@ -16,7 +16,21 @@ from vlbeit.errors import DataError, UsageError
 
 from .archives import Entry, entries
 from .pictures import Check, examine_picture, is_picture
-from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, run
+from .preparation import (
+    PUBLISHED,
+    Format,
+    Options,
+    Out,
+    Plan,
+    ShardMB,
+    Split,
+    Threads,
+    Verify,
+    chosen,
+    fingerprint,
+    given,
+    run,
+)
 from .progress import Report
 from .shards import Fault, Finding, Item, Layout, Position
 
@@ -40,22 +54,20 @@ class _Part(NamedTuple):
 
 
 def prepare(
-    out: Path,
+    out: Out,
     *,
-    from_: list[str],
+    from_: Annotated[list[str], "folder with the zips of COCO or with what is in them, or its zips A,B"],
     format: Format = "auto",
     check: Check = "header",
-    threads: int = 0,
-    shard_mb: int = 256,
-    verify: bool = False,
+    threads: Threads = 0,
+    shard_mb: ShardMB = 256,
+    verify: Verify = False,
     report: Report | None = None,
 ) -> str:
     """Prepare COCO's pictures and instances_*.json for data=coco.
 
     --from takes a folder with train2017.zip, val2017.zip, annotations_trainval2017.zip, or with train2017/, val2017/
-    and annotations/, or those zips by name. --format index leaves the pictures of a folder where they are (its
-    default), parquet packs them into shards of --shard-mb, folder writes them as files. The same command after an
-    interruption goes on where it stopped.
+    and annotations/, or those zips by name. The same command after an interruption goes on where it stopped.
     """
     stores = _stores(given(from_))
     names = _names(stores)

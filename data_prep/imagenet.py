@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from vlbeit.data.following import next_command
 from vlbeit.errors import DataError
@@ -20,7 +20,21 @@ from .archives import Entry, entries, nested
 from .imagenet_labels import file_labels, from_devkit, val_number, wnid_in
 from .imagenet_sources import Sources, find_sources
 from .pictures import Check, examine_picture, is_picture
-from .preparation import PUBLISHED, Format, Options, Plan, Split, chosen, fingerprint, given, run
+from .preparation import (
+    PUBLISHED,
+    Format,
+    Options,
+    Out,
+    Plan,
+    ShardMB,
+    Split,
+    Threads,
+    Verify,
+    chosen,
+    fingerprint,
+    given,
+    run,
+)
 from .progress import Report
 from .shards import Fault, Item, Layout, Position
 
@@ -50,23 +64,21 @@ class _Found(NamedTuple):
 
 
 def prepare(
-    out: Path,
+    out: Out,
     *,
-    from_: list[str],
-    val_labels: Path | None = None,
+    from_: Annotated[list[str], "archives A,B, or the folder with them or with train/ and val/"],
+    val_labels: Annotated[Path | None, "file with the classes of val, where neither folders nor devkit tell"] = None,
     format: Format = "auto",
     check: Check = "header",
-    threads: int = 0,
-    shard_mb: int = 256,
-    verify: bool = False,
+    threads: Threads = 0,
+    shard_mb: ShardMB = 256,
+    verify: Verify = False,
     report: Report | None = None,
 ) -> str:
     """Prepare ImageNet's archives, or a folder train/CLASS/*.jpg, for data=imagefolder.
 
     --from takes archives with the names of ILSVRC2012 or of the Hub (others as train=FILE, val=FILE, devkit=FILE), or
-    one folder with them or with train/ and val/. --format index leaves the pictures of a folder where they are, folder
-    writes them as files, parquet into shards of --shard-mb. --check header opens every picture, full decodes it.
-    --verify compares published hashes. The same command after an interruption goes on where it stopped.
+    one folder with them or with train/ and val/. The same command after an interruption goes on where it stopped.
     """
     sources = find_sources(given(from_))
     if report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -14,7 +14,9 @@ from vlbeit.data.records import ImageError, open_image
 
 from .shards import Fault, Finding, Item
 
-Check = Literal["none", "header", "full"]
+Check = Annotated[
+    Literal["none", "header", "full"], "how each picture is looked at: header reads its size, full every pixel"
+]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # as data=imagefolder
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error)  # what Pillow raises over damaged files
 IGNORED = 255  # label of a mask's pixels that are not scored

@@ -9,7 +9,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from PIL import Image
 
@@ -23,7 +23,16 @@ from .shards import BAD, Finding, Folder, Item, Layout, Position
 
 PUBLISHED = "beit_base_patch16_224_pt22k"  # the tower that a task starts from; runs/mim may be on the built-in data
 
-Format = Literal["auto", "index", "folder", "parquet"]
+# Options of several preparations: a type, and the text that --help shows (`vlbeit.preparing`).
+Out = Annotated[Path, "folder to write"]
+Format = Annotated[
+    Literal["auto", "index", "folder", "parquet"],
+    "index leaves pictures where they are, folder writes each as a file, parquet packs them into shards; auto: index "
+    "for a folder, parquet for archives",
+]
+Threads = Annotated[int, "at once; 0: as many as processors, 8 at most"]
+ShardMB = Annotated[int, "size of a shard in MB; what an interruption costs is one of them"]
+Verify = Annotated[bool, "compare the archives with their published hashes"]
 
 
 class Split(NamedTuple):
@@ -118,10 +127,13 @@ def summary(out: Path, facts: Mapping[str, Any]) -> Iterator[str]:
             line += f", {len(there)} of {len(split['classes'])} classes, {min(there):,} to {max(there):,} each"
         if split["largest"]:
             line += ", {}x{} to {}x{} pixels".format(*split["smallest"], *split["largest"])
-        yield f"{line}; {split['left_out']} left out, {split['noted']} kept and noted"
+        odd = f", {split['noted']} odd but kept" if split["noted"] else ""
+        yield f"{line}; {split['left_out']} left out{odd}"
     for what, count in sorted(facts["bad"].items()):
         yield f"  {what}: {count}"
-    yield f"wrote {out / PREPARED}" + (f"; every one of these is named in {out / BAD}" if facts["bad"] else "")
+    if facts["bad"]:
+        yield f"{out / BAD} names each of these"
+    yield f"wrote {out / PREPARED}"
 
 
 def _write(folder: Folder, split: Split, examine: Callable[[Item], Finding], threads: int, say: Report) -> None:

@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -59,7 +59,14 @@ LICENSE = {"name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/z
 Report = Callable[[str], None]
 
 
-def prepare(out: Path, *, images: int = 2000, size: int = 48, seed: int = 0, report: Report | None = None) -> None:
+def prepare(
+    out: Annotated[Path, "folder to write"],
+    *,
+    images: Annotated[int, "pictures in all: a tenth each for val and test"] = 2000,
+    size: Annotated[int, "pixels of a side"] = 48,
+    seed: Annotated[int, "which scenes are drawn"] = 0,
+    report: Report | None = None,
+) -> None:
     """Write the built-in data into `out`; a folder with the same arguments is left as it is.
 
     `images` pictures in all: a tenth each for val and test, the rest for train. Everything is written beside `out`

@@ -5,20 +5,21 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow.parquet as pq
 
 from vlbeit import hub
-from vlbeit.data.answers import MIN_COUNT, build_vocabulary, coverage, fitting_min_count, majority_answers
+from vlbeit.config import share_or_number
+from vlbeit.data.answers import MIN_COUNT, build_vocabulary, counted_answers, coverage, fitting_min_count
 from vlbeit.data.following import VLMO, next_command
 from vlbeit.data.row_files import Table, open_table, stored_table
 from vlbeit.data.vqa_rows import Question, VQARows, parse_columns
-from vlbeit.data.vqa_splits import HELD_OUT, Placed, Rule, Survey, described, split_of, table_files
+from vlbeit.data.vqa_splits import HELD_OUT, Placed, Rule, Survey, Undivided, described, split_of, table_files
 from vlbeit.errors import DataError, UsageError
 
 from .pictures import Check, examine_picture
-from .preparation import Options, Plan, Split, fingerprint, given, run
+from .preparation import Options, Out, Plan, ShardMB, Split, Threads, fingerprint, given, run
 from .progress import Report, counted
 from .shards import Fault, Finding, Item, Layout, Position
 
@@ -28,31 +29,32 @@ _MARKS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF":
 
 
 def prepare(
-    out: Path,
+    out: Out,
     *,
-    from_: list[str],
-    images: str = "",
-    columns: list[str] | None = None,
-    held_out: float = HELD_OUT,
-    seed: int = 0,
-    format: Literal["auto", "index", "folder"] = "auto",
+    from_: Annotated[list[str], "table, tables train.csv,val.csv, folder of them, or hub:OWNER/NAME"],
+    images: Annotated[str, "folder that paths of pictures start from; else the table's own"] = "",
+    columns: Annotated[list[str] | None, "MEANING:COLUMN,..., where columns have other names"] = None,
+    held_out: Annotated[float, "pictures, or a share below 1, for val, where the data names none"] = HELD_OUT,
+    seed: Annotated[int, "which pictures are held out"] = 0,
+    format: Annotated[
+        Literal["auto", "index", "folder"],
+        "index leaves pictures where they are, folder writes each as a file; auto: folder for those inside a table",
+    ] = "auto",
     check: Check = "header",
-    threads: int = 0,
-    shard_mb: int = 256,
+    threads: Threads = 0,
+    shard_mb: ShardMB = 256,
     report: Report | None = None,
 ) -> str:
     """Prepare questions of your own, with or without answers, for data=vqa.
 
-    --from takes a table (.csv .tsv .jsonl .json .parquet), several, a folder with train.csv and val.csv, or
-    hub:OWNER/NAME. Its columns are image (a path below --images, or the picture itself), question and answers; other
-    names are given by --columns question:its_name,answers:its_name. No picture comes into two splits; where there is
-    nothing to evaluate on, --held-out of the pictures are held out (a share, or a number). Rows that are no use are
-    left out and listed in bad.jsonl. --format index leaves pictures where they are (the default for paths), folder
-    writes each as a file. The same command after an interruption goes on where it stopped.
+    A table is .csv, .tsv, .jsonl, .json or .parquet. Its columns are image (a path below --images, or the picture
+    itself), question and answers; other names are given by --columns question:its_name,answers:its_name. No picture
+    comes into two splits. Rows that are no use are left out and listed in bad.jsonl. The same command after an
+    interruption goes on where it stopped.
     """
     say = report or (lambda line: None)
-    if held_out <= 0:
-        raise UsageError(f"--held-out {held_out}: give a share of the pictures below 1, or a number of them")
+    if not held_out or not share_or_number(held_out):
+        raise UsageError(f"--held-out {held_out:g}: give a share of the pictures below 1, or a number of them")
     if images and not Path(images).expanduser().is_dir():
         raise DataError(f"--images {images} is no folder")
     sources = given(from_)
@@ -60,9 +62,11 @@ def prepare(
     sizes = _Sizes()
     try:
         survey = Survey(sizes.of(counted(rows, "reading: {} rows", say)), Rule(held_out, seed))
-    except DataError as error:
-        raise DataError(f"--from {','.join(sources)}: {error} (--held-out, --columns)") from error
+    except Undivided as error:
+        raise DataError(f"--from {','.join(sources)}: {error.said('--{}').replace('held_out', 'held-out')}") from error
     _refuse(survey, sources)
+    if survey.note:
+        say(survey.note)
     arguments = {
         "from": [print_ for source in sources for print_ in _prints(source)], "rows": survey.rows, "images": images,
         "columns": columns or [], "held_out": held_out, "seed": seed, "check": check, "shard_mb": shard_mb,
@@ -240,7 +244,7 @@ class _Answers:
 
 def _vocabulary(answered: Mapping[str, _Answers], say: Report) -> int:
     """Say what the default of task.min_count and the one to propose keep; returns the latter."""
-    majority = [answer for answer in majority_answers(answered["train"]) if answer]
+    majority = counted_answers(answered["train"])
     known, fitting = len(build_vocabulary(majority, 1)), fitting_min_count(answered["train"])
     for min_count in dict.fromkeys((MIN_COUNT, fitting)):
         answers = build_vocabulary(majority, min_count)

@@ -19,11 +19,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow.parquet as pq
 
-from vlbeit.data.answers import Coverage, build_vocabulary, coverage, majority_answers
+from vlbeit.config import share_or_number
+from vlbeit.data.answers import Coverage, build_vocabulary, counted_answers, coverage
 from vlbeit.data.following import VLMO, next_command
 from vlbeit.data.records import PREPARED
 from vlbeit.data.vqa_v2_splits import held_out_images
@@ -32,7 +33,7 @@ from vlbeit.files import write_json, write_text
 
 from .journal import JOURNAL, begin, note
 from .pictures import examine_picture
-from .preparation import alone
+from .preparation import Out, Threads, alone
 from .progress import Report, counted
 from .shards import BAD, VERSION, Item
 from .vqa_v2_parts import Part, described, is_published, parts_of
@@ -41,31 +42,29 @@ _CHUNK = 2000  # images examined between two lines of the journal
 
 
 def prepare(
-    out: Path,
+    out: Out,
     *,
-    root: Path,
-    check: Literal["list", "header"] = "list",
-    min_count: int = 9,
-    held_out: float = 0,
-    seed: int = 0,
-    official: bool = False,
-    threads: int = 0,
+    root: Annotated[Path, "folder with the official files, unpacked"],
+    check: Annotated[Literal["list", "header"], "list: images are there; header opens each"] = "list",
+    min_count: Annotated[int, "questions of train and val that an answer of the vocabulary stands for"] = 9,
+    held_out: Annotated[float, "images of val, or a share, for rest_val; 0: 1,000, or a tenth of a small val"] = 0,
+    seed: Annotated[int, "which images of val are held out"] = 0,
+    official: Annotated[bool, "refuse files with other numbers than the published ones"] = False,
+    threads: Threads = 0,
     report: Report | None = None,
 ) -> str:
     """Verify the official files of VQA v2 and index them for data=vqa_v2; images stay where they are.
 
     --root holds v2_OpenEnded_mscoco_*_questions.json, v2_mscoco_*_annotations.json and train2014/, val2014/,
     test2015/; and, if you like, question_answers.json, image_data.json, VG_100K/ and VG_100K_2/ of Visual Genome. Ids
-    must fit each other, and each question its image; numbers are compared with the published ones (--official refuses
-    others). --check header opens every image. The vocabulary holds the answers that stand for --min-count questions of
-    train and val; --held-out images of val (0: 1,000, or a tenth of a small val) make rest_val. The same command after
-    an interruption goes on where it stopped.
+    must fit each other, and each question its image; numbers are compared with the published ones. The same command
+    after an interruption goes on where it stopped.
     """
     say = report or (lambda line: None)
     root, out = Path(root).expanduser().absolute(), Path(out)
     if not root.is_dir():
         raise DataError(f"--root {root} is no folder: give the one with the official files of VQA v2")
-    if min_count < 1 or threads < 0 or not (0 <= held_out < 1 or held_out == int(held_out)):
+    if min_count < 1 or threads < 0 or not share_or_number(held_out):
         raise UsageError(
             f"--min-count {min_count}, --threads {threads}, --held-out {held_out:g}: give 1 or more, 0 or more, and a "
             f"number of images or a share below 1"
@@ -166,7 +165,7 @@ class _Preparation:
         indexes = self._indexes()
         known = {name: indexes[name] for name in ("train", "val") if name in indexes}
         whole = _Indexes(self.out, list(known.values()))
-        answers = build_vocabulary(majority_answers(whole), self.arguments["min_count"])
+        answers = build_vocabulary(counted_answers(whole), self.arguments["min_count"])
         if not answers:
             raise UsageError(
                 f"no answer stands for {self.arguments['min_count']} questions of train and val: remove {self.out} and "

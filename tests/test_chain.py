@@ -138,9 +138,9 @@ def test_a_run_is_evaluated_in_batches_of_its_size(
     """In training by the micro-batch that was settled; later by the one that is typed."""
     sizes: list[int] = []
 
-    def counting(model: Any, loader: EvalLoader, evaluators: Any, accelerator: Any) -> dict[str, float]:
+    def counting(model: Any, loader: EvalLoader, *others: Any) -> dict[str, float]:
         sizes.append(loader.batch_size)
-        return run_evaluators(model, loader, evaluators, accelerator)
+        return run_evaluators(model, loader, *others)
 
     monkeypatch.setattr(launch, "run_evaluators", counting)
     monkeypatch.setattr(inference, "run_evaluators", counting)

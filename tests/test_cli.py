@@ -8,11 +8,12 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from PIL import Image
 
-from vlbeit import inference, table
+from vlbeit import inference, registry, table
 from vlbeit.cli import main
 from vlbeit.errors import DataError, UsageError
 from vlbeit.evaluation_file import class_tables
@@ -42,6 +43,28 @@ def test_fast_verbs_load_nothing_heavy(arguments: list[str]) -> None:
     allowed = {"hydra", "omegaconf"} if arguments[0] == "train" else set()  # a wrong word of train: no torch either
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(run.stdout.rpartition("LOADED")[2].split()) <= allowed
+
+
+def test_mistakes_in_what_was_typed_are_told_before_torch_is_loaded() -> None:
+    mistakes = (
+        ["submit", "runs/vqa"],
+        ["submit", "runs/vqa", "--questions", "asked.json"],
+        ["evaluate", "--predictions", "answers.json"],
+        ["evaluate", "runs/vqa", "--predictions", "answers.json", "--annotations", "a.json"],
+        ["predict", "runs/vqa", "none.jpg", "what?"],
+    )
+    code = f"import sys, vlbeit.cli\nprint([vlbeit.cli.main(words) for words in {mistakes!r}], 'torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[2, 2, 2, 2, 1] False\n" and run.stderr.count("error: ") == len(mistakes)
+
+
+def test_the_words_of_a_task_are_read_without_torchmetrics() -> None:
+    """It brings scipy, matplotlib and transformers, which take longer than torch; only its own metric needs it."""
+    code = "import sys, vlbeit.cli\nprint(vlbeit.cli.main(['train', 'task=vqa', 'task.min_cont=5']), *sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = run.stdout.split()
+    assert loaded[0] == "2" and "did you mean task.min_count?" in run.stderr
+    assert not {"torchmetrics", "scipy", "matplotlib", "transformers"} & set(loaded)
 
 
 @pytest.mark.parametrize("arguments", [["tasks"], ["models"], ["--help"]])
@@ -94,6 +117,8 @@ def test_tasks_lists_all_groups_in_plain_lines(capsys: pytest.CaptureFixture[str
         (["prepare", "scnes"], "did you mean scenes?"),
         (["prepare", "scenes", "--images", "many"], "'--images'"),
         (["prepare", "scenes", "--imgs", "3"], "--imgs"),
+        (["prepare", "scenes", "images=3", "out=a b"], "written --images 3 --out 'a b', not images=3 out=a b"),
+        (["prepare", "vqa", "from=my.csv", "held-out=3"], "written --from my.csv --held-out 3, not from=my.csv"),
     ],
 )
 def test_usage_errors_are_one_line_and_exit_2(
@@ -201,6 +226,23 @@ def test_a_cell_of_a_table_is_legible() -> None:
     assert [table.cell(value) for value in values] == [
         "cat", "0.0001", "1.0000", "87.3457", "12", "", "1, 3, 3, 4", "a, b",
     ]  # fmt: skip
+
+
+def test_help_of_prepare(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "--help"]) == 0
+    assert "vlbeit prepare NAME [OPTIONS]; `vlbeit prepare NAME --help`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", registry.names("prepare"))
+def test_every_option_of_a_preparation_is_described(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    hints = get_type_hints(registry.get("prepare", name), include_extras=True)
+    del hints["report"], hints["return"]
+    main(["prepare", name, "--help"])
+    said = "".join(capsys.readouterr().out.partition("Options:")[2].split())
+    for option, hint in hints.items():
+        (text,) = hint.__metadata__
+        assert f"--{option.rstrip('_').replace('_', '-')}<" in said or f"--{option}" in said
+        assert text.replace(" ", "") in said
 
 
 def test_prepare_scenes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ PURE = {
         "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
         "picture_names", "row_files", "vqa_rows", "vqa_splits",
         "answer_file", "answer_check", "following",
+        "picture_names", "row_files", "storable", "vqa_rows", "vqa_splits",
+        "answer_file", "answer_check",
     )
 }  # fmt: skip
 SHARED_ROWS = (0, 6)  # their modules may import each other

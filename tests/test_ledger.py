@@ -57,7 +57,7 @@ def test_a_folder_of_another_identity_is_refused(here: Path) -> None:
 def test_found_by_file_copy_run_id_and_folder(here: Path) -> None:
     submission = finished("runs/a")
     shutil.copy(submission.answers_file, "copied.json")
-    asked = (submission.answers_file, "copied.json", "runs/a", submission.id, submission.folder, Path("runs/a"))
+    asked = (submission.answers_file, "copied.json", "runs/a", "a", submission.id, submission.folder, Path("runs/a"))
     assert {ledger.find(each).folder for each in asked} == {submission.folder}
     assert ledger.find("copied.json").file == submission.answers_file
 
@@ -110,3 +110,31 @@ def test_damaged_files_are_named(here: Path) -> None:
     submission.facts_file.write_text("[]")
     with pytest.raises(DataError, match=r"submission\.json holds no JSON object"):
         ledger.find("runs/a")
+
+
+def test_all_of_a_run(here: Path) -> None:
+    old = finished("runs/a", created="2026-01-01T00:00:00+00:00")
+    new = finished("runs/a", ASKED | {"weights": "x"}, created="2026-01-02T00:00:00+00:00")
+    assert [each.id for each in ledger.find_all("a")] == [new.id, old.id]
+    assert [each.id for each in ledger.find_all(old.id)] == [old.id]
+    Path("runs/b").mkdir()
+    with pytest.raises(UsageError, match="runs/b has no submissions"):
+        ledger.find_all("b")
+
+
+def test_a_damaged_one_stands_in_the_way_of_its_own_run_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished("runs/bad").facts_file.write_text("{")
+    (damaged,) = Path("runs/bad/submissions").iterdir()
+    good = finished("runs/good", ASKED | {"weights": "x"}, content="[1]\n")
+    shutil.copy(good.answers_file, "copied.json")
+    assert [each.id for each in ledger.nearby()] == [good.id]
+    assert ledger.find("copied.json").id == ledger.find(good.id).id == good.id
+    assert f"note: left out: {damaged}/submission.json cannot be read" in capsys.readouterr().err
+    for what in ("runs/bad", damaged.name, damaged / "answers.json"):
+        with pytest.raises(DataError, match="cannot be read"):
+            ledger.find(what)
+
+
+def test_a_mistyped_file_is_not_taken_for_a_run(here: Path) -> None:
+    with pytest.raises(UsageError, match=r"anwsers\.json: no answer file, .*look at the spelling"):
+        ledger.find("anwsers.json")

@@ -52,6 +52,7 @@ def sample(row: dict[str, Any], said: Any) -> dict[str, Any]:
         (lambda rows: json.dumps({"args": {}, "logs": [sample(row, [row["answer"]]) for row in rows]}), "lmms-eval"),
         (lambda rows: "\ufeff" + json.dumps([{**row, "question_id": str(row["question_id"])} for row in rows]), "VQA"),
         (lambda rows: lines(rows + rows[:3]), "3 rows say the same again"),
+        (lambda rows: lines([{**rows[0], "note": "a\u2028b"}, *rows[1:]]).replace("\\u2028", "\u2028"), "VQA answers"),
     ],
 )
 def test_files_of_other_programs_score_the_same(text, named, tmp_path, capsys) -> None:
@@ -74,6 +75,8 @@ def test_files_of_other_programs_score_the_same(text, named, tmp_path, capsys) -
         (lambda rows: ["a"], "entry 0 is no object"),
         (lambda rows: [], "holds no answers"),
         (lambda rows: 3, "JSON list of answers, not int"),
+        (lambda rows: [{**sample(rows[0], "a"), "doc": "text"}], "entry 0: question_id None"),
+        (lambda rows: [{"question_id": "9" * 5000, "answer": "a"}], "must be a whole number"),
     ],
 )
 def test_wrong_files_are_named(change, named, tmp_path, capsys) -> None:
@@ -91,6 +94,9 @@ def test_wrong_files_are_named(change, named, tmp_path, capsys) -> None:
         (b'[{"question_id": 1', "line 1 column"),
         (b'{"question_id": 1, "answer": "a"}\n{"question\n', "line 2 column"),
         (b"\xff\xfe", "byte 0: not UTF-8"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"question_id": 1, "answer": "a"}\n' + b"[" * 100_000, "line 2 cannot be read: it is nested too deep"),
+        (b'[{"question_id": ' + b"9" * 5000 + b', "answer": "a"}]', "cannot be read"),
     ],
 )
 def test_damaged_files_are_named(content, named, tmp_path, capsys) -> None:
@@ -124,6 +130,24 @@ def test_blind_beside_the_training_files(scenes: Path, tmp_path: Path, capsys) -
     questions = scenes / "v2_OpenEnded_mscoco_train2014_questions.json"
     assert main(["evaluate", *map(str, words[:5]), str(questions)]) == 1
     assert "lacks annotated questions" in capsys.readouterr().err
+
+
+def test_only_answered_questions_are_guessed_blindly_too(scenes: Path, tmp_path: Path) -> None:
+    """As if the others had never been annotated."""
+    for name in ("v2_mscoco_train2014_annotations.json", "v2_OpenEnded_mscoco_train2014_questions.json"):
+        (tmp_path / name).symlink_to(scenes / name)
+    annotations, questions = "v2_mscoco_val2014_annotations.json", "v2_OpenEnded_mscoco_val2014_questions.json"
+    rows = json.loads((scenes / annotations).read_text())["annotations"][:9]
+    (tmp_path / annotations).write_text(json.dumps({"annotations": rows}))
+    (tmp_path / questions).write_text((scenes / questions).read_text())
+    (tmp_path / "answers.json").write_text(json.dumps([{"question_id": r["question_id"], "answer": "2"} for r in rows]))
+    found = []
+    for folder, more in ((tmp_path, []), (scenes, ["--only-answered"])):
+        words = ["--annotations", folder / annotations, "--questions", folder / questions, "--out", tmp_path / "r.json"]
+        assert main(["evaluate", "--predictions", str(tmp_path / "answers.json"), *map(str, words), *more]) == 0
+        found.append(json.loads((tmp_path / "r.json").read_text()))
+    assert found[1].pop("unanswered") > 0
+    assert found[0] == found[1] and found[0]["blind"] is not None
 
 
 def test_usage(capsys) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vlbeit import compose
 from vlbeit.cli import main
@@ -35,8 +36,9 @@ def test_two_runs_answer_together(evaluated, capsys):
         name: alone[name] for name in ("overall", "questions")
     }, "a run and its copy are as good as the run"
     capsys.readouterr()
-    assert main(["evaluate", "runs/vl-vqa", "--with", "second", "--with", "second"]) == 2
-    assert "a run is named twice" in capsys.readouterr().err
+    for twice in (["second", "second"], ["second", "second/"], ["runs/vl-vqa/"], [str(Path("runs/vl-vqa").resolve())]):
+        assert main(["evaluate", "runs/vl-vqa", *(word for run in twice for word in ("--with", run))]) == 2
+        assert "a run is named twice" in capsys.readouterr().err
     assert main(["evaluate", "runs/vl-vqa", "--with", "runs/mim"]) == 2
     assert "--with runs/mim: it is a run of mim, not one that answers questions" in capsys.readouterr().err
     assert main(["evaluate", "runs/mim", "--with", "second"]) == 2
@@ -65,7 +67,7 @@ def test_the_flipped_picture_is_said(evaluated):
 
 
 @pytest.mark.parametrize("resize", ["native", "pad"])
-def test_training_in_the_pictures_own_aspect(in_chain, again, tmp_path, resize):
+def test_training_in_the_pictures_own_aspect(in_chain, again, tmp_path, capsys, resize):
     """The scenes are square: in a wide frame they are less wide."""
     run = tmp_path / "run"
     words = ["train", *again["vl-vqa"], f"run={run}", "data.image_size=[32,48]", f"data.resize={resize}", "init=none"]
@@ -73,5 +75,17 @@ def test_training_in_the_pictures_own_aspect(in_chain, again, tmp_path, resize):
     assert compose.from_yaml(run / "config.yaml").data.resize == resize
     assert json.loads((run / "evaluation.json").read_text())["questions"] == 24
     assert (run / "batch0.png").is_file()
-    assert main(["evaluate", str(run)]) == 0
-    assert main(["predict", str(run), "data.jpg"]) == 1
+    picture = tmp_path / "tall.png"
+    Image.new("RGB", (40, 90), (200, 30, 30)).save(picture)
+    capsys.readouterr()
+    assert main(["predict", str(run), str(picture), "what color is it?"]) == 0
+    said = capsys.readouterr().out
+    assert any(line.split()[:1] == [answer] for line in said.splitlines() for answer in answers_of(run)), said
+    copy = shutil.copytree(run, tmp_path / "copy")
+    shutil.rmtree(run)
+    assert main(["evaluate", str(copy)]) == 0
+    assert f"next: vlbeit predict {copy} picture.jpg" in capsys.readouterr().out
+
+
+def answers_of(run: Path) -> list[str]:
+    return [answer for answer in json.loads((run / "checkpoint" / "answers.json").read_text()) if " " not in answer]

@@ -211,5 +211,7 @@ def _remedy(config: RunConfig, path: str, stage: str) -> str:
     command = f"vlbeit train stage={stage} model={config.model.name} {words}"
     command += "" if path == f"runs/{stage}" else f" run={path}"
     unfinished = " is unfinished" if RunFolder(path).exists() else " is missing"
-    scratch = "; or init=none to start from scratch" if stage != "tokenizer" else ", or name one with stage.tokenizer="
-    return f"{path}{unfinished}, and this run starts from it: first `{command}`{scratch}"
+    others = "; or init=RUN to start from another, or init=none to start from scratch"
+    if stage == "tokenizer":
+        others = ", or name one with stage.tokenizer="
+    return f"{path}{unfinished}, and this run starts from it: first `{command}`{others}"

@@ -151,11 +151,12 @@ def _score_file(
     out: Path,
     only_answered: bool,
 ) -> None:
-    from vlbeit import scoring
-
-    scoring.check_alone(run, words)
+    if run is not None or words:
+        raise UsageError(f"{run or words[0]}: --predictions scores a file, without a run; leave it out")
     if annotations is None:
         raise UsageError("--predictions needs --annotations: the official file, v2_mscoco_val2014_annotations.json")
+    from vlbeit import scoring
+
     found = scoring.score_file(predictions, annotations, questions, out, only_answered=only_answered)
     print(*found.notes, sep="\n")
     flat = [(name, value) for name, value in found.result.items() if isinstance(value, int | float)]
@@ -176,6 +177,9 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Print what a task's run finds in one image: the most probable answers, or what is where."""
+    from vlbeit.data.records import open_named
+
+    open_named(image)  # what is wrong with it is said before torch is loaded
     from vlbeit import inference
 
     rows = inference.predict(run, image, question, top=top, out=out)
@@ -243,7 +247,8 @@ def convert(
 def prepare(context: typer.Context, name: Annotated[str, typer.Argument()] = "") -> Any:
     """Make or index data: `vlbeit prepare scenes --out data/scenes`; without a name, list what there is."""
     if name in ("", "--help"):
-        table.show(("vlbeit prepare", ""), registry.names("prepare").items())
+        print("vlbeit prepare NAME [OPTIONS]; `vlbeit prepare NAME --help` tells the options of one\n")
+        table.show(("NAME", ""), registry.names("prepare").items())
         return 0
     from vlbeit import preparing
 
@@ -315,7 +320,10 @@ def runs(
     folder: Annotated[Path, typer.Argument()] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """List the runs of a folder: task, tower, data, what each reached and what it cost."""
+    """List the runs of a folder: task, tower, data, what each reached, what it cost.
+
+    The cost, time included, is that of the training steps: without start-up, evaluation and saving.
+    """
     from vlbeit import runs as listing
 
     found = listing.list_runs(folder)

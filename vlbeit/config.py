@@ -118,6 +118,11 @@ class ModelConfig:
             )
 
 
+def share_or_number(held_out: float) -> bool:
+    """Whether so many pictures can be held out: a share below 1, or a whole number of them; 0 is both."""
+    return 0 <= held_out < 1 or (held_out >= 1 and float(held_out).is_integer())
+
+
 @dataclass
 class DataConfig:
     """Where the records come from and how they are read."""
@@ -160,7 +165,7 @@ class DataConfig:
         require(self.limit is None or self.limit > 0, f"data.limit={self.limit} must be positive, or null for all")
         one_of("data.resize", self.resize, ("square", "pad", "native"))
         require(
-            0 <= self.held_out < 1 or self.held_out == int(self.held_out) > 0,
+            share_or_number(self.held_out),
             f"data.held_out={self.held_out:g} must be a number of images, or a share below 1",
         )
         one_of("data.normalize", self.normalize, ("half", "imagenet"))
@@ -186,7 +191,11 @@ class TextConfig:
         "wordpiece", "wordpiece: trained on the given text | clip | a run | a local folder | a hub name"
     )
     vocab_size: int = key(30522, "largest vocabulary that training a tokenizer may make")
-    max_length: int = key(40, "longest text in tokens, [CLS] and [SEP] included")
+    max_length: int = key(
+        40,
+        "longest text in tokens, [CLS] and [SEP] included; task=vqa with relative positions of its own reads questions "
+        "up to text.positions",
+    )
     positions: int = key(196, "longest text that the position table is built for; the same in every stage")
 
     def __post_init__(self) -> None:

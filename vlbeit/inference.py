@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vlbeit import adopt, chain, compose, evaluation_file, suggest
 from vlbeit.config import RunConfig
 from vlbeit.data import drawing
-from vlbeit.data.records import ImageError, open_image
+from vlbeit.data.records import open_named
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.engine.device import choose_device, make_accelerator
 from vlbeit.engine.evaluate import run_evaluators
@@ -21,11 +22,10 @@ from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.objectives.base import Objective
 from vlbeit.task import Recipe, Task
-from vlbeit.types import Evaluator, Meta, Predictor, Records
+from vlbeit.types import DataSpec, Evaluator, Meta, Predictor, Records
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from PIL import Image
 
 
 class Trained:
@@ -63,9 +63,10 @@ class Trained:
         if not others:
             return
         task = task_of(self, path)
-        if len({path, *others}) <= len(others):
+        members = {other: Trained(other) for other in others}
+        if len({each.checkpoint.path.resolve() for each in (self, *members.values())}) <= len(others):
             raise UsageError(f"--with {' --with '.join(others)}: a run is named twice; each counts once")
-        self.members = {other: Trained(other) for other in others}
+        self.members = members
         task.join(self.meta, {name: (each.config, each.meta, each.objective) for name, each in self.members.items()})
 
     @property
@@ -107,13 +108,12 @@ def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -
     records = open_records(config.data, run.recipe.kind, config.data.val_split)
     run.recipe.prepare(run.objective, {"val": records}, accelerator)
     evaluators = run.recipe.evaluators(records, run.meta)
-    loader = eval_loader(config, run.recipe.data(records, run.meta, train=False))
-    numbers = run_evaluators(run.objective, loader, evaluators, accelerator)
+    numbers = _shown(run, run.recipe.data(records, run.meta, train=False), evaluators, accelerator)
     suffix = _suffix(stored, config) + ("-ensemble" if others else "")
     folder = folder_of(run, path)
     replaced = suffix != "" and (folder / f"evaluation{suffix}.json").exists()
     if run.is_run:
-        following = suggest.after_evaluation(config)
+        following = suggest.after_evaluation(replace(config, run=str(folder)))  # that it was trained in may be gone
     else:
         sizes = [f"data={config.data.name}", *adopt.words_for(run.spec)]
         following = suggest.after_adoption(path, words, sizes)
@@ -160,8 +160,15 @@ def _controls(run: Trained, records: Records, accelerator: Accelerator) -> dict[
     for name, spec in controls.items():
         say(f"the same {len(records)} samples as a control: {name} (task.controls=false leaves it out)")
         seen[name] = dict(run.recipe.evaluators(records, run.meta))
-        run_evaluators(run.objective, eval_loader(run.config, spec), seen[name], accelerator)
+        _shown(run, spec, seen[name], accelerator)
     return seen
+
+
+def _shown(
+    run: Trained, spec: DataSpec, evaluators: Mapping[str, Evaluator], accelerator: Accelerator
+) -> dict[str, float]:
+    """The numbers of evaluators that were shown the samples."""
+    return run_evaluators(run.objective, eval_loader(run.config, spec), evaluators, accelerator, len(spec.records))
 
 
 def pipeline(path: str | Path, device: str = "auto") -> Predictor:
@@ -183,7 +190,7 @@ def predict(
     Raises DataError, before the run is read, for a picture that cannot be read; UsageError for a task that draws
     nothing, and for an `out` that is no picture file.
     """
-    picture = open_picture(image)
+    picture = open_named(image)
     if out is not None:
         drawing.check_picture_file(out)
         check_out(out, image)
@@ -200,14 +207,6 @@ def predict(
     rows, drawn = predictor.draw(picture, question, top=top)
     drawing.write_picture(out, drawn)
     return rows
-
-
-def open_picture(image: Path) -> Image.Image:
-    """The picture that a user names. Raises DataError, with the remedy, for one that cannot be read."""
-    try:
-        return open_image(image)
-    except ImageError as error:
-        raise DataError(f"{error}; give the path of a picture") from error
 
 
 def _config(checkpoint: Checkpoint) -> RunConfig:

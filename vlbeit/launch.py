@@ -192,8 +192,9 @@ def evaluate_model(
     model: Any, recipe: Recipe, config: RunConfig, records: Records, meta: Meta, accelerator: Accelerator
 ) -> dict[str, float]:
     """The recipe's evaluators over the records."""
-    loader = eval_loader(config, recipe.data(records, meta, train=False))
-    return run_evaluators(model, loader, recipe.evaluators(records, meta), accelerator)
+    spec = recipe.data(records, meta, train=False)
+    evaluators = recipe.evaluators(records, meta)
+    return run_evaluators(model, eval_loader(config, spec), evaluators, accelerator, len(spec.records))
 
 
 def eval_loader(config: RunConfig, spec: DataSpec) -> EvalLoader:

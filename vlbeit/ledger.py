@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,21 @@ def open_submission(run: str | Path, identity: Mapping[str, Any]) -> Submission:
 
 
 def submissions_of(folder: str | Path) -> list[Submission]:
-    """The submissions of a run, or beside an answer file, the newest first."""
-    found = [Submission(path.parent) for path in Path(folder).glob(f"{FOLDER}/*/submission.json")]
-    return sorted(found, key=lambda each: (each.facts.get("created", ""), each.id), reverse=True)
+    """The submissions of a run, or beside an answer file, the newest first. DataError where one is damaged."""
+    return _newest_first(map(Submission, _folders(Path(folder))))
+
+
+def nearby(folder: Path = Path()) -> Iterator[Submission]:
+    """Those beside a folder's files, of the runs that lie there, then of the runs here; a damaged one is left out, with
+    a line on stderr."""
+    for place in _places(folder):
+        found = []
+        for each in _folders(place):
+            try:
+                found.append(Submission(each))
+            except DataError as error:
+                print(f"note: left out: {error}", file=sys.stderr)
+        yield from _newest_first(found)
 
 
 def find(what: str | Path) -> Submission:
@@ -86,20 +99,17 @@ def find(what: str | Path) -> Submission:
 
     An answer file is known by its content, wherever it was copied to: in its own folder, in `submissions/` beside it,
     in those of the runs there, in `runs/*/submissions/` and one folder deeper. One that is in no ledger gets a place
-    beside it, not yet written. A run or id is looked for by path, then in `runs/`.
+    beside it, not yet written. A run is looked for by path, then in `runs/`.
     Raises UsageError where there is none, DataError where a file cannot be read.
     """
-    path = Path(what).expanduser()
-    if path.is_file():
-        return _of_file(path)
-    if (path / "submission.json").is_file():
-        return Submission(path)
-    if path.is_dir():
-        return _newest(path)
-    matching = [each for each in _nearby(Path()) if each.id == str(what)]
-    if matching:
-        return matching[0]
-    raise UsageError(f"{what}: no answer file, no run and no id of a submission in runs/*/{FOLDER}; {_remedy('RUN')}")
+    run = _run(what)
+    return _one(what) if run is None else _newest(run)
+
+
+def find_all(what: str | Path) -> list[Submission]:
+    """As `find`, but all submissions of a run, the newest first."""
+    run = _run(what)
+    return [_one(what)] if run is None else submissions_of(run) or [_newest(run)]
 
 
 def read_receipt(submission: Submission) -> dict[str, Any] | None:
@@ -117,18 +127,50 @@ def write_receipt(submission: Submission, receipt: Mapping[str, Any]) -> Path:
 def _of_file(path: Path) -> Submission:
     sha256 = files.sha256(path)
     own = [Submission(path.parent)] if (path.parent / "submission.json").is_file() else []
-    for submission in (*own, *_nearby(path.parent)):
+    for submission in (*own, *nearby(path.parent)):
         if submission.sha256 == sha256:
             return submission
     facts = {"sha256": sha256, "file": str(path.absolute())}
     return Submission(path.parent / FOLDER / sha256[:_DIGITS], facts)
 
 
-def _nearby(folder: Path) -> Iterator[Submission]:
-    """Those beside a folder's files, of the runs that lie there, then of the runs here."""
-    places = [folder, *sorted(folder.glob("*")), *sorted(Path("runs").glob("*")), *sorted(Path("runs").glob("*/*"))]
-    for place in dict.fromkeys(places):
-        yield from submissions_of(place)
+def _run(what: str | Path) -> Path | None:
+    """The folder of the run that is meant; None for a file, a submission's folder and what is not there."""
+    path = Path(what).expanduser()
+    for each in (path, Path("runs") / path):
+        if each.exists():
+            return each if each.is_dir() and not (each / "submission.json").is_file() else None
+    return None
+
+
+def _one(what: str | Path) -> Submission:
+    path = Path(what).expanduser()
+    if path.is_file():
+        return _of_file(path)
+    if (path / "submission.json").is_file():
+        return Submission(path)
+    for place in _places(Path()):
+        for folder in _folders(place):
+            if folder.name == str(what):
+                return Submission(folder)
+    raise UsageError(
+        f"{what}: no answer file, no run and no id of a submission in runs/*/{FOLDER}: look at the spelling; "
+        f"{_remedy('RUN')}"
+    )
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    """Where submissions may lie: `folder`, what is in it, and the runs here, also one folder deeper."""
+    runs = Path("runs")
+    yield from dict.fromkeys([folder, *sorted(folder.glob("*")), *sorted(runs.glob("*")), *sorted(runs.glob("*/*"))])
+
+
+def _folders(place: Path) -> list[Path]:
+    return sorted(path.parent for path in place.glob(f"{FOLDER}/*/submission.json"))
+
+
+def _newest_first(found: Iterable[Submission]) -> list[Submission]:
+    return sorted(found, key=lambda each: (each.facts.get("created", ""), each.id), reverse=True)
 
 
 def _newest(run: Path) -> Submission:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
+import shlex
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -12,28 +14,40 @@ from typing import Annotated, Any
 import typer
 
 from vlbeit import registry
+from vlbeit.errors import UsageError
+
+_WITH_WEIGHTS = re.compile(r" init=(\S+)")
 
 
 def run(name: str, arguments: list[str]) -> Any:
     """Parse the options of one preparation and run it; `--help` prints them.
 
     An argument `report` gets a function that prints a line; an argument `out` without a default gets `data/NAME`; an
-    underscore at the end is left out (`from_` is --from). What the function returns is printed as the next command.
+    underscore at the end is left out (`from_` is --from). The text of an argument's `Annotated[type, text]` describes
+    its option. What the function returns is printed as the next command.
     """
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(_command(name, registry.get("prepare", name)))
-    return app(arguments, prog_name=f"vlbeit prepare {name}", standalone_mode=False)
+    command = _command(name, registry.get("prepare", name))
+    app.command()(command)
+    try:
+        return app(arguments, prog_name=f"vlbeit prepare {name}", standalone_mode=False)
+    except typer.TyperException:
+        if pairs := _pairs(arguments, list(command.__annotations__)):
+            dashed = " ".join(f"{_flag(key)} {shlex.quote(value)}" for key, value in pairs)
+            written = " ".join(f"{key}={value}" for key, value in pairs)
+            raise UsageError(f"options of prepare are written {dashed}, not {written}") from None
+        raise
 
 
 def _command(name: str, function: Callable[..., str | None]) -> Callable[..., None]:
     """The function with the signature that typer reads."""
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     parameters = [
         inspect.Parameter(
             item.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=Path("data") / name if item.name == "out" and item.default is item.empty else item.default,
-            annotation=Annotated[hints[item.name], typer.Option(*_option(item.name))],
+            annotation=_option(item.name, hints[item.name]),
         )
         for item in inspect.signature(function).parameters.values()
         if item.name != "report"
@@ -43,6 +57,11 @@ def _command(name: str, function: Callable[..., str | None]) -> Callable[..., No
     def command(**options: Any) -> None:
         following = function(**options, report=functools.partial(print, flush=True))
         if following:
+            if weights := _WITH_WEIGHTS.search(following):
+                print(
+                    f"init={weights[1]} is fetched once; init=RUN starts from a run or file of yours, init=none "
+                    f"model=tiny from scratch and small, without a network"
+                )
             print(f"next: {following}")
         elif name in registry.names("data"):
             print(f"next: vlbeit train stage=tokenizer{_words(name, options.get('out'))}")
@@ -52,9 +71,23 @@ def _command(name: str, function: Callable[..., str | None]) -> Callable[..., No
     return command
 
 
-def _option(name: str) -> tuple[str, ...]:
-    """The option's name where typer would not make it of the argument's: `from` is a word of Python."""
-    return (f"--{name.rstrip('_').replace('_', '-')}",) if name.endswith("_") else ()
+def _pairs(words: list[str], names: list[str]) -> list[tuple[str, str]]:
+    """The words that give an option as `vlbeit train` takes a key, from=my.csv: name and value."""
+    known = {name.rstrip("_") for name in names}
+    found = [word.partition("=") for word in words]
+    return [(key, value) for key, _, value in found if key.replace("-", "_") in known and value]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.rstrip('_').replace('_', '-')}"
+
+
+def _option(name: str, hint: Any) -> Any:
+    """The type with the option that typer makes of it: its own name where `from` is a word of Python, its text."""
+    own = (_flag(name),) if name.endswith("_") else ()
+    text = next(iter(getattr(hint, "__metadata__", ())), None)
+    kind = hint if text is None else typing.get_args(hint)[0]
+    return Annotated[kind, typer.Option(*own, help=text)]
 
 
 def _words(name: str, out: Path | None) -> str:

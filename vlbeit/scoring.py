@@ -10,10 +10,10 @@ from vlbeit import files
 from vlbeit.data.answers import majority_answer
 from vlbeit.data.json_file import json_rows
 from vlbeit.data.records import ListRecords
-from vlbeit.errors import DataError, UsageError, some
+from vlbeit.errors import DataError, some
 from vlbeit.tasks.vqa.blind import BlindGuess
-from vlbeit.tasks.vqa.metric import numbers
 from vlbeit.tasks.vqa.result_files import read_predictions
+from vlbeit.tasks.vqa.rules import numbers
 from vlbeit.tasks.vqa.scoring import Asked, schema, score_questions
 
 _TRAINING = ("v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json")
@@ -43,7 +43,8 @@ def score_file(
     ids = [row[0] for row in asked]
     _check_ids(predictions, annotations, given.answers.keys(), ids, only_answered)
     unanswered = sum(key not in given.answers for key in ids)
-    scores = score_questions((row for row in asked if row[0] in given.answers), given.answers)
+    asked = [row for row in asked if row[0] in given.answers]
+    scores = score_questions(asked, given.answers)
     if not scores.values:
         raise DataError(f"{annotations} has no human answers to the questions of {predictions}")
     blind = _blind(annotations, questions, asked, notes)
@@ -131,10 +132,3 @@ def _training_records(questions: Path, annotations: Path) -> ListRecords:
             question = {"question": texts[row["question_id"]], "question_type": row["question_type"]}
             records.append({**question, "answers": [answer], "multiple_choice_answer": answer})
     return ListRecords(records)
-
-
-def check_alone(run: str | None, words: list[str]) -> None:
-    """UsageError where a run, or keys of one, are given beside --predictions."""
-    if run is not None or words:
-        other = run if run is not None else words[0]
-        raise UsageError(f"{other}: --predictions scores a file, without a run; leave it out")

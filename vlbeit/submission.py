@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,13 +20,12 @@ from vlbeit.dist import on_main
 from vlbeit.engine.device import batch_dtype, make_accelerator, to_device
 from vlbeit.engine.evaluate import evaluation_mode
 from vlbeit.engine.folder import TEMPORARY, locked, write_errors
+from vlbeit.engine.progress import counting
 from vlbeit.errors import DataError, Interrupted, UsageError, some
 from vlbeit.inference import Trained, check_out, folder_of, task_of
 from vlbeit.launch import eval_loader, say
 from vlbeit.ledger import Submission
 from vlbeit.types import AnswerFile
-
-_TOLD_EVERY = 30  # seconds
 
 
 class Submitted(NamedTuple):
@@ -61,13 +59,11 @@ def submit(
     """Answer a split of the run's data, or the questions of a file, and write the leaderboard's answer file, checked.
 
     Everything is kept in `submissions/ID/` of the run folder, where ID hangs on weights, questions and keys; `out` is
-    a copy. The answers of `others`, further runs, are averaged with this one's. What an earlier command has answered,
-    at whatever number of processes it was killed, is not asked again.
+    a copy. `split` is given, or else `questions` and `images`. The answers of `others`, further runs, are averaged with
+    this one's. What an earlier command has answered, at whatever number of processes it was killed, is not asked again.
     Raises UserError; what was answered by then stays.
     """
     words = list(words)
-    if (split is None) == (questions is None) or (questions is None) != (images is None):
-        raise UsageError("name --split test2015 of the run's data, or --questions FILE and --images DIR instead")
     if out is not None:
         check_out(out, *([questions] if questions else []))
     run = Trained(path, words)
@@ -145,16 +141,21 @@ def _answer(
     bearable = data.max_bad_fraction * len(asks.records) - left.unreadable
     config = replace(asks.config, data=replace(data, max_bad_fraction=min(1.0, max(0.0, bearable / count))))
     loader = eval_loader(config, run.recipe.data(ChosenRecords(asks.records, left.rows), run.meta, train=False))
-    progress = _Progress(len(asks.records), count)
     run.objective.to(accelerator.device)
+    total = len(asks.records)
     try:
-        with PartWriter(submission.parts, dist.rank()) as part, evaluation_mode(run.objective), accelerator.autocast():
+        with (
+            PartWriter(submission.parts, dist.rank()) as part,
+            evaluation_mode(run.objective),
+            accelerator.autocast(),
+            counting("answered", total, done=total - count) as add,
+        ):
             for batch in loader:
                 on_device = to_device(batch, accelerator.device, batch_dtype(run.objective))
                 answers = sheet.answer(run.objective, on_device)
                 with write_errors(submission.parts):
                     part.add(answers, batch["bad"])
-                progress.add(len(answers))
+                add(len(answers))
     except KeyboardInterrupt:
         raise Interrupted("stopped; what was answered is kept: the same command goes on from here") from None
     dist.barrier()
@@ -203,21 +204,3 @@ def _doubts(submission: Submission) -> list[str]:
             f"and move {submission.folder} away to have all answered anew"
         )
     return notes
-
-
-class _Progress:
-    """Says now and then how far the processes are together, guessed from this one."""
-
-    def __init__(self, questions: int, left: int) -> None:
-        self._questions, self._left = questions, left
-        self._answered = 0
-        self._began = self._told = time.monotonic()
-
-    def add(self, answered: int) -> None:
-        self._answered = min(self._left, self._answered + answered * dist.world_size())
-        now = time.monotonic()
-        if now - self._told > _TOLD_EVERY:
-            self._told = now
-            minutes = (now - self._began) / self._answered * (self._left - self._answered) / 60
-            done = self._questions - self._left + self._answered
-            say(f"answered {done} of {self._questions}, about {minutes:.0f} minutes left")

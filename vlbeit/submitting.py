@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from vlbeit import dist, table
 from vlbeit.data.answer_check import SENT
+from vlbeit.errors import UsageError
 from vlbeit.leaderboard import verbs
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def answer(
     ] = None,
 ) -> None:
     """Answer every question and write the answer file; what was broken off goes on. `answer` may be left out."""
+    if (split is None) == (questions is None) or (questions is None) != (images is None):
+        raise UsageError("name --split test2015 of the run's data, or --questions FILE and --images DIR instead")
     from vlbeit import submission
 
     found = submission.submit(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from vlbeit.config import DataConfig
 from vlbeit.data.collate import collate
 from vlbeit.data.index import cache_folder
 from vlbeit.data.loader import EvalLoader
-from vlbeit.data.prepared import ORIGIN
+from vlbeit.data.picture_facts import picture_facts
 from vlbeit.data.records import ChosenRecords, open_image
 from vlbeit.engine.device import batch_dtype, to_device
 from vlbeit.models.features import digest
@@ -141,31 +139,9 @@ def pictures_digest(records: Records) -> str:
     result = hashlib.sha256()
     for sample_id in records.column("id"):
         result.update(f"{sample_id}\n".encode())
-    for fact in _picture_facts(records):
+    for fact in picture_facts(records):
         result.update(fact)
     return result.hexdigest()
-
-
-def _picture_facts(records: Records) -> Iterator[bytes]:
-    if not len(records):
-        return
-    if isinstance(records[0]["image"], str | Path):
-        yield from (_file_facts(path) for path in records.column("image"))
-        return
-    try:
-        origins = records.column(ORIGIN)
-    except (KeyError, ValueError):  # a table of `datasets` says it by the latter
-        yield from (hashlib.sha256(image).digest() for image in records.column("image"))
-    else:
-        yield from (f"{origin}\n".encode() for origin in origins)
-
-
-def _file_facts(path: str | Path) -> bytes:
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return f"{path} missing\n".encode()
-    return f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode()
 
 
 def deviations(folder: FeatureFolder) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from vlbeit.data.answers import clean_answer, known_answers, normalize_answer
 from vlbeit.errors import DataError, UsageError
 from vlbeit.types import Records
 
-from .metric import answer_score, percent
+from .rules import answer_score, percent
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,7 @@ def read_answers(path: Path, key: str = "task.answers") -> list[str]:
         if text.lstrip().startswith("["):
             answers = json.loads(text)
         else:
-            rows = sorted(
-                (json.loads(line) for line in text.splitlines() if line.strip()), key=lambda row: row["label"]
-            )
+            rows = sorted((json.loads(line) for line in text.split("\n") if line.strip()), key=lambda row: row["label"])
             answers = [row["answer"] for row in rows]
             if [row["label"] for row in rows] != list(range(len(rows))):
                 raise ValueError("the labels are not 0, 1, 2, ... without a gap")

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from vlbeit.data.answers import majority_answers
+from vlbeit.data.prepared import ORIGIN
+from vlbeit.data.records import FieldColumn
 from vlbeit.data.stand_in import stand_in
+from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
 from .scoring import score_records
@@ -25,11 +28,15 @@ class BlindGuess:
     """
 
     def __init__(self, train: Records) -> None:
-        answers = majority_answers(train)
-        texts = (question_key(text) for text in train.column("question"))
-        self.by_text = _most_frequent(zip(texts, answers, strict=True))
-        self.by_type = _most_frequent(zip(train.column("question_type"), answers, strict=True))
-        self.overall = Counter(answers).most_common(1)[0][0]
+        """Counts the questions that have human answers. Raises DataError where there is none."""
+        columns = (train.column(name) for name in ("answers", "question", "question_type"))
+        rows = zip(majority_answers(train), *columns, strict=True)
+        seen = [(answer, question_key(text), kind) for answer, humans, text, kind in rows if humans]
+        if not seen:
+            raise DataError("the training questions have no human answers")
+        self.by_text = _most_frequent((text, answer) for answer, text, _ in seen)
+        self.by_type = _most_frequent((kind, answer) for answer, _, kind in seen)
+        self.overall = Counter(answer for answer, _, _ in seen).most_common(1)[0][0]
         self._scored: tuple[Records, Sequence[float]] | None = None
 
     def __call__(self, question: str, question_type: str) -> str:
@@ -108,7 +115,9 @@ class ShuffledPictures:
 
     def column(self, name: str) -> Sequence[Any]:
         own = self._records.column(name)
-        if name not in ("image", "image_id"):
+        if name not in ("image", "image_id", ORIGIN):
             return own
+        if isinstance(own, FieldColumn):
+            return FieldColumn(self, name)
         whole = list(own)
         return [whole[row] for row in self._rows]

@@ -9,7 +9,7 @@ from typing import Any
 from vlbeit.bootstrap import mean_interval
 from vlbeit.table import between
 
-from .metric import Scores, by_type, percent
+from .rules import Scores, by_type, percent
 
 SHOWN = 10  # question types on the terminal, the most frequent; the file has all
 _SAID = {  # baseline -> what it is, on the terminal

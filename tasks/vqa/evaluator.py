@@ -16,7 +16,7 @@ from .answering import Answering
 from .answers import best_scores
 from .blind import BlindGuess
 from .breakdown import Table, breakdown, tables
-from .metric import Scores, numbers, percent
+from .rules import Scores, numbers, percent
 from .scoring import schema, score_records
 
 

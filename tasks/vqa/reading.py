@@ -8,7 +8,7 @@ import logging
 from typing import Any, Protocol
 
 from vlbeit.config import RunConfig
-from vlbeit.data.layout import NativeGrids
+from vlbeit.data.layout import Grid, NativeGrids
 from vlbeit.data.text import Tokenizer
 from vlbeit.data.transforms import EvalImage, TrainImage
 from vlbeit.types import Layout, Meta, Records
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _WITH_SIDES = {
     "keep": "stay as they are when the picture is flipped, as published",
-    "swap": "have the two exchanged when the picture is flipped",
+    "swap": "have the two exchanged when the picture is flipped, unless an answer would leave the vocabulary",
     "skip": "are never flipped",
 }
 
@@ -74,18 +74,21 @@ class Reading:
         if transform.image.hflip > 0:
             _count_sides(records, transform.sides)
         self._lengths(records, meta, "training")
-        return Layout(grids=None if self.native is None else self.native.of(records))
+        return Layout(grids=self._grids(records))
 
     def evaluation_layout(self, records: Records, meta: Meta) -> Layout:
         """Batches of one grid, of questions of about one length, those of one picture one after the other."""
         if self._evaluated is None or self._evaluated[0] is not records:
             layout = Layout(
-                grids=None if self.native is None else self.native.of(records),
+                grids=self._grids(records),
                 lengths=self._lengths(records, meta, "evaluated"),
                 pictures=list(records.column("image_id")),
             )
             self._evaluated = records, layout
         return self._evaluated[1]
+
+    def _grids(self, records: Records) -> list[Grid] | None:
+        return None if self.native is None else self.native.of(records, self.config.data.cache)
 
     def must_equal(self, meta: Meta, config: RunConfig, theirs: Meta) -> list[tuple[str, Any, Any]]:
         """What runs that see the same batches must have in common: its name, ours, that of `config` and `theirs`."""

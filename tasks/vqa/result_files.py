@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from vlbeit.errors import DataError, some
 
+_DIGITS = 19  # ids are numbers of 64 bits
+
 
 class Predictions(NamedTuple):
     """Question id -> answer, and what kind of file they come from."""
@@ -54,12 +56,14 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; name the file with the answers") from error
     try:
-        whole = json.loads(text)
+        whole = _parsed(text)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise DataError(f"{path}, line {error.lineno} column {error.colno}: not JSON ({error.msg})") from error
         yield from _lines(path, text)
         return
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
     if isinstance(whole, dict) and isinstance(whole.get("logs"), list):
         whole = whole["logs"]
     elif isinstance(whole, dict):
@@ -70,26 +74,36 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split inside a JSON text
         if line.strip():
             try:
-                yield f"{path}, line {number}", json.loads(line)
+                yield f"{path}, line {number}", _parsed(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}, line {number} column {error.colno}: not JSON ({error.msg})") from error
+            except ValueError as error:
+                raise DataError(f"{path}, line {number} cannot be read: {error}") from error
+
+
+def _parsed(text: str) -> Any:
+    """JSON's value. ValueError also where it is nested without end."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def _answer(row: Any, place: str) -> tuple[int, str, str]:
     """Question id, answer and the kind of row."""
     if isinstance(row, dict) and "filtered_resps" in row:
         kind, said = "lmms-eval samples", row["filtered_resps"]
-        key = (row.get("doc") or {}).get("question_id")
+        key = row["doc"].get("question_id") if isinstance(row.get("doc"), dict) else None
         while isinstance(said, list) and len(said) == 1:
             said = said[0]
     elif isinstance(row, dict):
         kind, said, key = "VQA answers", row.get("answer"), row.get("question_id")
     else:
         raise DataError(f"{place} is no object: {row!r:.60}; it must have question_id and answer")
-    if isinstance(key, str) and key.isdecimal():
+    if isinstance(key, str) and key.isdecimal() and len(key) < _DIGITS:
         key = int(key)
     if type(key) is not int:  # bool is an int in Python, and `true` no question id
         raise DataError(f"{place}: question_id {key!r} must be a whole number")

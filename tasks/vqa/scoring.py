@@ -7,7 +7,7 @@ from typing import Any
 
 from vlbeit.types import Records
 
-from .metric import Scores, answer_score, numbers
+from .rules import Scores, answer_score, numbers
 
 Asked = tuple[int, Sequence[str], str, str]
 """A question as scoring sees it: id, human answers, answer type, question type."""

@@ -21,10 +21,10 @@ def swapped(text: str) -> str:
     return _SIDE.sub(lambda found: _other(found[1]), text)
 
 
-def mirrored(answers: Sequence[str]) -> list[int]:
-    """Of every answer the place of what it becomes in a mirror; its own where that is no answer."""
+def mirrored(answers: Sequence[str]) -> list[int | None]:
+    """Of every answer the place of what it becomes in a mirror; None where that is no answer."""
     place = {answer: index for index, answer in enumerate(answers)}
-    return [place.get(swapped(answer), index) for answer, index in place.items()]
+    return [place.get(swapped(answer)) for answer in place]
 
 
 def _other(side: str) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
+from vlbeit.data.overlap import shared_images
 from vlbeit.data.records import ChosenRecords
 from vlbeit.data.sources import open_records
 from vlbeit.data.text import choose_tokenizer
@@ -35,7 +36,14 @@ from .reading import Reading
 from .submit import AnswerSheet
 from .vocabulary import VocabularyChoice, coverage_lines
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from vlbeit.objectives.base import Objective
+
 log = logging.getLogger(__name__)
+
+_LEFT_OUT = "; data.train_split=train+trainable_val data.val_split=rest_val leaves out those that it evaluates on"
 
 
 @dataclass
@@ -63,7 +71,8 @@ class VQASettings(Settings):
     hflip_sides: str = key(
         "keep",
         "what a flip does to questions and answers that speak of left or right: keep: nothing, as published | swap: "
-        "exchanges the two words | skip: such a picture is not flipped",
+        "exchanges the two words, and flips nothing where an answer would leave the vocabulary | skip: such a picture "
+        "is not flipped",
     )
     test_flip: bool = key(
         False,
@@ -112,6 +121,19 @@ class VQA(Task):
             self.config.data.resize != "native" or tower == "own",
             f"data.resize=native gives pictures of many sizes, model.image_tower={tower} takes one: use square or pad",
         )
+
+    def prepare(self, objective: Objective, splits: Mapping[str, Records], accelerator: Accelerator) -> None:
+        """Warns, as training starts, of images that are both trained and evaluated on."""
+        if "train" not in splits:
+            return
+        val = splits["val"]
+        if shared := shared_images(splits["train"], val):
+            log.warning(
+                "%d of the %d images of data.val_split=%s are trained on too (data.train_split=%s): numbers on them "
+                "say little of new pictures%s",
+                shared, len(set(val.column("image_id")[:])), self.config.data.val_split, self.config.data.train_split,
+                _LEFT_OUT if self.config.data.name == "vqa_v2" else "",
+            )  # fmt: skip
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """`tokenizer`, `answers` and `vocabulary`, where they come from and what they cover of the training questions.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlbeit.data.layout import Grid, NativeGrids
+from vlbeit.data.layout import PICTURES, Grid, NativeGrids
 from vlbeit.data.recent import Recent
 from vlbeit.data.records import open_image
 from vlbeit.data.text import Tokenizer
@@ -19,8 +19,6 @@ from vlbeit.types import Record, Sample
 
 from .answers import AnswerVocabulary
 from .sides import speaks_of_sides, swapped
-
-_PICTURES = 64  # that evaluation keeps for other questions; at 480 pixels 2.8 MB each
 
 
 class Asked(NamedTuple):
@@ -78,7 +76,7 @@ class VQAEvalTransform(VQATransform):
     ) -> None:
         super().__init__(tokenizer, vocabulary, native)
         self.image = image
-        self.recent: Recent[Tensor] = Recent(_PICTURES)
+        self.recent: Recent[Tensor] = Recent(PICTURES)
 
     def asked(self, record: Record) -> Asked:
         value, grid = record["image"], record.get("grid")
@@ -95,7 +93,8 @@ class VQAEvalTransform(VQATransform):
 class VQATrainTransform(VQATransform):
     """Pictures are augmented; a flip may change the question and its answers, or be left out.
 
-    `sides`: keep | swap (left and right are exchanged in them) | skip (what speaks of sides is not flipped).
+    `sides`: keep | swap (left and right are exchanged in them; where that would take an answer out of the vocabulary,
+    as "right" where only "left" is in it, nothing is flipped) | skip (what speaks of sides is not flipped).
     """
 
     def __init__(
@@ -112,11 +111,18 @@ class VQATrainTransform(VQATransform):
 
     def asked(self, record: Record) -> Asked:
         picture, question, humans = open_image(record["image"]), record["question"], record["answers"]
-        may_flip = self.sides != "skip" or not concerns_sides(question, humans)
+        mirrored = [swapped(answer) for answer in humans]
+        may_flip = self._may_flip(question, humans, mirrored)
         image_CHW, flipped = self.image.view(picture, self.size(picture, record.get("grid")), may_flip)
         if flipped and self.sides == "swap":
-            question, humans = swapped(question), [swapped(answer) for answer in humans]
+            question, humans = swapped(question), mirrored
         return Asked(image_CHW, question, humans)
+
+    def _may_flip(self, question: str, humans: Sequence[str], mirrored: list[str]) -> bool:
+        if self.sides == "skip":
+            return not concerns_sides(question, humans)
+        known = self.vocabulary.soft_scores
+        return self.sides == "keep" or list(humans) == mirrored or len(known(mirrored)) >= len(known(humans))
 
 
 def concerns_sides(question: str, humans: Sequence[str]) -> bool:

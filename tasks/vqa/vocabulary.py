@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlbeit.config import DataConfig
-from vlbeit.data.answers import Coverage, build_vocabulary, coverage, majority_answers
+from vlbeit.data.answers import Coverage, build_vocabulary, counted_answers, coverage
 from vlbeit.data.records import JoinedRecords
 from vlbeit.data.sources import open_records
 from vlbeit.data.vqa_v2_splits import without_genome
@@ -54,7 +54,7 @@ class VocabularyChoice:
         """The answers that are frequent in the splits of the vocabulary, by the published rule."""
         settings = self.settings
         records = train if self._splits() == [self.data.train_split] else self._records()
-        answers = build_vocabulary(majority_answers(records), settings.min_count, settings.max_answers)
+        answers = build_vocabulary(counted_answers(records), settings.min_count, settings.max_answers)
         if not answers:
             which = "training questions" if records is train else f"questions of {', '.join(self._splits())}"
             raise UsageError(

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from vlbeit import dist
+from vlbeit.data import picture_sizes
 from vlbeit.data.collate import collate
-from vlbeit.data.layout import NativeGrids, evaluation_windows, in_turn, picture_size
+from vlbeit.data.layout import PICTURES, NativeGrids, evaluation_windows, in_turn
 from vlbeit.data.loader import EvalLoader, TrainLoader
+from vlbeit.data.picture_sizes import picture_size
 from vlbeit.data.recent import Recent
 from vlbeit.data.records import ListRecords, open_image
 from vlbeit.errors import DataError
@@ -135,6 +137,29 @@ def test_evaluation_puts_lengths_together_and_keeps_pictures_near():
     assert sum(lengths) <= padded < in_order
 
 
+@pytest.mark.parametrize("size", [16, 64])
+def test_evaluation_reads_a_picture_once_for_few_questions_too(size):
+    """What the transform keeps is enough for a window, whatever the order of its questions."""
+    count, readers = 3000, 2
+    pictures = [number * 2 // 5 for number in range(count)]  # two or three questions each
+    lengths = [number * 7919 % 23 for number in range(count)]
+    order = in_turn(evaluation_windows(Layout(lengths=lengths, pictures=pictures), count, size), readers)
+    made: list[int] = []
+    for reader in range(readers):
+        recent: Recent[int] = Recent(PICTURES)
+        for picture in (pictures[index] for batch in order[reader::readers] for index in batch):
+            recent.get(picture, lambda picture=picture: made.append(picture) or picture)
+    assert len(made) <= 1.05 * len(set(pictures))
+
+
+@pytest.mark.parametrize(("count", "size", "world"), [(1000, 32, 3), (1000, 32, 8), (20000, 32, 3), (50, 32, 4)])
+def test_processes_evaluate_about_as_much(count, size, world):
+    layout = Layout(lengths=[number * 7919 % 23 for number in range(count)], pictures=[n // 5 for n in range(count)])
+    windows = evaluation_windows(layout, count, size, world)
+    parts = [sum(len(batch) for window in windows[rank::world] for batch in window) for rank in range(world)]
+    assert sum(parts) == count and max(parts) - min(parts) <= max(size, count / world / 7)
+
+
 def test_each_reader_gets_whole_windows():
     windows = [[[10 * window + batch] for batch in range(4)] for window in range(5)]
     order = in_turn(windows, 2)
@@ -171,8 +196,30 @@ def test_sizes_of_records_are_those_that_people_see(tmp_path):
         assert picture_size(str(tmp_path / name)) == (picture.height, picture.width)
     stored = (tmp_path / "wide.png").read_bytes()
     values = [str(tmp_path / name) for name in ("turned.jpg", "wide.png", "broken.png", "gone.png")]
-    records = ListRecords([{"image": value} for value in [*values, stored, open_image(stored)]])
-    assert NativeGrids(8, (4, 4)).of(records) == [(4, 2), (2, 4), (4, 4), (4, 4), (2, 4), (2, 4)]
+    for kinds in ([*values, stored], [stored, *values]):
+        records = shown(*kinds, kinds[0])
+        expected = {**dict.fromkeys(values, (4, 4)), values[0]: (4, 2), values[1]: (2, 4), stored: (2, 4)}
+        assert NativeGrids(8, (4, 4)).of(records, tmp_path / "cache") == [expected[kind] for kind in [*kinds, kinds[0]]]
+    assert NativeGrids(8, (4, 4)).of(shown(open_image(stored)), tmp_path / "cache") == [(2, 4)]
+
+
+def shown(*images):
+    """Records about these pictures; equal ones are one."""
+    rows = enumerate(images)
+    return ListRecords([{"id": str(row), "image": image, "image_id": images.index(image)} for row, image in rows])
+
+
+def test_sizes_are_read_once_until_a_picture_changes(tmp_path, monkeypatch):
+    read, original = [], picture_sizes.picture_size
+    monkeypatch.setattr(picture_sizes, "picture_size", lambda value: read.append(value) or original(value))
+    path, grids = str(tmp_path / "a.png"), NativeGrids(8, (4, 4))
+    Image.new("RGB", (80, 40)).save(path)
+    for _ in range(2):
+        assert grids.of(shown(path, path), tmp_path / "cache") == [(2, 4), (2, 4)]
+    assert read == [path]
+    Image.new("RGB", (40, 80)).save(path)
+    assert grids.of(shown(path, path), tmp_path / "cache") == [(4, 2), (4, 2)]
+    assert read == [path, path]
 
 
 def test_recent_keeps_the_last_ones():

@@ -5,7 +5,17 @@ import sys
 import pytest
 from PIL import Image
 
-from vlbeit.data.records import ImageError, ListRecords, open_image, spread, take
+from vlbeit.data.records import (
+    ChosenRecords,
+    FieldColumn,
+    FirstRecords,
+    ImageError,
+    JoinedRecords,
+    ListRecords,
+    open_image,
+    spread,
+    take,
+)  # fmt: skip
 
 
 def test_opens_path_bytes_and_image_as_rgb(tmp_path):
@@ -74,3 +84,24 @@ def test_spread_keeps_captions_of_one_picture_out_of_a_batch(count):
 def test_records_import_neither_torch_nor_datasets():
     code = "import sys, vlbeit.data.records; print([m for m in ('torch', 'datasets') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_pictures_of_a_part_are_read_one_at_a_time():
+    """A column of encoded pictures is never held whole: a data set may be larger than memory."""
+
+    read = []
+
+    class Stored(ListRecords):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+        def column(self, name):
+            return FieldColumn(self, name)
+
+    stored = Stored([{"image": bytes([number])} for number in range(6)])
+    parts = (ChosenRecords(stored, [4, 2]), FirstRecords(stored, 3), JoinedRecords([stored, stored]))
+    for part, row in zip(parts, (2, 1, 1), strict=True):
+        read.clear()
+        assert part.column("image")[1] == bytes([row]) and read == [row]
+        assert list(part.column("image")) == [part[place]["image"] for place in range(len(part))]

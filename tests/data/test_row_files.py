@@ -110,3 +110,10 @@ def test_a_long_file_is_never_held(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000 < path.stat().st_size
+
+
+@pytest.mark.parametrize("data", ["a;b\n1;2\n".encode("utf-16")[:-1], b"\xff\xfea\x00\x00\xdcb\x00"])
+def test_damaged_utf16_is_named(tmp_path, data):
+    (tmp_path / "my.csv").write_bytes(data)
+    with pytest.raises(DataError, match=r"my\.csv is cut off or damaged UTF-16"):
+        rows(tmp_path / "my.csv")

@@ -162,3 +162,11 @@ def test_damaged_files_are_named(vizwiz, change, message):
     path.write_text("[{")
     with pytest.raises(DataError, match=r"train.json is not JSON: .*; get the file again"):
         records("vizwiz", vizwiz, "train")
+
+
+def test_what_no_table_can_hold_is_named(tmp_path, draw):
+    draw(tmp_path / "train/a_1.jpg")
+    row = {"image": "a_1.jpg", "question": "what \ud800?", "answers": humans("yes")}
+    write(tmp_path / "Annotations/train.json", [row])
+    with pytest.raises(DataError, match=r"item 1 is not as in vizwiz \(ValueError: text has half a letter: "):
+        records("vizwiz", tmp_path, "train")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vlbeit.data.row_files import open_table
@@ -57,6 +59,14 @@ def test_further_columns_are_taken_as_they_are(table):
         ),
         (("what", "question"), (), r"no column image or image_path: it has what, question; name .* image:COLUMN$"),
         (("image", "question"), ["question:Question"], r"no column Question: did you mean 'question'\?"),
+        (("image", "question"), ["question:q", "answers:a"], r"no column q, a: .* question:COLUMN,answers:COLUMN$"),
+        (
+            ("Datei", "Frage", "Antwort"),
+            (),
+            r"no column image or image_path, question or question_text, answers or answer: it has Datei, Frage, "
+            r"Antwort; name them with --columns image:COLUMN,question:COLUMN,answers:COLUMN$",
+        ),
+        (("Datei", "Frage"), (), r"name them with --columns image:COLUMN,question:COLUMN$"),
         (
             ("image", "question", "anwsers"), (),
             r"no column answers or answer: did you mean 'anwsers'\? .*, or leave answers out: --columns answers:$",
@@ -185,3 +195,31 @@ def test_types():
     assert {answer: answer_type(answer) for answer in answers} == answers
     values = (None, 3, 3.0, 0.5, True, " a\tb\n", float("nan"))
     assert [text(value) for value in values] == ["", "3", "3", "0.5", "yes", "a b", ""]
+
+
+def test_bytes_are_text(tmp_path, draw):
+    draw(tmp_path / "a.png")
+    columns = {"image": ["a.png"] * 3, "question": [b"what?", b"what?", b"\xff?"],
+               "answers": [[b"dog", b"cat"], [b"\xfe"], [b"x"]], "question_id": [b"q1", b"q2", b"q3"]}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "my.parquet")
+    good, bad, worse = VQARows([open_table(tmp_path / "my.parquet")], {}, "", OPTION)
+    assert (good.id, good.record["question"], good.record["answers"]) == ("q1", "what?", ["dog", "cat"] * 5)
+    assert bad.fault == r"bytes are not UTF-8: b'\xfe'" and worse.fault == r"bytes are not UTF-8: b'\xff?'"
+    assert answers_of(b"dog|cat") == ["dog", "cat"]
+
+
+def test_lists_without_end_are_named():
+    deep: list = ["dog"]
+    for _ in range(5000):
+        deep = [deep]
+    for read in (answers_of, text):
+        with pytest.raises(ValueError, match="lists in lists are too deep"):
+            read(deep)
+    assert answers_of([[["dog"]]]) == ["dog"]
+
+
+def test_types_that_are_names_of_other_numbers_are_refused(table):
+    names = ("image", "question", "answers", "answer_type")
+    good, bad = table(names, ("a.png", "what?", "x", "Overall"), ("a.png", "what?", "x", "overall"))
+    assert good.fault == "" and good.record["answer_type"] == "Overall"
+    assert bad.fault == "answer_type is the name of another number of an evaluation: overall, rename the type"

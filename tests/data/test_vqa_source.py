@@ -6,17 +6,22 @@ import csv
 import json
 import logging
 import pickle
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Image
+from PIL import Image as Picture
 
 from vlbeit import hub
 from vlbeit.config import DataConfig
-from vlbeit.data.records import KINDS, open_image
+from vlbeit.data import picture_sizes
+from vlbeit.data.layout import NativeGrids
+from vlbeit.data.records import KINDS, ChosenRecords, FieldColumn, JoinedRecords, open_image
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.errors import DataError, UsageError
+from vlbeit.tasks.vqa.blind import ShuffledPictures
 
 PICTURES = 20
 
@@ -75,6 +80,30 @@ def test_one_table_is_split_by_picture(folder):
     assert {*other.column("image")} != {*val.column("image")}
     more = open_records(config(folder / "my.csv", images=str(folder / "pictures"), held_out=0.5), "vqa", "val")
     assert len(more) == 20
+
+
+@pytest.mark.parametrize("images", ["struct", "bytes"])
+def test_sizes_of_pictures_in_a_table_are_read_once(folder, images, monkeypatch):
+    for number in range(0, PICTURES, 2):
+        (folder / "pictures" / f"{number}.png").write_bytes((folder / "pictures" / "1.png").read_bytes())
+    wide = Picture.new("RGB", (80, 40))
+    wide.save(folder / "pictures" / "3.png")
+    pq.write_table(stored(folder, lines(), images), folder / "my.parquet")
+    train = open_records(config(folder / "my.parquet", held_out=2), "vqa", "train")
+    rows = ChosenRecords(train, [row for row in range(len(train)) if row % 3])  # as those that can be answered
+    sizes = [open_image(rows[row]["image"]).size for row in range(len(rows))]
+    read, original = [], picture_sizes.picture_size
+    monkeypatch.setattr(picture_sizes, "picture_size", lambda value: read.append(value) or original(value))
+    grids, cache = NativeGrids(8, (4, 4)), folder / "cache"
+    for _ in range(2):
+        assert grids.of(rows, cache) == [grids.grid((height, width)) for width, height in sizes]
+    assert len(read) == len({*rows.column("image_id")}) and len({*read}) < len(rows)
+    other = ShuffledPictures(rows)
+    shuffled = [open_image(other[row]["image"]).size for row in range(len(other))]
+    assert grids.of(other, cache) == [grids.grid((height, width)) for width, height in shuffled]
+    joined = JoinedRecords([rows, rows])
+    assert isinstance(joined.column("image"), FieldColumn), "not all bytes at once"
+    assert grids.of(joined, cache) == 2 * grids.of(rows, cache)
 
 
 def test_a_changed_table_is_read_again(folder):
@@ -183,3 +212,83 @@ def test_mistakes_are_named(folder):
         open_records(config(path, images=str(folder / "pictures")), "vqa", "test")
     with pytest.raises(DataError, match="does not exist"):
         open_records(config(folder / "nowhere.csv"), "vqa", "train")
+
+
+def both(given):
+    return [open_records(given, "vqa", split) for split in ("train", "val")]
+
+
+@pytest.mark.parametrize("where", ["files", "hub"])
+def test_no_picture_is_in_two_tables(folder, caplog, where):
+    parts = {"train": lines(range(16)), "val": lines(range(15, 20))}
+    if where == "files":
+        for split, rows in parts.items():
+            write_jsonl(folder / f"{split}.jsonl", rows)
+        given = config(folder, images=str(folder / "pictures"))
+    else:
+        (folder / "set").mkdir()
+        for split, rows in parts.items():
+            pq.write_table(stored(folder, rows), folder / f"set/{split}-00000-of-00001.parquet")
+        given = config(f"hub:{folder / 'set'}")
+    with pytest.raises(DataError, match=r"2 of 42 rows are no use: picture is in val too: 2 \("):
+        both(given)
+    with caplog.at_level(logging.WARNING):
+        train, val = both(replace(given, max_bad_fraction=0.1))
+    assert (len(train), len(val)) == (30, 10) and "picture is in val too: 2" in caplog.text
+    assert not {*train.column("image_id")} & {*val.column("image_id")}
+    shown = [open_image(val[row]["image"]).getpixel((0, 0))[0] for row in range(10)]
+    assert shown == [number for number in range(15, 20) for _ in range(2)]
+
+
+def test_tables_with_and_without_pictures_and_answers(folder):
+    rows = [{"image": row["image"], "q": row["question"], "a": row["answers"]} for row in lines(range(16))]
+    pq.write_table(stored(folder, rows, "bytes"), folder / "train.parquet")
+    write_csv(folder / "val.csv", [{**row, "image": f"pictures/{row['image']}"} for row in rows[:2]])
+    write_csv(folder / "test.csv", [{"image": f"pictures/{n}.png", "q": "what?"} for n in (17, 18)])
+    given = config(folder, columns=["question:q,answers:a"], max_bad_fraction=0.1)
+    train, val = both(given)
+    assert len(train) == 32 and open_image(train[31]["image"]).getpixel((0, 0)) == (15, 0, 0)
+    assert [record["image"] for record in map(val.__getitem__, range(2))] == [str(folder / "pictures/0.png")] * 2
+    assert [*open_records(given, "vqa", "test").column("answers")] == [[], []]
+
+
+def test_a_picture_that_was_missing_is_seen_when_it_is_there(folder, caplog, draw):
+    for missing in (3, 4):
+        (folder / f"pictures/{missing}.png").unlink()
+    rows = [{**row, "image": f"pictures/{row['image']}"} for row in lines()]
+    given = config(write_csv(folder / "my.csv", rows), max_bad_fraction=0.2)
+    for _ in range(2):  # said every time
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert sum(map(len, both(given))) == 36
+        assert "4 of 40 rows are no use: picture is missing: 4" in caplog.text
+    for number, found in ((4, 38), (3, 40)):
+        draw(folder / f"pictures/{number}.png", color=(number, 0, 0))
+        caplog.clear()
+        assert sum(map(len, both(given))) == found
+    assert "no use" not in caplog.text
+    (folder / "pictures/4.png").unlink()
+    (folder / "pictures/5.png").unlink()
+    write_csv(folder / "my.csv", rows)
+    assert sum(map(len, both(given))) == 36
+
+
+def test_an_index_is_written_once_for_all_splits(folder, monkeypatch):
+    given = config(write_csv(folder / "my.csv", lines()), images=str(folder / "pictures"))
+    train, _ = both(given)
+    monkeypatch.setattr("vlbeit.data.sources.vqa.Survey", None)
+    again, _ = both(given)
+    assert [*again.column("id")] == [*train.column("id")]
+
+
+def test_letters_that_no_file_can_hold_are_faults_of_their_rows(folder, caplog):
+    rows = lines()
+    for place, (name, value) in enumerate((("question", "what \ud800?"), ("answers", "\udfff"), ("image", "\ud801.png"),
+                                           ("id", "q\udc80"), ("image", "a\0.png")), 5):  # fmt: skip
+        rows[place] = {**rows[place], name: value}
+    rows = [{"id": f"q{number}", **row} for number, row in enumerate(rows)]
+    given = config(write_jsonl(folder / "my.jsonl", rows), images=str(folder / "pictures"), max_bad_fraction=0.2)
+    with caplog.at_level(logging.WARNING):
+        assert sum(map(len, both(given))) == 35
+    assert "text has half a letter: 4 (my.jsonl, line 6: what \\ud800? what" in caplog.text
+    assert "picture is missing: 1 (my.jsonl, line 10: a\\0.png)" in caplog.text

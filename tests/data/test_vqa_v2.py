@@ -155,3 +155,17 @@ def test_own_questions_with_own_image_names(tmp_path, draw, name):
     assert record["image"] == str(tmp_path / "pictures" / name) and record["answers"] == []
     with pytest.raises(DataError, match="nowhere does not exist"):
         vqa_table(file, None, tmp_path / "nowhere")
+
+
+def test_what_no_table_can_hold_is_named(vqa_root):
+    edit(questions_of(vqa_root), lambda value: value["questions"][1].update(question="what \ud83d?"))
+    with pytest.raises(DataError, match=r"questions\[1\] is not as published \(.*half a letter: .*what \\ud83d\?"):
+        records(vqa_root, "train")
+    edit(questions_of(vqa_root), lambda value: value["questions"][1].update(question="what?", question_id=2**64))
+    with pytest.raises(DataError, match=r"questions\[1\] is not as published \(.*more than 64 bits"):
+        records(vqa_root, "train")
+    edit(
+        annotations_of(vqa_root, "val2014"), lambda value: value["annotations"][0]["answers"][3].update(answer="\udc00")
+    )
+    with pytest.raises(DataError, match=r"annotations\[0\] is not as published \(.*half a letter"):
+        records(vqa_root, "val")

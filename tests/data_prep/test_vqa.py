@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -156,8 +157,9 @@ def test_most_rows_being_no_use_is_refused_before_anything_is_written(folder):
         prepare(folder, images=str(folder / "nowhere"))
     with pytest.raises(DataError, match=r"nowhere.csv does not exist; give a table"):
         prepare(folder, source="nowhere.csv")
-    with pytest.raises(UsageError, match="--held-out 0: give a share"):
-        prepare(folder, held_out=0)
+    for held_out in (0, -1, 1.5, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=f"--held-out {held_out:g}: give a share"):
+            prepare(folder, held_out=held_out)
     with pytest.raises(UsageError, match=r"did you mean 'question'.*--columns question:question"):
         prepare(folder, columns=["question:quesion"])
 
@@ -291,3 +293,55 @@ def test_through_the_command_line(folder, capsys):
     assert "next: vlbeit train stage=vl task=vqa" in capsys.readouterr().out and len(records(folder, "val")) == 18
     assert main([*words, "--out", str(folder / "other"), "--columns", "question:q"]) == 2
     assert "my.csv has no column q: it has image, question, answers; name it with --columns" in capsys.readouterr().err
+
+
+def test_semicolons_in_answers_are_noted(folder):
+    write(folder / "my.csv", questions(answers=("red; blue", "red|a;b", '["x;y"]', "blue")))
+    notes = [line for line in prepare(folder) if "';'" in line]
+    assert notes == [
+        "24 answers contain ';' (first my.csv, line 2): it is left out like other marks; did you mean '|', which parts "
+        "several answers?"
+    ]
+    write(folder / "my.csv", questions())
+    assert not any("';'" in line for line in prepare(folder, "other"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (b"0.jpg,what \xdcber?,red\n", "{}, line 2: b'\\xdc' is not UTF-8; save the file as UTF-8"),
+        (b"", "--from {}: the table has no row below its heading"),
+        (
+            b"0.jpg,what?,red\n",
+            "--from {}: 1 pictures are too few to hold out 1 for 'val': hold out fewer, or name the splits in a column "
+            "(--held-out, --columns)",
+        ),
+    ],
+)
+def test_errors_name_the_table_once_and_only_options_that_help(folder, rows, said):
+    (folder / "my.csv").write_bytes(b"image,question,answers\n" + rows)
+    with pytest.raises(DataError) as error:
+        prepare(folder)
+    assert str(error.value) == said.format(folder / "my.csv")
+
+
+def test_what_is_odd_is_said_where_there_is_something(folder):
+    lines = prepare(folder)
+    assert any(re.fullmatch(r"train: 81 records, .* pixels; 0 left out", line) for line in lines)
+    assert f"wrote {folder / 'out/prepared.json'}" in lines
+    (folder / "pictures/0.jpg").write_bytes(b"no picture")
+    lines = prepare(folder, "other")
+    assert f"{folder / 'other/bad.jsonl'} names each of these" in lines
+    assert f"wrote {folder / 'other/prepared.json'}" in lines
+
+
+def test_what_no_table_can_hold_is_named(folder):
+    rows = [{"id": f"q{number}", **row} for number, row in enumerate(questions())]
+    for row, change in zip(rows, ({"question": "what \ud83d?"}, {"image": "a\0.jpg"}, {"id": "\udc80"}), strict=False):
+        row |= change
+    (folder / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(folder, source="my.jsonl")
+    half, missing, name = bad(folder)
+    assert half["what"].startswith("text has half a letter: what \\ud83d? ")
+    assert missing["what"] == "picture is missing: a\\0.jpg (my.jsonl, line 2)"
+    assert name["what"] == "text has half a letter: \\udc80 (my.jsonl, line 3)"

@@ -288,7 +288,8 @@ def test_from_the_command_line_to_training(drawn: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert main(["prepare", "vqa_v2", "--root", str(drawn), "--held-out", "2"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[-1].startswith("next: vlbeit train stage=vl task=vqa init=") and "wrote data/vqa_v2/" in said[-2]
+    assert said[-1].startswith("next: vlbeit train stage=vl task=vqa init=") and "wrote data/vqa_v2/" in said[-3]
+    assert said[-2].startswith("init=vlmo_base_patch16_224 is fetched") and "init=none model=tiny" in said[-2]
     words = [
         "task=vqa",
         "model=tiny",
@@ -314,3 +315,11 @@ def test_from_the_command_line_to_training(drawn: Path, tmp_path: Path, monkeypa
     numbers = json.loads(Path("runs/vl-vqa/evaluation.json").read_text())
     assert numbers["questions"] == len(records(Path("data/vqa_v2"), "rest_val"))
     assert main(["prepare", "vqa_v2"]) == 2
+
+
+@pytest.mark.parametrize("held_out", [-1, 1.5, float("nan"), float("inf")])
+def test_no_share_and_no_number(root: Path, tmp_path: Path, held_out: float) -> None:
+    with pytest.raises(UsageError, match=f"--held-out {held_out:g}: give 1 or more"):
+        prepare(tmp_path / "out", root=root, held_out=held_out)
+    with pytest.raises(UsageError, match=f"data.held_out={held_out:g} must be"):
+        DataConfig(held_out=held_out)

@@ -36,7 +36,7 @@ def batches():
 
 def test_every_batch_once_and_nothing_disturbed(model):
     before = torch.get_rng_state()
-    results = [run_evaluators(model, batches(), {"mean": MeanOutput()}, make_accelerator("cpu")) for _ in range(2)]
+    results = [run_evaluators(model, batches(), {"mean": MeanOutput()}, make_accelerator("cpu"), 3) for _ in range(2)]
     assert results[0] == results[1] and results[0]["samples"] == 3  # drawn from a fixed seed
     assert torch.equal(torch.get_rng_state(), before)
     assert [module.training for module in model.modules()] == [True, True, False]
@@ -45,4 +45,4 @@ def test_every_batch_once_and_nothing_disturbed(model):
 def test_same_name_twice(model):
     evaluators = {"first": MeanOutput(), "second": MeanOutput()}
     with pytest.raises(ValueError, match="evaluator second gives mean, samples, which another one gave already"):
-        run_evaluators(model, batches(), evaluators, make_accelerator("cpu"))
+        run_evaluators(model, batches(), evaluators, make_accelerator("cpu"), 3)

@@ -27,6 +27,11 @@ from urllib.parse import parse_qs, urlsplit
 
 CHALLENGE = 830
 STEPS = ("submitted", "running")  # what the first looks at a submission see
+IN_PROGRESS = ("submitted", "submitting", "resuming", "queued", "running")  # of which a phase takes three at a time
+BUSY = (
+    "You have 3 submissions that are being processed.                        Please wait for them to finish and then "
+    "try again."
+)
 Scorer = Callable[[list[dict[str, Any]]], dict[str, float]]
 
 
@@ -78,6 +83,7 @@ class EvalAI:
         self.question_ids = set(question_ids)
         self.score = score
         self.tokens = set(tokens)
+        self.challenge = CHALLENGE
         self.phases = default_phases()
         self.is_participant = True
         self.page = 2  # rows of a page of a list
@@ -117,15 +123,20 @@ class EvalAI:
         return sum(bool(re.search(pattern, request)) for request in self.requests)
 
     def add(self, phase: Phase, fields: dict[str, str], content: bytes | None) -> dict[str, Any]:
-        number = 9000 + len(self.submissions)
+        number = max(self.submissions, default=8999) + 1
         self.submissions[number] = {
             "id": number, "challenge_phase": phase.id, "participant_team_name": "tiny team", "execution_time": "None",
             "status": "submitting" if content is None else "submitted", "submitted_at": "2026-11-23T14:00:00Z",
             "method_name": fields.get("method_name", ""), "is_public": fields.get("is_public") == "true",
             "stdout_file": None, "stderr_file": None, "submission_result_file": None, "_content": content,
-            "_steps": list(self.steps), "_fields": fields,
+            "_steps": list(self.steps), "_fields": fields, "input_file": None,
         }  # fmt: skip
+        if content is not None:
+            self.keep_input(self.submissions[number])
         return self.submissions[number]
+
+    def keep_input(self, submission: dict[str, Any]) -> None:
+        submission["input_file"] = self._store(submission, "input.json", submission["_content"].decode())
 
     def step(self, submission: dict[str, Any]) -> None:
         """One look: the next status; after the last one the evaluation is over."""
@@ -313,7 +324,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Reply(400, {"error": "Challenge Phase does not exist"})
 
     def _challenge(self, number: int) -> None:
-        if number != CHALLENGE:
+        if number != self.evalai.challenge:
             raise _Reply(404, {"error": f"Challenge {number} does not exist"})
 
     def _may_send(self, phase: Phase) -> None:
@@ -324,10 +335,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Reply(406, {"error": "Sorry, cannot accept submissions since challenge phase is not active"})
         if "message" in server.limits(phase):
             raise _Reply(403, {"error": "The maximum number of submission for today has been reached"})
-        running = [each for each in server.submissions.values() if each["status"] in ("submitted", "running")]
-        if len(running) >= 3:
-            raise _Reply(406, {"error": "You have 3 submissions that are being processed. Please wait for them to "
-                                        "finish and then try again. (concurrent submissions)"})  # fmt: skip
+        going_on = [each for each in server.submissions.values() if each["status"] in IN_PROGRESS]
+        if len([each for each in going_on if each["challenge_phase"] == phase.id]) >= 3:
+            raise _Reply(406, {"error": BUSY})
 
     def _list_phases(self, body: bytes, challenge: int) -> tuple[int, Any]:
         self._challenge(challenge)
@@ -407,6 +417,7 @@ class _Handler(BaseHTTPRequestHandler):
         del self.evalai.uploads[fields["upload_id"]]
         content = b"".join(content for _, content in sorted(upload.parts.items()))
         self.evalai.submissions[number]["_content"] = content
+        self.evalai.keep_input(self.evalai.submissions[number])
         return 201, {"upload_id": fields["upload_id"], "submission_pk": number}
 
     def _message(self, body: bytes, phase: int, number: int) -> tuple[int, Any]:
@@ -450,7 +461,7 @@ def _multipart(kind: str, body: bytes) -> tuple[dict[str, str], bytes | None]:
 
 def scorer(annotations: Path) -> Scorer:
     """Official accuracy of a submission against an annotation file."""
-    from vlbeit.tasks.vqa.metric import answer_score
+    from vlbeit.tasks.vqa.rules import answer_score
 
     rows = json.loads(annotations.read_text(encoding="utf-8"))["annotations"]
     truth = {row["question_id"]: row for row in rows}
@@ -471,13 +482,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--annotations", type=Path, required=True)
+    parser.add_argument("--challenge", type=int, default=CHALLENGE, help="830 takes test2015 alone")
     parser.add_argument("--token", default="SECRET")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
     rows = json.loads(arguments.questions.read_text(encoding="utf-8"))["questions"]
     server = EvalAI([row["question_id"] for row in rows], scorer(arguments.annotations), [arguments.token])
+    server.challenge = arguments.challenge
     server.serve(arguments.port)
-    print(f"EvalAI's interface at {server.host}, challenge {CHALLENGE}", flush=True)
+    print(f"EvalAI's interface at {server.host}, challenge {server.challenge}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
 

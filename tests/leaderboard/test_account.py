@@ -74,8 +74,13 @@ def test_token_verb_stores_it_for_the_owner_alone(
     file = Path.home() / "settings" / "vlbeit" / "evalai.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and json.loads(file.read_text()) == {"token": TOKEN}
     captured = capsys.readouterr()
+    assert "goes first" not in captured.out
     assert TOKEN not in captured.out + captured.err and str(file) in captured.out
     assert account.find_token() == TOKEN
+    monkeypatch.setenv(account.VARIABLE, "another-token")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{TOKEN}\n"))
+    assert main(["submit", "token"]) == 0
+    assert "EVALAI_TOKEN is set and goes first" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

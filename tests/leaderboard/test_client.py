@@ -12,9 +12,9 @@ import pytest
 
 from vlbeit.errors import DataError, UsageError, UserError
 from vlbeit.leaderboard import client as client_module
-from vlbeit.leaderboard.client import WAITS, Client, retry_after
+from vlbeit.leaderboard.client import Client
 from vlbeit.leaderboard.refusals import Refused, Unavailable, Unsure
-from vlbeit.models.download import httpx
+from vlbeit.models.http import WAITS, httpx, retry_after
 
 TOKEN = "tok3n-of-nobody"  # of conftest.py
 
@@ -44,7 +44,12 @@ PATH = "/api/jobs/submission/9000"
         (404, {"detail": "Not found."}, UsageError, ("Not found.", "--host")),
         (406, {"error": "challenge phase is not active"}, Refused, ("it is closed",)),
         (406, {"error": "Challenge is paused"}, Refused, ("send the file later",)),
-        (406, {"error": "You have 3 concurrent submissions"}, Refused, ("wait until one of yours",)),
+        (
+            406,
+            {"error": f"You have 3 submissions that are being processed.{' ' * 24}Please wait for them to finish."},
+            Refused,
+            ("being processed. Please wait", "wait until one of yours", "`submitting` count too"),
+        ),
         (406, {"input_file": ["No file was submitted."]}, Refused, ("input_file: No file", "vlbeit submit check")),
         (400, {"error": "The file URL is missing!"}, Refused, ("--large",)),
         (400, {"error": "Challenge Phase does not exist"}, Refused, ("Challenge Phase does not exist",)),
@@ -104,6 +109,8 @@ def test_retry_after_may_be_a_date() -> None:
     assert 80 < retry_after(httpx.Response(429, headers={"Retry-After": later})) <= 90
     for text in ("soon", "", "-5", "Mon, 01 Jan 2001 00:00:00 GMT"):
         assert retry_after(httpx.Response(429, headers={"Retry-After": text})) == 0
+    for text in ("9" * 400, "Fri, 31 Dec 9999 23:59:59 -2359"):
+        assert retry_after(httpx.Response(429, headers={"Retry-After": text})) <= 30 * 86400
 
 
 def test_a_server_that_hangs(
@@ -170,6 +177,16 @@ def test_pages_are_read_from_the_host_that_was_asked(server: Any, client: Client
     path = "/api/jobs/challenge/830/challenge_phase/4101/submission/"
     assert [row["id"] for row in client.pages(path)] == [9004, 9003, 9002, 9001, 9000]
     assert server.count("GET .*page=") == 2  # `next` named http://django:8000
+
+
+def test_a_redirect_to_an_address_with_the_token_does_not_show_it(
+    server: Any, client: Client, evalai_server: ModuleType
+) -> None:
+    for address in (f"https://x.y/login?t={TOKEN}&u=s3cret", f"https://x.y/login/{TOKEN}#s3cret"):
+        server.faults.append(evalai_server.Fault(PATH, status=302, headers={"Location": address}))
+        with pytest.raises(UsageError, match=r" to https://x\.y/login") as caught:
+            client.get(PATH)
+        assert TOKEN not in str(caught.value) and "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [200, 403])

@@ -28,10 +28,14 @@ def test_from_a_run_to_its_row(
     assert main(["evaluate", "runs/vl-vqa", "data.limit=null"]) == 0
     (evaluation,) = run.glob("evaluation-*.json")
     ours = json.loads(evaluation.read_text())
+    server.challenge = 7  # to the real one answers to val are not sent
     with server:
         monkeypatch.setenv("EVALAI_API_URL", server.host)
         monkeypatch.setenv("EVALAI_TOKEN", TOKEN)
-        assert main(["submit", "upload", "runs/vl-vqa", "--phase", "test-dev", "--large"]) == 0
+        words = ("upload", "runs/vl-vqa", "--phase", "test-dev", "--large")
+        assert main(["submit", *words]) == 1
+        assert "answers the questions of val2014" in capsys.readouterr().err
+        assert main(["submit", *words, "--challenge", "7"]) == 0
         capsys.readouterr()
         assert main(["submit", "status", "runs/vl-vqa", "--wait", "--json"]) == 0
     (sent,) = json.loads(capsys.readouterr().out)["submissions"]

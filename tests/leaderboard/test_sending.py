@@ -18,10 +18,11 @@ from vlbeit import ledger
 from vlbeit.cli import main
 from vlbeit.errors import DataError, Interrupted, UsageError
 from vlbeit.leaderboard import account, sending, upload
-from vlbeit.leaderboard.client import WAITS, Client
+from vlbeit.leaderboard.client import Client
 from vlbeit.leaderboard.receipts import Receipt
 from vlbeit.leaderboard.refusals import Refused, Unavailable
 from vlbeit.leaderboard.sending import Order
+from vlbeit.models.http import WAITS
 
 TOKEN = "tok3n-of-nobody"  # of conftest.py
 SMALL_CHUNK = 52  # bytes: the answer file is five of them
@@ -243,6 +244,52 @@ def test_a_kill_before_the_reply_is_found_by_the_next_command(
         sending.send(client, order(answers))
 
 
+@pytest.mark.parametrize("large", [True, False])
+def test_another_file_of_the_same_method_is_not_taken_for_a_lost_one(
+    server: Any, client: Client, answers: Path, small_chunks: None, evalai_server: ModuleType, large: bool
+) -> None:
+    server.faults.append(evalai_server.Fault("POST", after=0, times=sending.TRIES))
+    with pytest.raises(Unavailable):
+        sending.send(client, order(answers, large=False))
+    other = answers.with_name("other.json")
+    other.write_text(answers.read_text().replace("cat", "cow"))
+    server.add(server.phases[0], {"method_name": "m"}, other.read_bytes())  # from another machine: no receipt here
+    _, sent = sending.send(client, order(answers, large=large))
+    assert sent["number"] == 9001 and server.submissions[9001]["_content"] == answers.read_bytes()
+
+
+def test_a_lost_one_that_cannot_be_told_is_not_guessed(
+    server: Any, client: Client, answers: Path, evalai_server: ModuleType, lines: list[str]
+) -> None:
+    server.faults.append(evalai_server.Fault("POST", after=0, times=sending.TRIES))
+    with pytest.raises(Unavailable):
+        sending.send(client, order(answers))
+    for number in (9000, 9001):
+        server.add(server.phases[0], {"method_name": "m"}, b"[]")
+        server.media.pop(f"/media/{number}/input.json")
+    server.submissions[9001]["input_file"] = None
+    server.add(server.phases[0], {"method_name": "of another"}, b"[]")["input_file"] = None
+    server.submissions[9002]["status"] = "finished"
+    with pytest.raises(UsageError, match=r"whether it is submission 9001, 9000: .*--again"):
+        sending.send(client, order(answers))
+    assert server.count("POST") == sending.TRIES and any("9000: the file store: HTTP 404" in line for line in lines)
+    _, sent = sending.send(client, order(answers, again=True))
+    assert sent["number"] == 9003
+
+
+def test_what_receipts_tell_of_is_no_candidate(
+    server: Any, client: Client, answers: Path, evalai_server: ModuleType
+) -> None:
+    server.faults.append(evalai_server.Fault("POST", after=0, times=sending.TRIES))
+    with pytest.raises(Unavailable):
+        sending.send(client, order(answers))
+    other = answers.with_name("other.json")
+    other.write_text(answers.read_text().replace("cat", "cow"))
+    sending.send(client, order(other))
+    server.submissions[9000]["input_file"] = None
+    assert sending.send(client, order(answers))[1]["number"] == 9001
+
+
 def test_a_kill_before_anything_arrived_leaves_nothing_behind(
     server: Any, client: Client, answers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,8 +353,21 @@ def test_a_team_that_has_not_joined(server: Any, client: Client, answers: Path) 
 def test_three_at_a_time(server: Any, client: Client, answers: Path) -> None:
     for _ in range(3):
         server.add(server.phases[0], {}, b"[]")
-    with pytest.raises(Refused, match="wait until one of yours is evaluated"):
+    with pytest.raises(Refused, match=r"3 submissions that are being processed.*wait until one of yours is evaluated"):
         sending.send(client, order(answers))
+
+
+def test_uploads_that_broke_off_leave_room_for_others(
+    server: Any, client: Client, answers: Path, small_chunks: None, evalai_server: ModuleType
+) -> None:
+    server.faults.append(evalai_server.Fault("presigned", after=None, times=9))
+    for _ in range(sending.MOST_LEFT):
+        with pytest.raises(Unavailable, match="the same command begins again"):
+            sending.send(client, order(answers))
+    with pytest.raises(DataError, match=r"Test-Dev: submissions 9001, 9000 wait for files .* --small"):
+        sending.send(client, order(answers))
+    _, sent = sending.send(client, order(answers, large=False))
+    assert arrived(server) == [(9002, "submitted")] and sent["number"] == 9002
 
 
 def test_a_wrong_token(server: Any, answers: Path) -> None:

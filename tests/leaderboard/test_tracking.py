@@ -48,6 +48,20 @@ def test_a_wait_survives_a_server_that_is_down(
     assert seen[0] == "submitted" and seen[-1] == "failed" and any("waiting on" in line for line in lines)
 
 
+def test_a_wait_waits_as_long_as_the_server_asks(
+    server: Any, client: Client, evalai_server: ModuleType, waits: Any
+) -> None:
+    number = stuck(server, looks=1)
+    headers = {"Retry-After": "7200"}
+    server.faults.append(evalai_server.Fault("GET", status=429, headers=headers, times=2))
+    assert tracking.wait(client, number, 12 * 3600, lambda facts: None)["status"] == "failed"
+    assert waits.paused[:2] == [7200, 7200]
+    server.add(server.phases[0], {}, b"[]")
+    server.faults.append(evalai_server.Fault("GET", status=429, headers=headers, times=2))
+    with pytest.raises(DataError, match="unknown after 60 min"):
+        tracking.wait(client, number, 3600, lambda facts: None)
+
+
 def test_a_wait_does_not_survive_a_refusal(server: Any, client: Client) -> None:
     with pytest.raises(UsageError, match="Submission 5 does not exist"):
         tracking.wait(client, 5, 3600, lambda facts: None)
@@ -153,5 +167,5 @@ def test_nothing_to_tell_of(
     server: Any, answers: Path, what: str | None, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", "status", *([what] if what else [])]) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    captured = capsys.readouterr()
+    assert said in captured.err and captured.err.count("\n") == 1 and not captured.out

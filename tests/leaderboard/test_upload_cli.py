@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from vlbeit import ledger
 from vlbeit.cli import main
+from vlbeit.leaderboard import checking
 
 SEND = ("--phase", "test-dev", "--method", "VLMo-B 480")
 
@@ -47,7 +49,7 @@ def test_status_shows_a_score_without_the_server(server: Any, run: Path, capsys:
 
 def test_status_goes_on_with_what_was_only_sent(server: Any, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "upload", str(run), *SEND]) == 0
-    assert "next: vlbeit submit status 9000 --wait" in capsys.readouterr().out
+    assert f"next: vlbeit submit status {run} --wait" in capsys.readouterr().out
     assert main(["submit", "status"]) == 0
     assert "running" in capsys.readouterr().out and receipt(run)[0]["status"] == "running"
     assert main(["submit", "status", "9000", "--json"]) == 0
@@ -67,9 +69,14 @@ def test_a_number_of_elsewhere_is_looked_up(server: Any, run: Path, capsys: pyte
 
 
 def test_a_file_of_another_program_has_its_receipt_beside_it(
-    server: Any, answers: Path, capsys: pytest.CaptureFixture[str]
+    server: Any, answers: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["submit", "upload", "answers.json", "--phase", "test_dev", "--wait"]) == 0
+    words = ["submit", "upload", "answers.json", "--phase", "test_dev", "--wait"]
+    assert main(words) == 1 and not server.submissions
+    said = "answers.json answers 6 questions, and every phase wants the 447793 of test2015"
+    assert said in capsys.readouterr().err
+    monkeypatch.setattr(checking, "QUESTIONS", 6)
+    assert main(words) == 0
     out = capsys.readouterr().out
     assert "the question file is not known" in out and "> answers" in out
     assert receipt(answers.parent)[0]["method"] == "answers"
@@ -141,8 +148,11 @@ def test_phases(server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: py
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--phase", "test-reserve"), "no such phase; there are Test-Dev, Test-Standard Phase, Test-Challenge"),
-        (("--phase", "test"), "several fit; there are Test-Dev,"),
+        (
+            ("--phase", "test-reserve"),
+            "no such phase: did you mean test-dev? there is test-challenge, test-dev, test-standard",
+        ),
+        (("--phase", "test"), "several fit: test-dev, test-standard, test-challenge"),
         (("--phase", "test-dev", "--timeout", "soon"), "--timeout soon: give a length of time such as"),
         (("--phase", "test-dev", "--host", "eval.ai"), "--host is not the address of a server"),
         (("--phase", "test-dev", "--host", "http://eval.ai"), "use https://"),
@@ -173,6 +183,102 @@ def test_a_bad_file_costs_no_submission(server: Any, run: Path, here: Path, caps
     (next(run.glob("submissions/*/answers.json"))).write_text("[]")
     assert main(["submit", "upload", str(run), *SEND]) == 1
     assert not server.requests and not server.submissions
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_answers_to_another_split_are_not_sent_to_the_challenge(
+    server: Any, run: Path, here: Path, capsys: pytest.CaptureFixture[str], is_there: bool
+) -> None:
+    (file,) = here.glob("v2_*questions.json")
+    file.write_text(file.read_text().replace("test2015", "val2014"))
+    submission = ledger.find(run)
+    submission.write(questions=submission.facts["questions"] | {"subset": "val2014", "of": 6})
+    if not is_there:
+        file.unlink()
+    assert main(["submit", "upload", str(run), *SEND]) == 1 and not server.submissions
+    said = "answers the questions of val2014" if is_there else "answers 6 questions, and every phase wants the 447793"
+    assert said in capsys.readouterr().err
+    server.challenge = 7
+    assert main(["submit", "upload", str(run), *SEND, "--challenge", "7"]) == 0
+
+
+def test_our_own_answers_to_all_of_it_are_sent_without_the_question_file(server: Any, run: Path, here: Path) -> None:
+    submission = ledger.find(run)
+    submission.write(questions=submission.facts["questions"] | {"of": 6})
+    next(here.glob("v2_*questions.json")).unlink()
+    assert main(["submit", "upload", str(run), *SEND]) == 0
+
+
+def test_a_run_is_asked_for_all_that_it_sent(server: Any, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "upload", str(run), *SEND]) == 0
+    newer = ledger.open_submission(run, {"weights": "newer"})
+    newer.answers_file.parent.mkdir(parents=True)
+    newer.answers_file.write_text("[]")
+    newer.write(sha256="x")
+    capsys.readouterr()
+    for what in (str(run), run.name):
+        assert main(["submit", "status", what]) == 0
+        assert "9000" in capsys.readouterr().out
+
+
+def sent(server: Any, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two files that were sent, the run's own first."""
+    assert main(["submit", "upload", str(run), *SEND]) == 0
+    (own,) = run.glob("submissions/*/answers.json")
+    other = run.parent.parent / "other.json"
+    other.write_text(own.read_text().replace("cat", "cow"))
+    questions = next(run.parent.parent.glob("v2_*questions.json"))
+    assert main(["submit", "upload", str(other), *SEND, "--questions", str(questions)]) == 0
+    capsys.readouterr()
+
+
+def test_a_submission_that_is_gone_does_not_hide_the_others(
+    server: Any, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent(server, run, capsys)
+    del server.submissions[9000]
+    assert main(["submit", "status", "--wait"]) == 2
+    captured = capsys.readouterr()
+    assert "note: submission 9000: " in captured.out and "Submission 9000 does not exist" in captured.err
+    assert ["9001", "Test-Dev", "finished"] in [line.split()[:3] for line in captured.out.splitlines()]
+    assert main(["submit", "status", "--json"]) == 2
+    first, second = json.loads(capsys.readouterr().out)["submissions"]
+    assert "does not exist" in first["error"] and "error" not in second
+
+
+def test_a_server_that_is_silent_is_not_asked_for_each(
+    server: Any, run: Path, waits: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent(server, run, capsys)
+    server.faults.append(_any_fault(server, status=503, times=1000))
+    asked = len(server.requests)
+    assert main(["submit", "status"]) == 1
+    assert len(server.requests) - asked == 6 and capsys.readouterr().out.count("note: submission 900") == 2
+
+
+def test_the_newest_is_the_one_that_was_sent_last(server: Any, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sent(server, run, capsys)
+    for number in (9000, 9001):
+        server.submissions[number].update(status="failed", _steps=[])
+        assert main(["submit", "status"]) == 1
+        captured = capsys.readouterr()
+        assert f"submission {number} failed" in captured.err
+        rows = [line.split()[0] for line in captured.out.splitlines() if line.startswith("900")]
+        assert rows == ["9000", "9001"]
+    questions = next(run.parent.parent.glob("v2_*questions.json"))
+    for what in (str(run), "other.json"):
+        assert main(["submit", "upload", what, *SEND, "--questions", str(questions), "--wait"]) == 0
+    assert main(["submit", "status"]) == 0  # what failed was sent again
+
+
+def test_phases_are_listed_without_a_team(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server.is_participant = False
+    assert main(["submit", "phases"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split() == ["test-dev", "Test-Dev", "4101", "yes", "10", "refused"]
+    assert "your team: http" in out and "make a team and join the challenge" in out
+    assert main(["submit", "phases", "--json"]) == 0
+    assert "participated" in json.loads(capsys.readouterr().out)[0]["limits"]["message"]
 
 
 def _any_fault(server: Any, **more: Any) -> Any:

@@ -116,7 +116,7 @@ def numbers_of(recipe, meta, objective, records):
     spec = recipe.data(records, meta, train=False)
     loader = EvalLoader(spec, batch_size=4, workers=0, max_bad_fraction=1.0)
     evaluators = recipe.evaluators(records, meta)
-    return run_evaluators(objective, loader, evaluators, cpu()), evaluators["probe"]
+    return run_evaluators(objective, loader, evaluators, cpu(), len(records)), evaluators["probe"]
 
 
 def test_overfits_and_leaves_the_tower_alone(tmp_path, records):
@@ -364,7 +364,7 @@ def test_comparisons_do_not_hang_on_the_precision(precision):
     unit = [part / part.norm(dim=1, keepdim=True) for part in (query, bank)]
     batch = {"features": unit[0], "label": label, "sample_id": [str(i) for i in label.tolist()]}
     evaluator = ProbeEvaluator(Rivals(votes, unit[1]))
-    numbers = run_evaluators(stub, [batch], {"probe": evaluator}, make_accelerator("cpu", precision))
+    numbers = run_evaluators(stub, [batch], {"probe": evaluator}, make_accelerator("cpu", precision), len(label))
     assert numbers["knn"] == numbers["zero_shot"] == 100
 
 

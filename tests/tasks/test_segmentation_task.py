@@ -213,7 +213,7 @@ def test_overfits_one_batch(trained):
 
 def evaluated(recipe, meta, objective, records, batch_size=2):
     loader = EvalLoader(recipe.data(records, meta, train=False), batch_size=batch_size, workers=0, max_bad_fraction=0.5)
-    return run_evaluators(objective, loader, recipe.evaluators(records, meta), make_accelerator("cpu"))
+    return run_evaluators(objective, loader, recipe.evaluators(records, meta), make_accelerator("cpu"), len(records))
 
 
 def test_evaluation_of_what_was_learned(records, trained):

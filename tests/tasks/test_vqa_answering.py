@@ -66,6 +66,28 @@ def test_flip_changes_left_and_right_and_spares_questions_of_sides(batch):
     torch.testing.assert_close(other[~rows], plain[~rows])
 
 
+def test_an_answer_without_its_other_side_keeps_what_the_picture_says(batch):
+    plain = Answering(["left", "dog", "cat"])(Sided(), batch)
+    answering = Answering(["left", "dog", "cat"], flip=True, members=[Member(Sided(), ["dog", "right", "cat"])])
+    mean = answering(Sided(), batch)
+    rows = ~batch["sides"]
+    torch.testing.assert_close(mean[:, 0], plain[:, 0] / 2)
+    torch.testing.assert_close(mean[:, 3], plain[:, 1] / 2)  # "right", which only the member knows
+    swapped = (plain[:, 0] + plain[:, 1]) / 2  # "dog" goes by the right half here, by the left half in the member
+    torch.testing.assert_close(mean[rows, 1], swapped[rows])
+
+
+def test_answers_are_mirrored_once(batch, monkeypatch):
+    from vlbeit.tasks.vqa import answering as module
+
+    asked, original = [], module.mirrored
+    monkeypatch.setattr(module, "mirrored", lambda answers: asked.append(answers) or original(answers))
+    answering = Answering(["left", "right", "dog"], flip=True)
+    for _ in range(3):
+        answering(Sided(), batch)
+    assert len(asked) == 1
+
+
 def test_nothing_is_flipped_where_all_questions_are_of_sides(batch):
     model = Sided()
     Answering(["left", "right", "dog"], flip=True)(model, {**batch, "sides": torch.ones(4, dtype=torch.bool)})

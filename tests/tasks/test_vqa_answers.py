@@ -13,7 +13,7 @@ from vlbeit.data.answers import Coverage, build_vocabulary, coverage, majority_a
 from vlbeit.errors import DataError, UsageError
 from vlbeit.tasks.vqa.answers import AnswerVocabulary, ceiling, read_answers
 from vlbeit.tasks.vqa.blind import BlindGuess
-from vlbeit.tasks.vqa.metric import answer_score
+from vlbeit.tasks.vqa.rules import answer_score
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqa_metric"
 

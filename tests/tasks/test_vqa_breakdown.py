@@ -10,12 +10,13 @@ from PIL import Image
 
 from vlbeit.bootstrap import mean_interval
 from vlbeit.data.records import ListRecords, open_image
+from vlbeit.errors import DataError
 from vlbeit.tasks.vqa.answering import Answering
 from vlbeit.tasks.vqa.answers import best_scores, ceiling
 from vlbeit.tasks.vqa.blind import BlankPictures, BlindGuess, ShuffledPictures
 from vlbeit.tasks.vqa.breakdown import breakdown, entry, tables
 from vlbeit.tasks.vqa.evaluator import VQAEvaluator
-from vlbeit.tasks.vqa.metric import Scores
+from vlbeit.tasks.vqa.rules import Scores
 
 
 def question(number, answers, kind="other", words="what is", image=0):
@@ -158,3 +159,11 @@ def test_blank_pictures(album):
         assert np.array(open_image(row["image"])).min() == np.array(open_image(row["image"])).max() == 128
     assert list(blank.column("question")) == album.column("question") and len(blank.column("image")) == 13
     assert np.array(open_image(blank.column("image")[0])).mean() == 128
+
+
+def test_the_blind_guess_knows_nothing_of_hidden_answers():
+    hidden = [question(number, [], "", "is it") for number in range(5)]
+    guess = BlindGuess(ListRecords([*hidden, question(9, ["red"] * 10)]))
+    assert guess("is it it?", "is it") == guess.overall == "red"
+    with pytest.raises(DataError, match="have no human answers"):
+        BlindGuess(ListRecords(hidden))

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vlbeit.data.answers import CONTRACTIONS, clean_answer, normalize_answer
-from vlbeit.tasks.vqa.metric import Scores, VQAAccuracy, answer_score, numbers, percent
+from vlbeit.tasks.vqa.metric import VQAAccuracy
+from vlbeit.tasks.vqa.rules import Scores, answer_score, numbers, percent
 from vlbeit.tasks.vqa.scoring import schema
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqa_metric"
@@ -162,8 +163,14 @@ def test_without_ids_every_update_counts():
     accuracy.update(["x"], [[]], [""], [""])  # no human answers, as in a test split
     assert accuracy.compute() == {"overall": 100.0, "yes/no": 100.0, "questions": 2}
     accuracy.reset()
+    assert accuracy(["x"], [[]], [""], [""]) == {
+        "questions": 0
+    }  # as a torchmetrics metric is called: the batch's value
     with pytest.raises(ValueError, match="no question"):
-        numbers(accuracy.scores())
+        accuracy.official()
+    for _ in range(2):
+        accuracy.update(["yes"], [["yes"] * 10], ["yes/no"], ["is"], [-1])  # Visual Genome's ids are negative
+    assert accuracy.compute()["questions"] == 1
     with pytest.raises(ValueError, match=r"shorter|longer"):
         accuracy.update(["a", "b"], [["a"] * 10], ["other"], ["what"])
 

@@ -86,7 +86,7 @@ def test_a_perfect_answer_scores_a_hundred(folder):
     from vlbeit.config import DataConfig
     from vlbeit.data.sources import open_records
     from vlbeit.tasks.vqa.answers import AnswerVocabulary
-    from vlbeit.tasks.vqa.metric import answer_score
+    from vlbeit.tasks.vqa.rules import answer_score
 
     config = DataConfig(name="vqa", root="own.csv", images="pictures", columns=["image:file"])
     records = open_records(config, "vqa", "train")

@@ -24,6 +24,12 @@ SIZES = [(40, 30), (30, 40), (40, 40), (60, 20)]  # width, height
 QUESTIONS = ["what color is it", "is it red", "is the dog left of the cat or is it on the other side of it"]
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    """Sizes of pictures are kept there."""
+    monkeypatch.setenv("VLBEIT_CACHE", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     """Eight pictures of four shapes, three questions each; those of one picture are not side by side."""

@@ -36,7 +36,7 @@ def test_other_words_stay(text):
 
 
 def test_mirrored_answers():
-    assert mirrored(["left", "dog", "on right", "right"]) == [3, 1, 2, 0]  # "on left" is no answer here
+    assert mirrored(["left", "dog", "on right", "right"]) == [3, 1, None, 0]  # "on left" is no answer here
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,10 @@ def record(question, answers):
     return {"id": "1", "image": image, "question": question, "answers": answers}
 
 
-def drawn(tokenizer, sides, question, answers):
+def drawn(tokenizer, sides, question, answers, vocabulary=ANSWERS):
     """Whether the picture was flipped, the question and the target, of a transform that flips whenever it may."""
     image = TrainImage((32, 32), *HALF, min_scale=1.0, hflip=1.0)
-    transform = VQATrainTransform(image, tokenizer, AnswerVocabulary(ANSWERS), sides=sides)
+    transform = VQATrainTransform(image, tokenizer, AnswerVocabulary(vocabulary), sides=sides)
     with seeded(1):
         sample = transform(record(question, answers))
     return bool(sample["image"][0, 0, 0] < 0), tokenizer.decode(sample["text_ids"]), sample["target"].tolist()
@@ -79,6 +79,19 @@ def test_questions_without_sides_are_flipped_as_ever(tokenizer, sides):
 def test_an_answer_of_a_side_counts_too(tokenizer):
     assert drawn(tokenizer, "skip", "what is it", ["left"] * 10)[0] is False
     assert drawn(tokenizer, "swap", "what is it", ["left"] * 10)[2] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "flipped", "target"),
+    [
+        (["on left"] * 10, False, [0, 1]),  # "on right" is no answer: nothing to learn from
+        (["on left"] * 6 + ["dog"] * 4, False, [1, 1]),
+        (["on right"] * 6 + ["dog"] * 4, True, [1, 1]),  # and here the flip gains an answer
+    ],
+)
+def test_swap_flips_nothing_that_would_lose_its_answer(tokenizer, answers, flipped, target):
+    found = drawn(tokenizer, "swap", "is it a dog", answers, ["dog", "on left"])
+    assert found == (flipped, "is it a dog", target)
 
 
 def test_what_may_not_flip_draws_the_same_crop(tokenizer):

@@ -299,3 +299,17 @@ def test_answers_of_all_processes_are_merged(records, monkeypatch):
     parts = [{key: "no" for key in range(1000, 1004)}, {key: "no" for key in range(1003, 1007)}]
     monkeypatch.setattr("vlbeit.tasks.vqa.evaluator.gather_objects", lambda own: parts)
     assert VQAEvaluator(records, Answering(["no"]), lambda: None).compute()["questions"] == 7
+
+
+def test_images_that_are_trained_and_evaluated_on_are_named(records, caplog):
+    task = VQA(config())
+    with caplog.at_level(logging.WARNING):
+        task.prepare(None, {"val": records}, None)
+        others = ListRecords([{**records[row], "image_id": 90 + row} for row in range(len(records))])
+        task.prepare(None, {"train": records, "val": others}, None)
+        assert caplog.text == ""
+        task.prepare(
+            None, {"train": records, "val": ListRecords([records[0], records[1], records[2], others[3]])}, None
+        )
+    assert "2 of the 3 images of data.val_split=val are trained on too (data.train_split=train): " in caplog.text
+    assert "rest_val" not in caplog.text  # only VQA v2 has it

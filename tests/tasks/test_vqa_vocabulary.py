@@ -16,11 +16,12 @@ from vlbeit.tasks.vqa.vocabulary import VocabularyChoice, coverage_lines
 
 
 def rows(*answers):
-    return ListRecords([{"answers": list(humans), "multiple_choice_answer": humans[0]} for humans in answers])
+    return ListRecords([{"answers": list(humans), "multiple_choice_answer": (humans or [""])[0]} for humans in answers])
 
 
 TRAIN = rows(*[["red"] * 10] * 3, *[["t-shirt"] * 10] * 2, ["zebra"] * 10)
 VAL = rows(*[["zebra"] * 10] * 2, *[["green"] * 10] * 2)
+SPLITS = {"train": TRAIN, "val": VAL}
 
 
 def choice(inherited=None, split="train", **keys):
@@ -35,7 +36,7 @@ def opened(monkeypatch):
     def open_records(data, kind, split):
         assert kind == "vqa" and data.limit is None
         names.append(split)
-        return {"train": TRAIN, "val": VAL}[split]
+        return SPLITS[split]
 
     monkeypatch.setattr("vlbeit.tasks.vqa.vocabulary.open_records", open_records)
     return names
@@ -64,6 +65,12 @@ def test_other_splits_are_counted_in_their_order(opened):
     assert choice(min_count=2, vocabulary_splits=["val", "train"]).meta(TRAIN)["answers"][0] == "zebra"
     with pytest.raises(UsageError, match=r"min_count=5 of the 4 questions of val: lower task\.min_count"):
         choice(min_count=5, vocabulary_splits=["val"]).meta(TRAIN)
+
+
+def test_questions_without_human_answers_are_not_counted(opened, monkeypatch):
+    monkeypatch.setitem(SPLITS, "val", rows(*[[]] * 5, *[["zebra"] * 10] * 2))
+    published = choice(min_count=2, vocabulary_splits=["train", "val"]).meta(TRAIN)
+    assert published["answers"] == ["red", "t shirt", "zebra"]
 
 
 def test_visual_genome_is_not_counted(opened):

@@ -26,9 +26,10 @@ from vlbeit.attention.maps import (
 )
 from vlbeit.data import drawing
 from vlbeit.data.figure import PALE, Cell, Line, figure
+from vlbeit.data.records import open_named
 from vlbeit.data.transforms import EvalImage
 from vlbeit.engine.device import choose_device
-from vlbeit.inference import check_out, open_picture
+from vlbeit.inference import check_out
 
 _SIDE = 192  # the longer side of a picture in the figure, in pixels
 _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # dark to bright, like inferno
@@ -72,7 +73,7 @@ def inspect_picture(
     share of the grid. `points`, `layer` and `heads` are as on the command line. Raises UsageError and DataError for
     what is wrong with any of them, before the run is read where that is possible.
     """
-    picture, places = open_picture(image), read_points(points)
+    picture, places = open_named(image), read_points(points)
     drawing.check_picture_file(out)
     check_out(out, image)
     tower = open_tower(path, image_size)

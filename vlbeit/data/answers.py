@@ -106,6 +106,12 @@ def majority_answers(records: Columns) -> list[str]:
     return [given or majority_answer(humans) for given, humans in zip(*columns, strict=True)]
 
 
+def counted_answers(records: Columns) -> list[str]:
+    """What a vocabulary is counted in: `majority_answers` of the questions that have human answers."""
+    pairs = zip(majority_answers(records), records.column("answers"), strict=True)
+    return [answer for answer, humans in pairs if humans]
+
+
 def known_answers(humans: Sequence[str], known: Container[str], *, normalize: bool) -> Counter[str]:
     """How many humans gave each of the known answers: as they are written, or `normalize`d.
 
@@ -117,7 +123,7 @@ def known_answers(humans: Sequence[str], known: Container[str], *, normalize: bo
 
 def fitting_min_count(train: Columns, most: int = MIN_COUNT) -> int:
     """The task.min_count to propose: the largest up to `most` whose answers cover most training questions."""
-    majority = [answer for answer in majority_answers(train) if answer]
+    majority = counted_answers(train)
     for min_count in range(most, 1, -1):
         found = coverage(train, build_vocabulary(majority, min_count))
         if found.questions and found.raw >= _COVERED * found.questions:

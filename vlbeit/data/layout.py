@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
 
+from vlbeit.data.picture_sizes import picture_sizes
 from vlbeit.data.randomness import stream
+from vlbeit.data.records import ChosenRecords
 from vlbeit.types import Layout, Records
-
-log = logging.getLogger(__name__)
 
 Grid = tuple[int, int]  # rows and columns of patches
 
-_WINDOW = 4  # batches of evaluation that one loader process reads, sorted by length: it keeps their pictures
-_READERS = 8  # threads: they wait for the disk
-_ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+PICTURES = 128  # that evaluation keeps, so many as one window has at most; at 480 pixels 2.8 MB each
+_WINDOW = 4  # batches of evaluation, at most, that one loader process reads, sorted by length
+_ROUNDS = 8  # windows that every process gets where there are batches enough: the last round may be short of some
 
 
 class NativeGrids(NamedTuple):
@@ -44,35 +40,17 @@ class NativeGrids(NamedTuple):
         """Height and width of a grid."""
         return grid[0] * self.patch, grid[1] * self.patch
 
-    def of(self, records: Records) -> list[Grid]:
-        """The grid of every record's picture; `most` for one that cannot be read. Reads the pictures' headers only."""
-        found = [value if isinstance(value, str) else picture_size(value) for value in records.column("image")]
-        paths = dict.fromkeys(value for value in found if isinstance(value, str))
-        if paths:
-            log.info("reading the sizes of %d pictures", len(paths))
-        with ThreadPoolExecutor(_READERS) as pool:
-            of_path = dict(zip(paths, pool.map(picture_size, paths), strict=True))
-        sizes = [of_path[value] if isinstance(value, str) else value for value in found]
-        return [self.most if size is None else self.grid(size) for size in sizes]
+    def of(self, records: Records, cache: str | Path) -> list[Grid]:
+        """The grid of every record's picture; `most` for one that cannot be read. One `image_id` is one picture.
 
-
-def picture_size(value: str | Path | bytes | Image.Image) -> tuple[int, int] | None:
-    """Height and width of a picture as people see it, of its header alone; None where that cannot be read."""
-    try:
-        if isinstance(value, Image.Image):
-            return _upright_size(value)
-        with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
-            return _upright_size(image)
-    except Exception:  # whatever a damaged file makes Pillow raise: reading the picture will name it
-        return None
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE
-    except Exception:  # as `open_image`: damaged EXIF data turns nothing
-        turned = False
-    return (image.width, image.height) if turned else (image.height, image.width)
+        Sizes are read once and kept in `cache`, which is as `data.cache`.
+        """
+        pictures = records.column("image_id")[:]
+        row_of = {picture: row for row, picture in reversed(list(enumerate(pictures)))}
+        sizes = picture_sizes(ChosenRecords(records, list(row_of.values())), cache)
+        grids = [self.most if size is None else self.grid(size) for size in sizes]
+        grid_of = dict(zip(row_of, grids, strict=True))
+        return [grid_of[picture] for picture in pictures]
 
 
 def bucketed(order: np.ndarray, grids: Sequence[Grid], size: int, head: int, key: Sequence[int]) -> np.ndarray:
@@ -90,12 +68,14 @@ def bucketed(order: np.ndarray, grids: Sequence[Grid], size: int, head: int, key
     return np.concatenate([order[:head], micro.ravel(), order[head + whole :]])
 
 
-def evaluation_windows(layout: Layout, count: int, size: int) -> list[list[list[int]]]:
-    """All records in batches of at most `size`, a few at a time in a window.
+def evaluation_windows(layout: Layout, count: int, size: int, processes: int = 1) -> list[list[list[int]]]:
+    """All records in batches of at most `size`, a few at a time in a window: so few that `processes` get about as much.
 
     A batch is of one grid. The samples of a picture are in one window, or in two that follow each other; within a
-    window samples are sorted by length.
+    window samples are sorted by length, and are of `PICTURES` pictures at most where a batch is.
     """
+    share = -(-count // size) // processes
+    most = _WINDOW if processes == 1 else min(_WINDOW, max(1, share // _ROUNDS))
     grids = layout.grids or [(0, 0)] * count
     pictures = layout.pictures or range(count)
     lengths = layout.lengths or [0] * count
@@ -105,9 +85,22 @@ def evaluation_windows(layout: Layout, count: int, size: int) -> list[list[list[
         by_grid.setdefault(grids[index], []).append(index)
     windows = []
     for rows in by_grid.values():
-        for window in _cut(rows, size * _WINDOW):
+        for window in _windows(_cut(rows, size), pictures, most):
             windows.append(_cut(sorted(window, key=lambda index: lengths[index]), size))
     return windows
+
+
+def _windows(batches: list[list[int]], pictures: Sequence[Any], most: int) -> list[list[int]]:
+    """Batches put together, at most `most`, while they are of `PICTURES` at most."""
+    windows: list[list[list[int]]] = []
+    seen: set[Any] = set()
+    for batch in batches:
+        seen |= (own := {pictures[row] for row in batch})
+        if not windows or len(windows[-1]) == most or len(seen) > PICTURES:
+            windows.append([])
+            seen = own
+        windows[-1].append(batch)
+    return [[row for batch in window for row in batch] for window in windows]
 
 
 def in_turn(windows: list[list[list[int]]], readers: int) -> list[list[int]]:

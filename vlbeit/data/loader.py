@@ -174,8 +174,8 @@ class EvalLoader:
         """The batches of this process. Without a layout a single sample left over joins the batch before it."""
         count, size = len(self.spec.records), self.batch_size
         if self.spec.layout != Layout():
-            windows = evaluation_windows(self.spec.layout, count, size)[dist.rank() :: dist.world_size()]
-            return in_turn(windows, max(1, self._workers))
+            windows = evaluation_windows(self.spec.layout, count, size, dist.world_size())
+            return in_turn(windows[dist.rank() :: dist.world_size()], max(1, self._workers))
         starts = [start for start in range(0, count, size) if start == 0 or size == 1 or count - start > 1]
         stops = [*starts[1:], count]
         return [range(*ends) for ends in zip(starts, stops, strict=True)][dist.rank() :: dist.world_size()]

@@ -26,6 +26,8 @@ class PictureNames:
         meant whatever its suffix is, and for a number the one whose name ends in it: 42 finds COCO_..._000042.jpg.
         """
         written = written.removeprefix("file://")
+        if "\0" in written:  # no system has such a name
+            return written, False
         if "\\" in written and "/" not in written:  # a table that was made on Windows
             written = written.replace("\\", "/")
         path = os.path.normpath(os.path.join(self.folder, os.path.expanduser(written)))

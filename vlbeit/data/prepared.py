@@ -163,7 +163,10 @@ class PreparedRecords:
     def column(self, name: str) -> Sequence[Any]:
         if name == ORIGIN and self._inside:
             return self._origins()
-        return FieldColumn(self, name) if name in _FILES else self._table.column(name)
+        if name in self._inside:
+            return FieldColumn(self, name)
+        column = self._table.column(name)
+        return [str(self._root / path) for path in column[:]] if name in _FILES else column
 
     def _origins(self) -> list[str]:
         stats = [(path.absolute(), path.stat()) for path in self._shards]

@@ -73,6 +73,14 @@ def open_image(value: str | Path | bytes | Image.Image) -> Image.Image:
     return _rgb(value) if isinstance(value, Image.Image) else decoded(value, _rgb)
 
 
+def open_named(path: Path) -> Image.Image:
+    """`open_image` of a picture that a user names. Raises DataError, with the remedy, for one that cannot be read."""
+    try:
+        return open_image(path)
+    except ImageError as error:
+        raise DataError(f"{error}; give the path of a picture") from error
+
+
 def open_stored(value: str | Path | bytes | Image.Image) -> Image.Image:
     """As `open_image`, but not turned by its EXIF data: what masks, boxes and outlines count their pixels on.
 
@@ -202,7 +210,8 @@ class FirstRecords:
         return self._records[index]
 
     def column(self, name: str) -> Sequence[Any]:
-        return self._records.column(name)[: self._count]
+        column = self._records.column(name)
+        return FieldColumn(self, name) if isinstance(column, FieldColumn) else column[: self._count]
 
 
 class ChosenRecords:
@@ -218,7 +227,10 @@ class ChosenRecords:
         return self._records[self._rows[index]]
 
     def column(self, name: str) -> Sequence[Any]:
-        whole = self._records.column(name)[:]  # a memory-mapped column is slow to read value by value
+        column = self._records.column(name)
+        if isinstance(column, FieldColumn):  # of pictures, perhaps: never all at once
+            return FieldColumn(self, name)
+        whole = column[:]  # a memory-mapped column is slow to read value by value
         return [whole[row] for row in self._rows]
 
 
@@ -239,7 +251,10 @@ class JoinedRecords:
         return self._parts[part][index - (self._ends[part - 1] if part else 0)]
 
     def column(self, name: str) -> Sequence[Any]:
-        return [value for part in self._parts for value in part.column(name)[:]]  # as above
+        columns = [part.column(name) for part in self._parts]
+        if any(isinstance(column, FieldColumn) for column in columns):
+            return FieldColumn(self, name)
+        return [value for column in columns for value in column[:]]  # as above
 
 
 def take(records: Records, count: int | None) -> Records:

@@ -152,7 +152,10 @@ def _lines(path: Path) -> Iterator[str]:
         start = file.read(3)
         if start.startswith(_UTF16):
             with open(path, encoding="utf-16", newline="") as text:
-                yield from text
+                try:
+                    yield from text
+                except UnicodeError as error:
+                    raise DataError(f"{path} is cut off or damaged UTF-16 ({error}); save it as UTF-8") from error
             return
         file.seek(3 if start == b"\xef\xbb\xbf" else 0)
         for number, line in enumerate(file, 1):

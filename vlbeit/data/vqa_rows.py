@@ -13,13 +13,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlbeit.data.answers import clean_answer, majority_answer, normalize_answer
 from vlbeit.data.picture_names import PictureNames
 from vlbeit.data.row_files import Row, Table
+from vlbeit.data.storable import printable, storable, storable_record
 from vlbeit.errors import UsageError
 from vlbeit.types import Record
 
@@ -36,10 +37,18 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """What a column may mean, and the names by which it is known without being told; case, blanks and - do not matter."""
 
+MISSING = "picture is missing"  # how such a fault begins
+RESERVED = frozenset((
+    "overall", "questions", "blind", "split", "metric", "data", "step", "words", "details", "interval", "interval_over",
+    "breakdown", "ensemble", "test_flip", "unanswered", "perAnswerType", "perQuestionType", "perQuestion",
+))  # fmt: skip
+"""No types of answers: the score of each type stands among these in an evaluation."""
+
 _LONGEST = 4096  # letters of a path
 HUMANS = 10  # answers of a question, as many as VQA v2 has
 _ROLE = re.compile(rf",(?=(?:{'|'.join(NAMES)}):)")
 _FLOAT = re.compile(r"([+-]?\d+)\.0")  # what a table program makes of a whole number
+_OWN = ("question_id", "image_id", "split")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _NO_COMMAS = re.compile(r"""^\[\s*(['"]).*\1\s+['"].*\]$""", re.DOTALL)  # how numpy prints a list
 _ADDRESS = re.compile(r"[a-z]+s?://", re.IGNORECASE)
@@ -57,6 +66,8 @@ class Question(NamedTuple):
     image_name: str  # as the table has it: the folder may move
     record: Record  # question, question_type, answer_type, answers, multiple_choice_answer
     fault: str  # "what: detail"
+    at: tuple[int, int] = (0, 0)  # which table, and which row of it, from 0
+    semicolon: bool = False  # in answers that are one text, where a | would part them
 
 
 class VQARows:
@@ -67,17 +78,24 @@ class VQARows:
         `option`: how a user says one, `--columns {}`, for messages. Raises `UsageError` for columns that are not there.
         """
         self.tables = list(tables)
-        self._columns = [find_columns(table, given, option) for table in self.tables]
+        names = {column for table in self.tables for column in table.columns}
+        self._columns = [find_columns(table, _given_to(table, given, names), option) for table in self.tables]
         self._pictures = [PictureNames(Path(images) if images else table.folder) for table in self.tables]
 
-    def column(self, meaning: str) -> str:
-        """Name of a column in the first table; "" where it has none."""
-        return self._columns[0].get(meaning, "")
+    def columns(self, meaning: str) -> list[str]:
+        """Of each table the name of a column; "" where it has none."""
+        return [columns.get(meaning, "") for columns in self._columns]
 
     def __iter__(self) -> Iterator[Question]:
-        for table, columns, pictures in zip(self.tables, self._columns, self._pictures, strict=True):
-            for row in table.read(list(dict.fromkeys(columns.values()))):
-                yield _question(table, columns, pictures, row)
+        parts = zip(self.tables, self._columns, self._pictures, strict=True)
+        for number, (table, columns, pictures) in enumerate(parts):
+            for at, row in enumerate(table.read(list(dict.fromkeys(columns.values())))):
+                yield _question(table, columns, pictures, row)._replace(at=(number, at))
+
+
+def _given_to(table: Table, given: Mapping[str, str], names: Container[str]) -> dict[str, str]:
+    """The columns that are given, but for one that only other tables have: a test split has no answers."""
+    return {meaning: name for meaning, name in given.items() if name in table.columns or name not in names}
 
 
 def parse_columns(words: Sequence[str], option: str) -> dict[str, str]:
@@ -98,33 +116,37 @@ def find_columns(table: Table, given: Mapping[str, str], option: str) -> dict[st
     known: dict[str, str] = {}
     for column in table.columns:
         known.setdefault(_plain(column), column)
-    found = {}
+    found: dict[str, str] = {}
+    lacking: dict[str, Sequence[str]] = {}  # meaning -> names that were looked for
     for meaning, names in NAMES.items():
         default = next((known[name] for name in names if name in known), "")
         column = given.get(meaning, default)
         if column and column not in table.columns:
-            raise UsageError(_lacking(table, meaning, (column,), option))
-        if column:
+            lacking[meaning] = (column,)
+        elif column:
             found[meaning] = column
     if "image" not in found and "image" not in given and "image_id" in found:
         found["image"] = found["image_id"]
-    for meaning in ("question", "image"):
-        if meaning not in found:
-            raise UsageError(_lacking(table, meaning, NAMES[meaning], option))
+    lacking |= {meaning: NAMES[meaning] for meaning in ("image", "question") if meaning not in {**found, **lacking}}
     free = [column for column in table.columns if column not in found.values()]
-    if "answers" not in given and "answers" not in found and _near(free, NAMES["answers"]):
-        left_out = f", or leave answers out: {option.format('answers:')}"
-        raise UsageError(_lacking(table, "answers", NAMES["answers"], option) + left_out)
+    unnamed = "answers" not in {**found, **given}
+    if unnamed and (_near(free, NAMES["answers"]) or (lacking and len(free) > len(lacking))):
+        lacking["answers"] = NAMES["answers"]
+    if lacking:
+        left_out = f", or leave answers out: {option.format('answers:')}" if [*lacking] == ["answers"] else ""
+        raise UsageError(_lacking(table, lacking, option) + left_out)
     return found
 
 
-def _lacking(table: Table, meaning: str, names: Sequence[str], option: str) -> str:
-    near = _near(table.columns, names)
-    guess = f"did you mean {near!r}? " if near and near not in names else ""
-    words = option.format(f"{meaning}:{near or 'COLUMN'}")
+def _lacking(table: Table, lacking: Mapping[str, Sequence[str]], option: str) -> str:
+    near = {meaning: _near(table.columns, names) for meaning, names in lacking.items()}
+    guesses = [repr(column) for meaning, column in near.items() if column and column not in lacking[meaning]]
+    guess = f"did you mean {', '.join(guesses)}? " if guesses else ""
+    names = ", ".join(" or ".join(names[:2]) for names in lacking.values())
+    words = option.format(",".join(f"{meaning}:{column or 'COLUMN'}" for meaning, column in near.items()))
     return (
-        f"{table.name} has no column {' or '.join(names[:2])}: {guess}it has {', '.join(table.columns)}; name it with "
-        f"{words}"
+        f"{table.name} has no column {names}: {guess}it has {', '.join(table.columns)}; name "
+        f"{'it' if len(lacking) == 1 else 'them'} with {words}"
     )
 
 
@@ -143,22 +165,29 @@ def _plain(name: str) -> str:
 
 
 def _question(table: Table, columns: Mapping[str, str], pictures: PictureNames, row: Row) -> Question:
-    place = f"{table.name}, {row.place}"
     values = {meaning: row.values.get(column) for meaning, column in columns.items()}
-    image, key, name, fault = _image(values.get("image"), pictures)
-    record: Record = {}
+    image: str | bytes = ""
+    key, name, fault = 0, "", ""
+    own, record = dict.fromkeys(_OWN, ""), Record()
     if row.fault:
         fault = f"row cannot be read: {row.fault}"
     else:
         try:
+            image, key, name, fault = _image(values.get("image"), pictures)
+            own = {meaning: storable(text(values.get(meaning))) for meaning in _OWN}
             record = _record(values)
         except ValueError as error:
             fault = str(error)
-    own = {meaning: text(values.get(meaning)) for meaning in ("question_id", "image_id")}
     if "question_id" in columns and not own["question_id"]:
         fault = fault or "question_id is empty"
-    split = text(values.get("split")) or table.split
-    return Question(place, split, whole(own["question_id"]), whole(own["image_id"]), image, key, name, record, fault)
+    place, split = f"{table.name}, {row.place}", own["split"] or table.split
+    own_id, image_id = whole(own["question_id"]), whole(own["image_id"])
+    found = Question(printable(place), split, own_id, image_id, image, key, name, record, printable(fault))
+    return found._replace(semicolon=_has_semicolon(values.get("answers")))
+
+
+def _has_semicolon(cell: Any) -> bool:
+    return isinstance(cell, str) and ";" in cell and "|" not in cell and not cell.lstrip().startswith("[")
 
 
 def _record(values: Mapping[str, Any]) -> Record:
@@ -168,13 +197,17 @@ def _record(values: Mapping[str, Any]) -> Record:
         raise ValueError("question is empty")
     answers = own_answers(answers_of(values.get("answers")))
     main = normalize_answer(whole(text(values.get("multiple_choice_answer"))))
-    return {
+    kind = text(values.get("answer_type"))
+    if kind in RESERVED:
+        raise ValueError(f"answer_type is the name of another number of an evaluation: {kind}, rename the type")
+    record: Record = {
         "question": question,
         "question_type": text(values.get("question_type")) or question_type(question),
-        "answer_type": text(values.get("answer_type")) or answer_type(main or majority_answer(answers)),
+        "answer_type": kind or answer_type(main or majority_answer(answers)),
         "answers": answers,
         "multiple_choice_answer": main,
     }
+    return storable_record(record)
 
 
 def _image(value: Any, pictures: PictureNames) -> tuple[str | bytes, int, str, str]:
@@ -183,7 +216,7 @@ def _image(value: Any, pictures: PictureNames) -> tuple[str | bytes, int, str, s
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
         return value, _hash(value), hashlib.blake2b(value, digest_size=16).hexdigest(), ""
-    written = value.strip() if isinstance(value, str) else text(value)
+    written = storable(value.strip() if isinstance(value, str) else text(value))
     if not written:
         return "", 0, "", "picture is not named"
     if len(written) > _LONGEST or written.startswith("data:"):
@@ -191,7 +224,7 @@ def _image(value: Any, pictures: PictureNames) -> tuple[str | bytes, int, str, s
     if _ADDRESS.match(written) and not written.startswith("file://"):
         return "", 0, "", f"picture is an address: {written}, download it first"
     path, there = pictures.find(whole(written))
-    return path, _hash(path.encode(errors="surrogateescape")), written, "" if there else f"picture is missing: {path}"
+    return storable(path), _hash(path.encode()), written, "" if there else f"{MISSING}: {path}"
 
 
 def _hash(value: bytes) -> int:
@@ -199,14 +232,29 @@ def _hash(value: bytes) -> int:
 
 
 def text(value: Any) -> str:
-    """A value as one line of text: numbers as people write them (2, not 2.0), true and false as yes and no."""
+    """A value as one line of text: numbers as people write them (2, not 2.0), true and false as yes and no.
+
+    Bytes are UTF-8. ValueError where they are not, and for lists in lists without end.
+    """
+    if isinstance(value, bytes):
+        value = _decoded(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return " ".join(str(value).split())
+    try:
+        return " ".join(str(value).split())
+    except RecursionError as error:
+        raise ValueError("lists in lists are too deep to be read") from error
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"bytes are not UTF-8: {value[:20]!r}") from error
 
 
 def whole(written: str) -> str:
@@ -218,8 +266,15 @@ def whole(written: str) -> str:
 def answers_of(value: Any) -> list[str]:
     """The answers in a cell: a text, texts between `|`, a JSON or Python list, a list of texts or of VQA v2's objects.
 
-    ValueError for a list that cannot be told apart, or objects without `answer`.
+    ValueError for a list that cannot be told apart or is too deep, objects without `answer`, bytes that are no UTF-8.
     """
+    try:
+        return _answers_of(_decoded(value) if isinstance(value, bytes) else value)
+    except RecursionError as error:
+        raise ValueError("answers cannot be read: lists in lists are too deep") from error
+
+
+def _answers_of(value: Any) -> list[str]:
     if isinstance(value, str):
         value = _listed(value.strip())
     if isinstance(value, Mapping):
@@ -227,7 +282,7 @@ def answers_of(value: Any) -> list[str]:
             raise ValueError(
                 f"answers cannot be read: an object without 'answer' but with {', '.join(map(str, value))}"
             )
-        return answers_of(value["answer"])
+        return _answers_of(value["answer"])
     if isinstance(value, list | tuple):
         return [answer for item in value for answer in _single(item)]
     return list(_single(value))
@@ -236,7 +291,7 @@ def answers_of(value: Any) -> list[str]:
 def _single(value: Any) -> Iterator[str]:
     """The answer in an item of a list, where there is one."""
     if isinstance(value, Mapping | list | tuple):
-        yield from answers_of(value)
+        yield from _answers_of(value)
     elif answer := clean_answer(whole(text(value))):
         yield answer
 

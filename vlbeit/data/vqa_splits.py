@@ -51,13 +51,29 @@ def canonical(split: str) -> str:
     return SYNONYMS.get(plain, plain)
 
 
+class Undivided(DataError):
+    """A table that can be read, but not divided by the rule that was given."""
+
+    def __init__(self, message: str, *settings: str) -> None:
+        """`settings`: those of `held_out` and `columns` that may help."""
+        super().__init__(message)
+        self._settings = settings
+
+    def said(self, option: str) -> str:
+        """The message with the settings as a user types them, such as `data.{}=`."""
+        typed = ", ".join(map(option.format, self._settings))
+        return f"{self} ({typed})" if typed else str(self)
+
+
 class Survey:
     """What a first reading found: the splits, which picture is in which, and the rows that are no use."""
 
     def __init__(self, questions: Iterable[Question], rule: Rule) -> None:
-        """Raises `DataError` where there is no row, or no picture that could be held out."""
+        """Raises `Undivided` where there is no row, or no picture that could be held out."""
         self.rows = 0
         self.bad: dict[str, list[str]] = defaultdict(list)  # what -> "detail (place)" of each row that is no use
+        self._semicolons = 0
+        self._semicolon_at = ""  # place of the first
         self._rule = rule
         self._numbers: dict[int, int] = {}  # picture -> its number, from 1
         self._named: dict[int, str] = {}  # picture -> the split that rows name for it, the one to be kept clean
@@ -67,8 +83,16 @@ class Survey:
         for question in questions:
             self._take(question)
         if not self.rows:
-            raise DataError("the table has no row below its heading")
+            raise Undivided("the table has no row below its heading")
         self._splits = self._divide()
+
+    @property
+    def note(self) -> str:
+        """What is no fault but looks like a slip; "" where nothing does."""
+        if not self._semicolons:
+            return ""
+        what = f"{self._semicolons:,} answers contain ';' (first {self._semicolon_at})"
+        return f"{what}: it is left out like other marks; did you mean '|', which parts several answers?"
 
     @property
     def splits(self) -> list[str]:
@@ -110,6 +134,9 @@ class Survey:
             what, _, detail = question.fault.partition(": ")
             self.bad[what].append(f"{question.place}: {detail}" if detail else question.place)
             return
+        if question.semicolon:
+            self._semicolons += 1
+            self._semicolon_at = self._semicolon_at or question.place
         key, named = question.image_key, canonical(question.split)
         self._numbers.setdefault(key, len(self._numbers) + 1)
         self._chance.setdefault(key, _chance(self._rule.seed, question.image_name))
@@ -123,7 +150,8 @@ class Survey:
         """Picture -> split. Pictures are held out of the training split where there is nothing to evaluate on."""
         rule, named = self._rule, {*self._named.values()}
         if len(named) > _MOST:
-            raise DataError(f"{len(named)} different splits, such as {min(named)!r}: another column names the split")
+            what = f"{len(named)} different splits, such as {min(named)!r}: another column names the split"
+            raise Undivided(what, "columns")
         if named <= {""} and not self._answered:
             return dict.fromkeys(self._named, "test")  # no answers at all: there is nothing to train on
         train = next((name for name in (rule.train, "") if name in named), None)
@@ -138,9 +166,11 @@ class Survey:
         share = self._rule.held_out
         count = max(1, round(share * len(pool)) if share < 1 else int(share))
         if count >= len(pool):
-            raise DataError(
+            raise Undivided(
                 f"{len(pool)} pictures are too few to hold out {count} for {HELD!r}: hold out fewer, or name "
-                f"the splits in a column"
+                f"the splits in a column",
+                "held_out",
+                "columns",
             )
         return sorted(pool, key=lambda key: (self._chance[key], self._numbers[key]))[:count]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlbeit.data.json_file import json_rows
+from vlbeit.data.storable import storable_record
 from vlbeit.errors import DataError, some
 from vlbeit.types import Record
 
@@ -100,10 +101,10 @@ def image_files(folders: Iterable[Path]) -> dict[int, str]:
 
 
 def typed_rows(path: Path, key: str, rows: Iterable[Any], convert: Callable[[Any], Record]) -> Iterator[Record]:
-    """Every row as `convert` takes it. Raises `DataError` naming file and place of one that it cannot take."""
+    """Every row as `convert` takes it. Raises `DataError` naming file and place of one that cannot be taken."""
     for position, row in enumerate(rows):
         try:
-            yield convert(row)
+            yield storable_record(convert(row))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{path}: {key}[{position}] is not as published ({type(error).__name__}: {error}); correct the file"

@@ -11,27 +11,33 @@ from torch import nn
 
 from vlbeit import dist
 from vlbeit.engine.device import batch_dtype, to_device
+from vlbeit.engine.progress import counting
 from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.types import Batch, Evaluator
 
 
 def run_evaluators(
-    objective: nn.Module, loader: Iterable[Batch], evaluators: Mapping[str, Evaluator], accelerator: Accelerator
+    objective: nn.Module,
+    loader: Iterable[Batch],
+    evaluators: Mapping[str, Evaluator],
+    accelerator: Accelerator,
+    samples: int,
 ) -> dict[str, float]:
-    """Show every batch to every evaluator and merge their numbers.
+    """Show every batch to every evaluator and merge their numbers; tell how far it is where that takes long.
 
-    The loader gives each sample once over all processes; `unreadable` counts those whose image it had to replace.
+    The loader gives each of `samples` once over all processes; `unreadable` counts those whose image it had to replace.
     `compute` runs on every process and merges what the others saw by itself (`vlbeit.dist.gather_objects`). Two
     evaluators must not give the same name.
     """
     objective.to(accelerator.device)
     unreadable = 0
-    with evaluation_mode(objective), accelerator.autocast():
+    with evaluation_mode(objective), accelerator.autocast(), counting("evaluated", samples) as add:
         for batch in loader:
             unreadable += len(batch.get("bad", ()))
             on_device = to_device(batch, accelerator.device, batch_dtype(objective))
             for evaluator in evaluators.values():
                 evaluator.update(objective, on_device)
+            add(len(batch["sample_id"]))
         results: dict[str, float] = {}
         for name, evaluator in evaluators.items():
             numbers = evaluator.compute()

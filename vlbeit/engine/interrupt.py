@@ -12,7 +12,7 @@ import torch
 
 from vlbeit import dist
 
-NOTICE = b"\nstopping after this step; once more to quit at once\n"
+NOTICE = b"\nstopping after this step and its evaluation; once more to quit at once\n"
 
 
 class StopRequest:

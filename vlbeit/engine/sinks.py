@@ -7,16 +7,15 @@ A record is `{"step", "time", "total", "losses", "logs", "lr", "grad_norm", ...}
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vlbeit.engine.folder import write_errors
+from vlbeit.engine.progress import Progress
 from vlbeit.files import finite
 
 Record = Mapping[str, Any]
@@ -64,48 +63,27 @@ class Terminal(Sink):
     """A progress bar with speed, loss and learning rate; on anything but a terminal plain lines. To stderr."""
 
     def __init__(self, start: int, steps: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
-        self.start, self.steps, self.started = start, steps, time.perf_counter()
-        self.bar = None
-        if self.console.is_terminal:
-            columns = (
-                MofNCompleteColumn(),
-                BarColumn(bar_width=None),
-                TextColumn("{task.description}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            self.bar = Progress(*columns, console=self.console)
-            self.task = self.bar.add_task("", total=steps, completed=start)
-            self.bar.start()
+        self.progress = Progress(steps, start, console)
 
     def step(self, step: int) -> None:
-        if self.bar:
-            self.bar.update(self.task, completed=step)
+        self.progress.reach(step)
 
     def write(self, record: Record) -> None:
         if "evaluation" in record:
-            self._say(f"step {record['step']}  " + "  ".join(_short(record["evaluation"])))
-        elif self.bar:
-            self.bar.update(self.task, description=self._summary(record))
+            self.progress.say(f"step {record['step']}  " + "  ".join(_short(record["evaluation"])))
+        elif self.progress.has_bar:
+            self.progress.describe(self._summary(record))
         else:
-            self._say(f"step {record['step']}/{self.steps}  {self._summary(record)}  ETA {self._eta(record['step'])}")
+            place = f"step {record['step']}/{self.progress.total}"
+            self.progress.say(f"{place}  {self._summary(record)}  ETA {self.progress.eta}")
 
     def close(self) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def _say(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.progress.close()
 
     def _summary(self, record: Record) -> str:
         losses = _short(record["losses"]) if len(record["losses"]) > 1 else []
         words = [f"loss {record['total']:.4g}", *losses, f"lr {record['lr']:.3g}"]
         return "  ".join([*words, f"{record['samples_per_second']:.1f} samples/s"])
-
-    def _eta(self, step: int) -> str:
-        seconds = (time.perf_counter() - self.started) / max(step - self.start, 1) * (self.steps - step)
-        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

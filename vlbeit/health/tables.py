@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlbeit.data.answers import build_vocabulary, coverage, fitting_min_count
+from vlbeit.data.answers import build_vocabulary, counted_answers, coverage, fitting_min_count
 from vlbeit.types import Records
 
 from .answers import form
@@ -43,7 +43,7 @@ def of_learning(train: Part, held_out: Part | None, min_count: int) -> dict[str,
     from vlbeit.tasks.vqa.answers import ceiling  # loads torch
 
     known, scored = train.records(), None if held_out is None else held_out.records()
-    answers = build_vocabulary(known.column("multiple_choice_answer"), min_count)
+    answers = build_vocabulary(counted_answers(known), min_count)
     table: dict[str, Any] = {"min_count": min_count, "answers": len(answers), "splits": {}}
     table["proposed"] = fitting_min_count(known, min_count)
     for part, records in ((train, known), (held_out, scored)):
@@ -51,14 +51,14 @@ def of_learning(train: Part, held_out: Part | None, min_count: int) -> dict[str,
             best = ceiling(records, answers)
             facts = {"ceiling": best.percent, "covered": best.covered, **coverage(records, answers)._asdict()}
             table["splits"][part.name] = facts
-    if held_out is None or held_out.name not in table["splits"] or scored is None or not len(known):
+    if held_out is None or scored is None or not {train.name, held_out.name} <= table["splits"].keys():
         return {"vocabulary": table}
     return {"vocabulary": table, "blind": {"train": train.name, "scored": held_out.name, **_blind(known, scored)}}
 
 
 def _blind(known: Records, scored: Records) -> dict[str, Any]:
     from vlbeit.tasks.vqa.blind import BlindGuess
-    from vlbeit.tasks.vqa.metric import numbers
+    from vlbeit.tasks.vqa.rules import numbers
     from vlbeit.tasks.vqa.scoring import score_records
 
     guess = BlindGuess(known)

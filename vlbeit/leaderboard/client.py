@@ -9,24 +9,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import vlbeit
-from vlbeit.errors import DataError, UsageError
+from vlbeit.errors import DataError
 from vlbeit.leaderboard import clock
 from vlbeit.leaderboard.refusals import Refused, Unavailable, Unsure, refusal, said
-from vlbeit.models.download import httpx
+from vlbeit.models.http import LATER, WAITS, httpx, open_client, retry_after
 
-WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
-LONGEST_WAIT = 120.0  # seconds that a server may ask for by Retry-After; its limit is 60 requests a minute
+LONGEST_WAIT = 120.0  # seconds that one request waits when a server asks for it; its limit is 60 requests a minute
 MOST_BYTES = 64 << 20  # of a result or error file
 _SECRET = 8  # letters; a shorter word is a rehearsal's, and may be a part of any other
 _TIMEOUT = httpx.Timeout(60.0, connect=15.0)
-_LATER = {408, 425, 429, 500, 502, 503, 504}
 _NOT_ARRIVED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
@@ -38,11 +33,7 @@ class Client:
         self.host = host
         self.report = report
         self._token = token
-        headers = {"User-Agent": f"vlbeit/{vlbeit.__version__}"}
-        try:
-            self._http = httpx.Client(timeout=_TIMEOUT, headers=headers, follow_redirects=False)
-        except (ValueError, ImportError) as error:
-            raise UsageError(f"the proxy set in the environment cannot be used: {error}") from error
+        self._http = open_client(timeout=_TIMEOUT, follow_redirects=False)
 
     def __enter__(self) -> Client:
         return self
@@ -149,19 +140,20 @@ class Client:
             except (httpx.InvalidURL, httpx.TooManyRedirects, httpx.DecodingError) as error:
                 raise DataError(f"{where}: {_text(error)}; set --host or EVALAI_API_URL to an EvalAI server") from error
             else:
-                if response.status_code not in _LATER:
+                if response.status_code not in LATER:
                     return response
                 reason, asked = f"HTTP {response.status_code} {self._said(response)}".rstrip(), retry_after(response)
             if wait is None or asked > LONGEST_WAIT:
                 later = f" in {clock.spell_duration(asked)}" if asked else " later"
-                raise Unavailable(f"{where}: {reason}; try the same command again{later}")
+                raise Unavailable(f"{where}: {reason}; try the same command again{later}", asked)
             self.report(f"{where}: {reason}; again in {max(wait, asked):g} s")
             clock.pause(max(wait, asked))
         raise AssertionError("the last try returns or raises")
 
     def _json(self, response: httpx.Response) -> Any:
         if response.status_code >= 300:
-            moved = f" to {response.headers['location']}" if "location" in response.headers else ""
+            address = re.split("[?#]", response.headers.get("location", ""))[0]  # what follows is often secret
+            moved = self._hidden(f" to {address}") if address else ""
             raise refusal(response.status_code, self._said(response) + moved, self.host)
         if not response.content:
             return {}
@@ -178,18 +170,6 @@ class Client:
     def _hidden(self, text: str) -> str:
         """Without the token, should a server repeat it: what it says is printed and stored."""
         return text.replace(self._token, "***") if self._token and len(self._token) >= _SECRET else text
-
-
-def retry_after(response: httpx.Response) -> float:
-    """Seconds that a response asks to wait, by Retry-After as a number or a date; 0 where it does not."""
-    text = response.headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    try:
-        until = parsedate_to_datetime(text)
-    except ValueError:
-        return 0.0
-    return max(0.0, (until.astimezone(UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _text(error: Exception) -> str:

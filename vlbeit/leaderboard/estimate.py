@@ -17,6 +17,7 @@ import numpy as np
 from vlbeit import adopt, chain, compose, files, inference, table
 from vlbeit.bootstrap import Interval, statistic_interval
 from vlbeit.config import DataConfig, RunConfig
+from vlbeit.data.overlap import shared_images
 from vlbeit.data.sources import open_records
 from vlbeit.data.vqa_v2_splits import SOURCES
 from vlbeit.errors import DataError, UsageError
@@ -174,7 +175,7 @@ def _check_training(path: str, config: RunConfig, stored: RunConfig, split: str,
                 f"trained on ({error})"]  # fmt: skip
     if seen:
         raise UsageError(
-            f"{path} was trained on {seen} of the {len(set(_pictures(held)))} images of {split} "
+            f"{path} was trained on {seen} of the {len(set(held.column('image_id')))} images of {split} "
             f"(data.train_split={trained.train_split}): what it scores there predicts nothing; name a part that it has "
             f"not seen by --split, or train on data.train_split=train+trainable_val, which leaves {HELD_OUT} out"
         )
@@ -222,12 +223,4 @@ def _overlaps(data: DataConfig, held: Records) -> bool:
 
 def _shared(data: DataConfig, split: str, held: Records) -> int:
     """Images of a split that are held out as well."""
-    return len(set(_pictures(open_records(data, "vqa", split))) & set(_pictures(held)))
-
-
-def _pictures(records: Records) -> Iterable[tuple[int, str]]:
-    """What tells the images of records apart: number and, where they are files, path."""
-    numbers = records.column("image_id")
-    if not isinstance(records[0]["image"], str):
-        return ((number, "") for number in numbers)
-    return zip(numbers, records.column("image"), strict=True)
+    return shared_images(open_records(data, "vqa", split), held)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from vlbeit import registry
 from vlbeit.errors import DataError, UsageError
 from vlbeit.leaderboard import clock
 from vlbeit.leaderboard.client import Client
@@ -90,8 +91,11 @@ def find_phase(phases: Sequence[Phase], wanted: str) -> Phase:
             return fits[0]
         if fits:
             break
-    names = ", ".join(phase.name for phase in fits or phases) or "none that you may see"
-    raise UsageError(f"--phase {wanted}: {'several fit' if fits else 'no such phase'}; there are {names}")
+    names = [phase.slug for phase in fits or phases]
+    if fits or not names:
+        there = f"several fit: {', '.join(names)}" if fits else "there is none that you may see"
+        raise UsageError(f"--phase {wanted}: {there}")
+    raise UsageError(f"--phase {wanted}: no such phase: {registry.nearest(name, names)}")
 
 
 def list_limits(client: Client, challenge: int) -> dict[int, Limits]:

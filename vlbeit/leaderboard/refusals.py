@@ -22,15 +22,22 @@ _REMEDIES = (
     ("not public", "this phase is not open; `vlbeit submit phases` lists the others"),
     ("paused", "its hosts have paused it: send the file later"),
     ("not active", "it is closed: `vlbeit submit phases` shows which phases are open"),
-    ("concurrent", "wait until one of yours is evaluated (`vlbeit submit status`), then send the file"),
-    ("running", "wait until one of yours is evaluated (`vlbeit submit status`), then send the file"),
+    (
+        "being processed",
+        "wait until one of yours is evaluated (`vlbeit submit status`), then send the file; those left in `submitting` "
+        "count too: cancel them on the challenge's page where it lets you",
+    ),
     ("file url is missing", "the file did not arrive: send it again, with --large if it stays so"),
     ("input_file", "`vlbeit submit check` tells what is wrong with the file"),
 )
 
 
 class Unavailable(DataError):
-    """The server does not answer as it should now; later it may."""
+    """The server does not answer as it should now; later it may: after `seconds`, where it says so, else 0."""
+
+    def __init__(self, text: str, seconds: float = 0.0) -> None:
+        super().__init__(text)
+        self.seconds = seconds
 
 
 class Unsure(Unavailable):
@@ -62,8 +69,10 @@ def refusal(status: int, text: str, where: str) -> UserError:
             "`vlbeit submit token` (EVALAI_TOKEN, where it is set, goes first)"
         )
     if status == 404:
-        return UsageError(f"{start}: there is no such thing there: `vlbeit submit phases` lists what there is; "
-                          "check --challenge, --host and the submission's number")  # fmt: skip
+        return UsageError(
+            f"{start}: there is no such thing there: check --challenge, --host, or the submission's number, which "
+            "`vlbeit submit status` lists for those sent from here"
+        )
     if status == 413:
         return Refused(f"{start}: the file is too large for one request: add --large", status)
     return Refused(f"{start}: {remedy or 'nothing was stored; correct what it says and try again'}", status)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from vlbeit import files
 from vlbeit.errors import DataError, Interrupted, UsageError
-from vlbeit.leaderboard import account, clock, evalai, upload
+from vlbeit.leaderboard import account, clock, evalai, receipts, upload
 from vlbeit.leaderboard.client import Client
 from vlbeit.leaderboard.evalai import SUBMITTING, UNCOUNTED, Limits, Phase
 from vlbeit.leaderboard.receipts import Receipt, Sending
@@ -20,6 +21,7 @@ from vlbeit.ledger import Submission
 from vlbeit.models.download import megabytes, progress
 
 TRIES = 3  # of a whole file whose connection broke, when the server turns out not to have it
+MOST_LEFT = 2  # submissions left waiting for a file that cannot come, of the three at a time that the server takes
 SETTLE = 10.0  # seconds until a submission that did arrive is in the server's list
 
 
@@ -120,7 +122,7 @@ def _take_up(
     Raises UsageError for one that was complete, unless it failed or `again` is set.
     """
     if sending["number"] is None:
-        return _take_up_broken(client, receipt, sending, target)
+        return _take_up_broken(client, receipt, sending, target, again)
     if sending["status"] != SUBMITTING and again:
         return None, False
     receipt.update(sending, evalai.read_submission(client, sending["number"]))
@@ -136,27 +138,73 @@ def _take_up(
     return None, False
 
 
-def _take_up_broken(client: Client, receipt: Receipt, sending: Sending, target: Target) -> tuple[Sending | None, bool]:
+def _take_up_broken(
+    client: Client, receipt: Receipt, sending: Sending, target: Target, again: bool
+) -> tuple[Sending | None, bool]:
     """A sending that was broken off before the server's number was known here."""
-    number = _find_lost(client, sending, target)
-    if number is None and ChunkedUpload(client, target).number is not None:
+    if ChunkedUpload(client, target).number is not None:
         return sending, False
+    number = _find_lost(client, sending, target, again)
     if number is None:
         receipt.drop(sending)
         return None, False
     sending["number"] = number
     receipt.update(sending, evalai.read_submission(client, number))
     client.report(f"{target.file} had arrived: it is submission {number} ({sending['status']})")
-    return sending, sending["status"] != SUBMITTING
+    return sending, True
 
 
-def _find_lost(client: Client, sending: Sending, target: Target) -> int | None:
-    """The number of a submission that arrived although its reply did not: newer than those before, of this method."""
-    for row in evalai.my_submissions(client, target.challenge, target.phase):
-        number = int(row.get("id") or 0)
-        if number > sending["newest_before"] and (row.get("method_name") or "") == sending["method"]:
+def _find_lost(client: Client, sending: Sending, target: Target, again: bool = False) -> int | None:
+    """The number of a submission that arrived although its reply did not: newer than those before, of our
+    method, with our bytes.
+
+    Raises UsageError where the server does not show the bytes of one that may be it, unless `again` is set.
+    """
+    doubtful = []
+    for row in _unknown(client, sending, target):
+        number = row["id"]
+        is_ours = number > sending["newest_before"] and (row.get("method_name") or "") == sending["method"]
+        if not is_ours or row.get("status") == SUBMITTING:
+            continue
+        try:
+            content = client.fetch(str(row["input_file"])) if row.get("input_file") else None
+        except DataError as error:
+            client.report(f"submission {number}: {error}")
+            content = None
+        if content is None:
+            doubtful.append(number)
+        elif hashlib.sha256(content).hexdigest() == target.sha256:
             return number
+    if doubtful and not again:
+        numbers = ", ".join(map(str, doubtful))
+        raise UsageError(
+            f"{target.file} was sent, its reply was lost, and the server does not show whether it is submission "
+            f"{numbers}: `vlbeit submit status NUMBER` shows what one has scored; --again sends the file anew"
+        )
     return None
+
+
+def _unknown(client: Client, sending: Sending, target: Target) -> list[dict[str, Any]]:
+    """The team's submissions to the phase that no other sending of the receipts here tells of."""
+    known = {
+        each["number"]
+        for receipt in receipts.here()
+        for each in receipt.sendings
+        if each["host"] == client.host and each["started"] != sending["started"]
+    }
+    rows = evalai.my_submissions(client, target.challenge, target.phase)
+    return [row for row in rows if type(row.get("id")) is int and row["id"] not in known]
+
+
+def _may_begin(client: Client, sending: Sending, target: Target) -> None:
+    """Raise DataError where broken uploads have left so many submissions behind that others have no room."""
+    left = [row["id"] for row in _unknown(client, sending, target) if row.get("status") == SUBMITTING]
+    if len(left) >= MOST_LEFT:
+        raise DataError(
+            f"{sending['phase']}: submissions {', '.join(map(str, left))} wait for files whose upload broke off, and "
+            "count among the three at a time that the server takes: cancel them on the challenge's page where "
+            "it lets you, or send this file in one request with --small"
+        )
 
 
 def _bring(client: Client, order: Order, receipt: Receipt, sending: Sending, target: Target) -> None:
@@ -186,7 +234,7 @@ def _bring_whole(client: Client, receipt: Receipt, sending: Sending, target: Tar
             receipt.drop(sending)
             raise
         if sending["number"] is not None:
-            receipt.save()
+            receipt.save(sending)
             return
 
 
@@ -196,17 +244,19 @@ def _bring_chunks(client: Client, chunks: ChunkedUpload, receipt: Receipt, sendi
         for _ in range(2):
             resumed = chunks.is_resumed
             try:
+                if not resumed:
+                    _may_begin(client, sending, chunks.target)
                 sending["number"] = chunks.begin()
                 sending["status"] = SUBMITTING
-                receipt.save()
+                receipt.save(sending)
                 chunks.put_chunks(show)
                 break
             except Unsure as error:  # of `begin`: what it may have left at the server waits for a file in vain
                 raise Unavailable(f"{error}: the same command begins again") from error
-            except Refused as error:
+            except DataError as error:
                 if sending["number"] is None:
                     receipt.drop(sending)
-                if not (resumed and error.status in (400, 403, 404)):
+                if not (resumed and isinstance(error, Refused) and error.status in (400, 403, 404)):
                     raise
                 client.report(f"{error}: the addresses of the earlier upload have run out; beginning anew")
                 chunks.forget()

@@ -53,7 +53,7 @@ def wait(client: Client, number: int, timeout: float, see: Callable[[dict[str, A
     shown, spoke, warned = "", start, False
     try:
         while True:
-            status, facts = _look(client, number, shown)
+            status, facts, asked = _look(client, number, shown)
             if facts:
                 see(facts)
             if status in OVER:
@@ -73,7 +73,7 @@ def wait(client: Client, number: int, timeout: float, see: Callable[[dict[str, A
             if waited >= timeout:
                 raise DataError(f"submission {number} is still {status or 'unknown'} after "
                                 f"{clock.spell_duration(waited)}: {_later(number)}")  # fmt: skip
-            clock.pause(min(interval, timeout - waited))
+            clock.pause(min(max(interval, asked), timeout - waited))
             interval = min(interval * GROWTH, LONGEST_WAIT)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped waiting; {_later(number)}") from None
@@ -113,14 +113,14 @@ def check_outcome(outcome: Outcome) -> None:
         )
 
 
-def _look(client: Client, number: int, status: str) -> tuple[str, dict[str, Any]]:
-    """Status and facts; those known so far and none where the server cannot be asked now."""
+def _look(client: Client, number: int, status: str) -> tuple[str, dict[str, Any], float]:
+    """Status, facts, 0; where the server cannot be asked now, the status known so far, {}, and for how many seconds."""
     try:
         facts = evalai.read_submission(client, number)
     except Unavailable as error:
         client.report(f"{error}; waiting on")
-        return status, {}
-    return str(facts["status"]), facts
+        return status, {}, error.seconds
+    return str(facts["status"]), facts, 0.0
 
 
 def _later(number: int) -> str:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from vlbeit.errors import DataError
 from vlbeit.leaderboard import account, clock, evalai
-from vlbeit.leaderboard.client import WAITS, Client
+from vlbeit.leaderboard.client import Client
 from vlbeit.leaderboard.refusals import Refused, Unavailable, Unsure
+from vlbeit.models.http import WAITS
 
 CHUNK = 20 << 20  # bytes, as the official client
 _BLOCK = 1 << 18  # bytes read at a time

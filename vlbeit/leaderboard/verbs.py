@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -61,13 +62,14 @@ def upload(
 ) -> None:
     """Send an answer file to the leaderboard: checked, within the limits, once; with --wait until it has its score."""
     from vlbeit import ledger
-    from vlbeit.leaderboard import account, clock, sending, status
+    from vlbeit.leaderboard import account, clock, sending
     from vlbeit.leaderboard.checking import check_before
+    from vlbeit.leaderboard.status import Seen, Tracked, check, look
 
     seconds = clock.read_duration(timeout, "--timeout")
     server, report = account.choose_host(host), _reporter(as_json)
     submission = ledger.find(what)
-    check_before(submission, questions, report)
+    check_before(submission, challenge, questions, report)
     fields = {
         "method_name": method or sending.default_method(submission),
         "method_description": description,
@@ -81,11 +83,11 @@ def upload(
     with _connect(server, report) as client:
         receipt, sent = sending.send(client, order)
     report(f"wrote {submission.receipt_file}")
-    seen = [status.Seen(sent, None)]
+    seen = [Seen(sent, None, receipt)]
     if wait:
-        seen = status.look([status.Tracked(sent, receipt)], lambda at: _connect(at, report), seconds)
-    _show(seen, as_json)
-    status.check(seen)
+        seen = look([Tracked(sent, receipt)], lambda at: _connect(at, report), seconds)
+    _show(seen, what, as_json)
+    check(seen)
 
 
 def status(
@@ -98,25 +100,31 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say what became of what was sent: its score beside the published ones, or why the server refused it."""
-    from vlbeit.leaderboard import account, clock, status
+    from vlbeit.leaderboard import account, clock
+    from vlbeit.leaderboard.status import check, look, resolve
 
     seconds = clock.read_duration(timeout, "--timeout")
     report = _reporter(as_json)
-    tracked = status.resolve(what, account.choose_host(host), host is not None)
-    seen = status.look(tracked, lambda at: _connect(at, report), seconds if wait else None)
-    _show(seen, as_json)
-    status.check(seen)
+    tracked = resolve(what, account.choose_host(host), host is not None)
+    seen = look(tracked, lambda at: _connect(at, report), seconds if wait else None)
+    _show(seen, what, as_json)
+    check(seen)
 
 
 def phases(challenge: Challenge = CHALLENGE, host: Host = None, as_json: AsJson = False) -> None:
     """List the phases of the challenge, which are open, and how often your team may still send."""
     from vlbeit.leaderboard import account, evalai
     from vlbeit.leaderboard.client import Client
+    from vlbeit.leaderboard.refusals import Refused
 
-    server, own = account.choose_host(host), account.find_token()
+    server, own, refused = account.choose_host(host), account.find_token(), ""
     with Client(server, own, _reporter(as_json)) as client:
         found = evalai.list_phases(client, challenge)
-        limits = evalai.list_limits(client, challenge) if own else {}
+        try:
+            limits = evalai.list_limits(client, challenge) if own else {}
+        except Refused as error:  # no team, or it has not joined: the phases are there all the same
+            limits = {each.id: evalai.Limits(message=str(error)) for each in found}
+            refused = str(error)
     if as_json:
         left = {number: each._asdict() for number, each in limits.items()}
         print(json.dumps([{**each._asdict(), "limits": left.get(each.id)} for each in found], indent=1))
@@ -124,12 +132,14 @@ def phases(challenge: Challenge = CHALLENGE, host: Host = None, as_json: AsJson 
     rows = [
         (
             each.slug, each.name, each.id, "yes" if each.is_active else "no", each.per_day or "",
-            limits[each.id].describe() if each.id in limits else "",
+            "refused" if refused else limits[each.id].describe() if each.id in limits else "",
         )
         for each in found
     ]  # fmt: skip
     table.show(("--phase", "name", "number", "open", "a day", "your team"), rows)
-    if own:
+    if refused:
+        print(f"your team: {refused}\nnext: vlbeit submit phases, when your team has joined")
+    elif own:
         print("next: vlbeit submit upload FILE --phase test-dev --method NAME")
     else:
         print("next: vlbeit submit token stores your token, which sending needs; then this shows what is left too")
@@ -140,7 +150,10 @@ def token() -> None:
     from vlbeit.leaderboard import account
 
     text = getpass.getpass("EvalAI token (not shown): ") if sys.stdin.isatty() else sys.stdin.readline()
-    print(f"wrote {account.store_token(text)}\nnext: vlbeit submit phases")
+    print(f"wrote {account.store_token(text)}")
+    if os.environ.get(account.VARIABLE):
+        print(f"note: {account.VARIABLE} is set and goes first: unset it for the stored token to be used")
+    print("next: vlbeit submit phases")
 
 
 def estimate(
@@ -150,10 +163,10 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """Predict the score without the server, from images that were held out of training; says what it leans to."""
-    from vlbeit.leaderboard import estimate
+    from vlbeit.leaderboard import estimate as held_out
 
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        found = estimate.estimate(run, words or [], split=split)
+        found = held_out.estimate(run, words or [], split=split)
     if found is None:  # not the main process
         return
     if as_json:
@@ -177,20 +190,24 @@ def _reporter(as_json: bool) -> Callable[[str], object]:
     return lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
 
-def _show(seen: Sequence[Seen], as_json: bool) -> None:
-    from vlbeit.leaderboard import status
+def _show(seen: Sequence[Seen], what: str | None, as_json: bool) -> None:
+    """What was seen of the submissions that a word means, all of them with None."""
     from vlbeit.leaderboard.evalai import OVER
     from vlbeit.leaderboard.published import NAMES, PUBLISHED, beside_published
+    from vlbeit.leaderboard.status import describe
 
     rows = [row for each in seen for row in each.rows()]
     if as_json:
         published = [{"method": row.method, "split": row.split, **row.scores} for row in PUBLISHED]
-        found: dict[str, Any] = {"submissions": list(map(status.as_json, seen)), "published": published}
+        found: dict[str, Any] = {"submissions": list(map(describe, seen)), "published": published}
         print(json.dumps(found, ensure_ascii=False, indent=1))
         return
     names = ("number", "phase", "status", "submitted_at", "method")
     cells = [[each.sending.get(name) or "" for name in names] for each in seen]
     table.show(("submission", "phase", "status", "submitted", "method"), cells)
+    for each in seen:
+        if each.error is not None:
+            print(f"note: submission {each.sending['number']}: {each.error}")
     for outcome in (each.outcome for each in seen if each.outcome is not None):
         print(*(f"note: {problem}" for problem in outcome.problems), sep="\n", end="\n" if outcome.problems else "")
         if outcome.texts.get("stderr", b"").strip():
@@ -201,8 +218,7 @@ def _show(seen: Sequence[Seen], as_json: bool) -> None:
     if rows:
         print()
         table.show(("method", "split", *NAMES), [row.cells() for row in beside_published(rows)])
-    waiting = [each.sending["number"] for each in seen if each.sending["status"] not in OVER]
-    if waiting:
-        print(f"next: vlbeit submit status {waiting[-1]} --wait")
+    if any(each.error is None and each.sending["status"] not in OVER for each in seen):
+        print(f"next: vlbeit submit status {f'{shlex.quote(what)} ' if what else ''}--wait")
     else:
         print("next: vlbeit submit phases shows how often you may still send")

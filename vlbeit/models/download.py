@@ -14,19 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-try:  # the HTTP library that huggingface-hub brings: httpx2 since its 2.0
-    import httpx2 as httpx
-except ImportError:
-    import httpx  # type: ignore[no-redef]
-
-import vlbeit
-from vlbeit.errors import DataError, UsageError
+from vlbeit.errors import DataError
+from vlbeit.models.http import LATER, WAITS, httpx, open_client, retry_after
 
 SECONDS = 30.0  # without a byte, and a connection counts as stalled
-WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try; one that brought bytes starts the row again
 LONGEST_WAIT = 60.0  # that a server may ask for
 LINE_EVERY = 10.0  # seconds, where the output is not a terminal
-_LATER = {408, 425, 429, 500, 502, 503, 504}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 Show = Callable[[int, int | None], None]  # (bytes that are here, bytes in all or None)
 
@@ -68,7 +61,8 @@ def download(address: str, partial: Path, *, size: int | None = None, show: Show
     """
     file = _Partial(partial, address)
     host, came, tries = urlsplit(address).hostname, False, 0
-    with _client() as client:
+    timeout, headers = httpx.Timeout(SECONDS, connect=10.0), {"Accept-Encoding": "identity"}
+    with open_client(follow_redirects=True, timeout=timeout, headers=headers) as client:
         while not file.whole:
             before = file.length
             try:
@@ -82,7 +76,7 @@ def download(address: str, partial: Path, *, size: int | None = None, show: Show
                 raise Failed(f"{host}: {error}") from error
             except _Later as error:
                 failure = error
-            tries = 0 if file.length > before else tries + 1
+            tries = 0 if file.length > before else tries + 1  # one that brought bytes starts the row of waits again
             if tries > (len(WAITS) if came else 1):  # a place that never answered is left soon
                 raise Failed(f"{host}: {failure}") from failure
             time.sleep(max(WAITS[max(tries, 1) - 1], failure.wait))
@@ -159,8 +153,8 @@ class _Partial:
 def _receive(response: httpx.Response, file: _Partial, size: int | None, show: Show) -> None:
     """Write a response's bytes behind those that are here, or in their place."""
     host = urlsplit(file.address).hostname
-    if response.status_code in _LATER:
-        raise _Later(f"HTTP {response.status_code}", _asked_wait(response))
+    if response.status_code in LATER:
+        raise _Later(f"HTTP {response.status_code}", min(retry_after(response), LONGEST_WAIT))
     if response.status_code == 416:  # the file is shorter now than what is here
         file.drop()
         raise _Later("HTTP 416")
@@ -220,19 +214,6 @@ def _no_room(file: _Partial, total: int | None) -> DataError:
         f"{file.path.parent}: the disk is full: {missing}; make room, or set HF_HOME to a folder on another disk "
         f"(what came, {megabytes(file.length)}, is kept and gone on with)"
     )
-
-
-def _asked_wait(response: httpx.Response) -> float:
-    asked = response.headers.get("retry-after", "")
-    return min(float(asked), LONGEST_WAIT) if asked.isdigit() else 0.0
-
-
-def _client() -> httpx.Client:
-    headers = {"User-Agent": f"vlbeit/{vlbeit.__version__}", "Accept-Encoding": "identity"}
-    try:
-        return httpx.Client(follow_redirects=True, timeout=httpx.Timeout(SECONDS, connect=10.0), headers=headers)
-    except (ValueError, ImportError) as error:  # a scheme that it does not know, SOCKS without its package
-        raise UsageError(f"the proxy set in the environment cannot be used: {error}") from error
 
 
 def _note(partial: Path) -> Path:

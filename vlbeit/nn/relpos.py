@@ -5,7 +5,8 @@ Legend: H heads, L all tokens, W rows or columns of the patch grid, T0 longest t
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +98,7 @@ class RelativePositionBias(nn.Module):
             if modality == "image" and not within(grid, self.grid):
                 raise ValueError(f"patch grid {grid} is not within the position table's {self.grid}")
         # under torch.export and torch.compile lengths may be symbols, and what is made of them is not to be kept
-        make = make_index if torch.compiler.is_compiling() else joint_index
+        make = make_index if torch.compiler.is_compiling() else _KEPT.index
         return make(layout, self.grid, self.text_length, device)
 
 
@@ -135,5 +136,31 @@ def within(grid: Grid | None, largest: Grid | None) -> bool:
     return grid is not None and largest is not None and grid[0] <= largest[0] and grid[1] <= largest[1]
 
 
-# what is kept must serve a later backward pass too; one of 900 patches is 7 MB
-joint_index = lru_cache(maxsize=128)(torch.inference_mode(False)(make_index))
+class KeptIndexes:
+    """The index matrices last asked for, of at most `most` bytes together, so that the layers of a model share one.
+
+    One of 900 patches is 7 MB, and there is one for every patch grid and every length of a text.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: OrderedDict[Any, Tensor] = OrderedDict()
+
+    def index(self, *asked: Any) -> Tensor:
+        """As `make_index`; the one asked for is kept, however large."""
+        index_LL = self._kept.pop(asked, None)
+        if index_LL is None:
+            with torch.inference_mode(False):  # it must serve a later backward pass too
+                index_LL = make_index(*asked)
+        self._kept[asked] = index_LL
+        while len(self._kept) > 1 and self.bytes > self.most:
+            self._kept.popitem(last=False)
+        return index_LL
+
+    @property
+    def bytes(self) -> int:
+        """What is kept."""
+        return sum(index_LL.nbytes for index_LL in self._kept.values())
+
+
+_KEPT = KeptIndexes(2**28)

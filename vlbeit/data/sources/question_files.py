@@ -13,6 +13,7 @@ from vlbeit.data.index import cached_table
 from vlbeit.data.picture_names import PictureNames
 from vlbeit.data.records import KINDS, ChosenRecords, FieldColumn
 from vlbeit.data.sources.base import DataSource
+from vlbeit.data.storable import storable_record
 from vlbeit.data.vqa_rows import answer_type, question_type
 from vlbeit.errors import DataError, some
 from vlbeit.types import Record, Records
@@ -71,7 +72,7 @@ class QuestionFiles(QuestionSource):
         twice, lost = [], []
         for number, item in enumerate(file.items(file.path), 1):
             try:
-                row = self.row(item, number)
+                row = storable_record(self.row(item, number))
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{file.path}: item {number} is not as in {self.config.name} ({type(error).__name__}: {error}); "

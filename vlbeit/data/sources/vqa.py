@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 
 from vlbeit import hub
 from vlbeit.data.index import cached_table
-from vlbeit.data.prepared import prepared_records
-from vlbeit.data.records import KINDS, FieldColumn, TableRecords
+from vlbeit.data.picture_names import PictureNames
+from vlbeit.data.prepared import ORIGIN, prepared_records
+from vlbeit.data.records import KINDS, ChosenRecords, FieldColumn, TableRecords
 from vlbeit.data.row_files import Table, open_table, stored_table
 from vlbeit.data.sources.base import DataSource
 from vlbeit.data.sources.question_files import EachPictureOnce
 from vlbeit.data.tables import saved_table
-from vlbeit.data.vqa_rows import VQARows, parse_columns
-from vlbeit.data.vqa_splits import HELD, HELD_OUT, Rule, Survey, canonical, described, table_files
+from vlbeit.data.vqa_rows import MISSING, VQARows, parse_columns
+from vlbeit.data.vqa_splits import HELD_OUT, Rule, Survey, Undivided, canonical, described, table_files
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
@@ -37,14 +38,16 @@ _LAYOUT = (
     "image, question and answers"
 )
 _OPTION = "data.columns=[{}]"
+_NONE = ""  # the split of rows that are no use
+_FIELDS = (*KINDS["vqa"], "split", "fault", "shard", "image_at")  # of the index; shard: the table that has the picture
 
 
 class _Read(NamedTuple):
-    """What is read for one split: tables, the files that they come from, and the table that holds the pictures."""
+    """What is read: the tables of all splits, their files, and of each table what has its pictures."""
 
     tables: list[Table]
     files: list[Path]
-    stored: Dataset | None = None
+    pictures: list[Dataset | None]  # None: they are files
 
 
 class OwnQuestions(DataSource):
@@ -74,96 +77,103 @@ class OwnQuestions(DataSource):
         return self.config.root.removeprefix(hub.PREFIX) if self.config.root.startswith(hub.PREFIX) else ""
 
     def _questions(self, split: str) -> Records:
-        """The records of a table, from its index where nothing has changed since that was written."""
+        """The records of a split. All splits are read together, since no picture may be in two of them."""
         config = self.config
         train, val = canonical(config.train_split), canonical(config.val_split)
         rule = Rule(config.held_out or HELD_OUT, config.split_seed, train, val)
-        read, rule = self._hub_table(split, rule) if self._hub else self._file_tables(split, rule)
-        questions = self._parsed(read)
-        column = questions.column("image")
-        if read.stored is None and _holds_pictures(read.files, column):
-            stored, first = saved_table(self.root, split, read.files, config.cache), read.tables[0]
-            read = _Read([stored_table(first.name, stored, first.folder, first.split)], read.files, stored)
-            questions = self._parsed(read)
-        fields = KINDS["vqa"] if read.stored is None else (*KINDS["vqa"], "image_at")
-        folder = Path(config.images).expanduser()  # the table's own may gain a file with every run
-        sources = [*read.files, *([folder] if config.images and folder.is_dir() else [])]
-        name = f"vqa-{split}-{self._print(rule, read)}"
-        rows = partial(self._rows, questions, rule, split, at="image_at" in fields)
-        table = cached_table(config.cache, name, sources, fields, rows)
-        return table if read.stored is None else StoredPictures(table, read.stored, column)
+        read = self._hub_tables() if self._hub else self._file_tables(rule)
+        names = self._parsed(read).columns("image")
+        if not self._hub:
+            read = self._with_pictures(read, names)
+        index = self._index(read, rule)
+        splits = index.column("split")[:]
+        self._judge(index, splits)
+        rows = [row for row, own in enumerate(splits) if own == split]
+        if not rows:
+            self._refuse(split, sorted({*splits} - {_NONE}))
+        pictures = [None if table is None else (table, name) for table, name in zip(read.pictures, names, strict=True)]
+        return SplitRecords(index, rows, pictures)
 
     def _parsed(self, read: _Read) -> VQARows:
         columns = parse_columns(self.config.columns, _OPTION)
         return VQARows(read.tables, columns, self.config.images, _OPTION)
 
-    def _file_tables(self, split: str, rule: Rule) -> tuple[_Read, Rule]:
-        """The files to read for a split, and whether something is held out of them."""
-        if self.root.is_file():
-            return _Read([open_table(self.root)], [self.root]), rule
-        files = table_files(self.root, (rule.train, rule.val))
-        if "" in files:
-            return _Read([open_table(path) for path in files[""]], files[""]), rule
-        own, rule = self._chosen(split, list(files), rule)
-        return _Read([open_table(path, own) for path in files[own]], files[own]), rule
+    def _file_tables(self, rule: Rule) -> _Read:
+        """The file that is the root, or those of a folder."""
+        files = {"": [self.root]} if self.root.is_file() else table_files(self.root, (rule.train, rule.val))
+        named = [(split, path) for split, paths in files.items() for path in paths]
+        return _Read(
+            [open_table(path, split) for split, path in named], [path for _, path in named], [None] * len(named)
+        )
 
-    def _hub_table(self, split: str, rule: Rule) -> tuple[_Read, Rule]:
-        """The same of a data set of the hub."""
-        found = {canonical(name): table for name, table in hub.load_tables(self._hub).items()}
-        own, rule = self._chosen(split, list(found), rule)
+    def _hub_tables(self) -> _Read:
+        """The splits of a data set of the hub."""
+        found = hub.load_tables(self._hub)
         folder = Path(self._hub).expanduser()
-        table = stored_table(self.config.root, found[own], folder if folder.is_dir() else Path.cwd(), own)
-        return _Read([table], [], found[own]), rule
+        place = folder if folder.is_dir() else Path.cwd()
+        tables = [stored_table(f"{self.config.root} {name}", table, place, name) for name, table in found.items()]
+        return _Read(tables, [], [*found.values()])
 
-    def _chosen(self, split: str, names: Sequence[str], rule: Rule) -> tuple[str, Rule]:
-        """Of splits in tables of their own the one to read: where there is none to evaluate on, the training split."""
-        rule = rule._replace(held_out=0) if {HELD, rule.val} & {*names} else rule
-        own = split if split in names else rule.train
-        if own not in names or (own != split and split != HELD):
-            raise DataError(
-                f"data.root={self.config.root} has no split {split!r}; it has {', '.join(names)}: set "
-                f"data.train_split=, data.val_split=; {_LAYOUT}"
-            )
-        return own, rule
+    def _with_pictures(self, read: _Read, names: Sequence[str]) -> _Read:
+        """The same, with Parquet files that have pictures in them copied to where any row is read at once."""
+        tables, pictures = [*read.tables], [*read.pictures]
+        for number, (path, name) in enumerate(zip(read.files, names, strict=True)):
+            if _holds_pictures(path, name):
+                old = tables[number]
+                stored = saved_table(path, old.split, [path], self.config.cache)
+                tables[number] = stored_table(old.name, stored, old.folder, old.split)
+                pictures[number] = stored
+        return read._replace(tables=tables, pictures=pictures)
 
-    def _print(self, rule: Rule, read: _Read) -> str:
-        """What the index depends on beside the files."""
-        stored = "" if read.stored is None else read.stored._fingerprint
-        config = self.config
-        folder = str(read.tables[0].folder)
-        facts = [config.columns, config.images, config.max_bad_fraction, [*rule], stored, config.root, folder]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    def _index(self, read: _Read, rule: Rule) -> TableRecords:
+        """All rows, also those that are no use, from the cache where nothing has changed since they were read.
 
-    def _rows(self, questions: VQARows, rule: Rule, split: str, *, at: bool) -> Iterator[Record]:
-        """The records of a split; `at`: with `image_at`, the row of the table that holds the picture.
-
-        Rows that are no use are left out and named; beyond a share they are an error.
+        A row whose picture was missing then, and is there now, is a change.
         """
-        survey = self._survey(questions, rule)
-        if split not in survey.splits and survey.splits:
-            hidden = ": none of its questions has an answer" if survey.splits == ["test"] and split != "test" else ""
-            raise DataError(
-                f"data.root={self.config.root} has no split {split!r}; it has {', '.join(survey.splits)}{hidden}"
-            )
-        bad: dict[str, list[str]] = defaultdict(list)
-        for placed in survey.place(questions):
-            if placed.record is None:
-                what, _, detail = placed.fault.partition(": ")
-                bad[what].append(f"{placed.question.place}{detail and f': {detail}'}")
-            elif placed.split == split:
-                image = placed.question.image
-                record = placed.record | {"image": image if isinstance(image, str) else ""}
-                yield record | ({"image_at": placed.number - 1} if at else {})
-        self._judge(bad, survey.rows)
+        config = self.config
+        folder = Path(config.images).expanduser()  # the table's own may gain a file with every run
+        sources = [*read.files, *([folder] if config.images and folder.is_dir() else [])]
+        prints = [None if table is None else table._fingerprint for table in read.pictures]
+        facts: list[Any] = [config.columns, config.images, [*rule], prints, config.root, str(read.tables[0].folder)]
+        while True:
+            name = f"vqa-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
+            index = cached_table(config.cache, name, sources, _FIELDS, partial(self._rows, self._parsed(read), rule))
+            if not (restored := _restored(index)):
+                return index
+            facts.append(restored)
 
-    def _survey(self, questions: Iterable[Any], rule: Rule) -> Survey:
+    def _rows(self, questions: VQARows, rule: Rule) -> Iterator[Record]:
+        """Every row of the tables with its split; one that is no use with the split "" and what is wrong with it."""
         try:
-            return Survey(questions, rule)
-        except DataError as error:
-            raise DataError(f"data.root={self.config.root}: {error} (data.held_out=, data.columns=)") from error
+            survey = Survey(questions, rule)
+        except Undivided as error:
+            raise DataError(f"data.root={self.config.root}: {error.said('data.{}=')}") from error
+        if survey.note:
+            log.warning("data.root=%s: %s", self.config.root, survey.note)
+        for placed in survey.place(questions):
+            question = placed.question
+            image = question.image if isinstance(question.image, str) else ""
+            if placed.record is None:
+                yield {"id": question.place, "image": image, "split": _NONE, "fault": placed.fault}
+            else:
+                table, row = question.at
+                kept = {"image": image, "split": placed.split, "fault": "", "shard": table, "image_at": row}
+                yield placed.record | kept
 
-    def _judge(self, bad: dict[str, list[str]], rows: int) -> None:
-        count = sum(map(len, bad.values()))
+    def _refuse(self, split: str, splits: Sequence[str]) -> None:
+        has = f"data.root={self.config.root} has no split {split!r}; it has {', '.join(splits) or 'no good row'}"
+        if splits == ["test"]:
+            raise DataError(f"{has}: none of its questions has an answer")
+        raise DataError(f"{has}: set data.train_split=, data.val_split=; {_LAYOUT}")
+
+    def _judge(self, index: TableRecords, splits: Sequence[str]) -> None:
+        """Name the rows that are no use and are left out; beyond a share they are an error."""
+        bad: dict[str, list[str]] = defaultdict(list)
+        for row in (row for row, own in enumerate(splits) if own == _NONE):
+            record = index[row]
+            what, _, detail = record["fault"].partition(": ")
+            bad[what].append(f"{record['id']}{detail and f': {detail}'}")
+        count, rows = sum(map(len, bad.values())), len(splits)
         if not count:
             return
         what = f"data.root={self.config.root}: {count:,} of {rows:,} rows are no use: {described(bad)}"
@@ -175,33 +185,51 @@ class OwnQuestions(DataSource):
         log.warning("%s; they are left out", what)
 
 
-class StoredPictures:
-    """Question records whose pictures are encoded bytes in a `datasets` table; read when a record is."""
+class SplitRecords:
+    """The questions of one split out of the index of all; pictures inside a table are read when a record is."""
 
-    def __init__(self, table: TableRecords, stored: Dataset, column: str) -> None:
-        self._table, self._column = table, column
-        self._stored = stored.select_columns([column]).with_format("arrow")
+    def __init__(
+        self, index: TableRecords, rows: Sequence[int], pictures: Sequence[tuple[Dataset, str] | None]
+    ) -> None:
+        """`pictures`: of each table the one with its encoded pictures, and their column; None where they are files."""
+        self._questions = ChosenRecords(index, rows)
+        self._pictures = [
+            None if given is None else given[0].select_columns([given[1]]).with_format("arrow") for given in pictures
+        ]
+        self._prints = [None if given is None else given[0]._fingerprint for given in pictures]
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._questions)
 
     def __getitem__(self, index: int) -> Record:
-        record = self._table[index]
-        at = record.pop("image_at")
-        if not record["image"]:
-            value = self._stored[at][self._column][0].as_py()
+        found = self._questions[index]
+        record = {name: found[name] for name in KINDS["vqa"]}
+        stored = self._pictures[found["shard"]]
+        if not record["image"] and stored is not None:
+            value = stored[found["image_at"]][stored.column_names[0]][0].as_py()
             record["image"] = value["bytes"] if isinstance(value, dict) else value
         return record
 
     def column(self, name: str) -> Sequence[Any]:
-        return FieldColumn(self, name) if name == "image" else self._table.column(name)
+        if name == ORIGIN:
+            columns = (self._questions.column(part)[:] for part in ("image", "shard", "image_at"))
+            return [image or f"{self._prints[shard]} {at}" for image, shard, at in zip(*columns, strict=True)]
+        inside = name == "image" and any(stored is not None for stored in self._pictures)
+        return FieldColumn(self, name) if inside else self._questions.column(name)
 
 
-def _holds_pictures(files: Sequence[Path], column: str) -> bool:
-    """Whether a column of Parquet files has pictures rather than their names."""
-    if not files or files[0].suffix.lower() != ".parquet":
+def _restored(index: TableRecords) -> list[str]:
+    """The pictures that were missing when the index was written, and are there now."""
+    pictures = PictureNames(Path())
+    rows = [row for row, fault in enumerate(index.column("fault")[:]) if fault.startswith(MISSING)]
+    return sorted({path for path in (index[row]["image"] for row in rows) if pictures.find(path)[1]})
+
+
+def _holds_pictures(path: Path, column: str) -> bool:
+    """Whether a column of a Parquet file has pictures rather than their names."""
+    if path.suffix.lower() != ".parquet":
         return False
-    kind = pq.read_schema(files[0]).field(column).type
+    kind = pq.read_schema(path).field(column).type
     return pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
