@@ -94,7 +94,7 @@ def plot(points: Sequence[Point], file: Path) -> None:
     axes.set(title=f"{claim}, built-in data", xlabel=AXES[claim], ylabel="top-1 (%), 95 % interval over seeds")
     if not AXES[claim]:
         axes.set_xticks([])
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)  # within the axes it would cover an interval
     figure.savefig(file, dpi=110)
 
 
