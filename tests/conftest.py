@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: exact
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
 from types import ModuleType
@@ -58,13 +58,24 @@ def chain(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokenizer_files() -> ModuleType:
+def load_module() -> Callable[[Path], ModuleType]:
+    """Imports a file that lies beside tests: pytest's importlib mode puts no folder on the path."""
+
+    def load(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """The module tokenizer_files.py beside this file."""
-    spec = importlib.util.spec_from_file_location("tokenizer_files", Path(__file__).with_name("tokenizer_files.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module(Path(__file__).with_name("tokenizer_files.py"))
 
 
 @pytest.fixture

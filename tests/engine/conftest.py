@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -10,13 +9,9 @@ import torch
 
 
 @pytest.fixture(scope="session")
-def toy() -> ModuleType:
+def toy(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """The module toy.py beside this file."""
-    spec = importlib.util.spec_from_file_location("engine_toy", Path(__file__).with_name("toy.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module(Path(__file__).with_name("toy.py"))
 
 
 @pytest.fixture(autouse=True)

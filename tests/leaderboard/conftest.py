@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,13 +27,9 @@ def score(entries: list[dict[str, Any]]) -> dict[str, float]:
 
 
 @pytest.fixture(scope="session")
-def evalai_server() -> ModuleType:
+def evalai_server(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """The module evalai_server.py beside this file."""
-    spec = importlib.util.spec_from_file_location("evalai_server", Path(__file__).with_name("evalai_server.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module(Path(__file__).with_name("evalai_server.py"))
 
 
 @pytest.fixture(autouse=True)

@@ -325,8 +325,11 @@ def test_the_days_limit_is_known_before_anything_is_sent(server: Any, client: Cl
 
 
 def test_a_failed_one_does_not_count(server: Any, client: Client, answers: Path) -> None:
-    server.add(server.phases[1], {}, b"[]")["status"] = "failed"
-    sending.send(client, order(answers, phase="test-standard"))
+    server.add(server.phases[1], {}, b"[]")["status"] = "failed"  # of the one that test-standard takes a day
+    receipt, sent = sending.send(client, order(answers, phase="test-standard"))
+    assert receipt.sendings == [sent] and server.submissions[sent["number"]]["challenge_phase"] == server.phases[1].id
+    with pytest.raises(DataError, match="exhausted"):
+        sending.send(client, order(answers, phase="test-standard", again=True))
 
 
 def test_a_limit_that_is_reached_meanwhile(
