@@ -73,6 +73,12 @@ def load_module() -> Callable[[Path], ModuleType]:
 
 
 @pytest.fixture(scope="session")
+def unilm(load_module: Callable[[Path], ModuleType]) -> ModuleType:
+    """The module models/unilm_names.py: random weights under official names."""
+    return load_module(Path(__file__).parent / "models" / "unilm_names.py")
+
+
+@pytest.fixture(scope="session")
 def tokenizer_files(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """The module tokenizer_files.py beside this file."""
     return load_module(Path(__file__).with_name("tokenizer_files.py"))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -35,14 +33,6 @@ TINY = (
     "optim.lr=1e-12",
     "optim.warmup_steps=0",
 )
-
-
-@pytest.fixture(scope="session")
-def unilm() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("unilm_names", Path(__file__).parent / "models" / "unilm_names.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -147,16 +146,6 @@ def top1_among(run: Path, root: Path, found: list[str]) -> float:
         likeliest = next(name for name, _ in predict(path, top=len(COLOURS)) if name in found)
         hits.append(likeliest == path.parent.name)
     return 100 * sum(hits) / len(hits)
-
-
-@pytest.fixture(scope="module")
-def unilm() -> Any:
-    path = Path(__file__).parents[1] / "models" / "unilm_names.py"
-    spec = importlib.util.spec_from_file_location("unilm_names", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_published_weights_on_a_subset(place: Path, unilm: Any, capsys: pytest.CaptureFixture[str]) -> None:
