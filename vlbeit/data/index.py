@@ -15,7 +15,7 @@ from vlbeit.data.records import TableRecords
 from vlbeit.errors import DataError
 from vlbeit.types import Record
 
-_FORMAT = 2  # raise it when the rows that a source writes change: older indexes are then left alone
+_FORMAT = 3  # raise it when the rows that a source writes change: older indexes are then left alone
 _CHUNK = 1000  # rows written at a time
 
 _TYPES = {
@@ -26,7 +26,7 @@ _TYPES = {
     "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
     "outlines": pa.list_(pa.string()), "shard": pa.int64(), "image_at": pa.int64(), "image_bytes": pa.int64(),
     "mask_at": pa.int64(), "mask_bytes": pa.int64(), "split": pa.string(), "fault": pa.string(),
-    "height": pa.int64(), "width": pa.int64(),
+    "height": pa.int64(), "width": pa.int64(), "picture": pa.string(),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from functools import cache
@@ -9,6 +10,11 @@ from pathlib import Path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # as data=imagefolder
 _NUMBER = re.compile(r"(\d+)$")
+
+
+def number_of(name: str) -> int:
+    """A number for what names a picture, 63 bits of a stable hash: tensors can hold it and processes compare it."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
 
 
 class PictureNames:

@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "images": ("id", "image"),
     "labelled": ("id", "image", "label"),
     "text": ("id", "text"),
-    "pairs": ("id", "image", "text"),
+    "pairs": ("id", "image", "text", "picture"),
     "vqa": (
         "id", "image", "question", "question_id", "image_id", "question_type", "answer_type", "answers",
         "multiple_choice_answer",
@@ -36,8 +36,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "masks": ("id", "image", "mask"),
     "boxes": ("id", "image", "image_id", "boxes", "labels", "areas", "crowd", "outlines"),
 }  # fmt: skip
-"""Fields of a record by kind. `id` str · `image` path or encoded bytes · `label` int · `text` str ·
-`question_id` and `image_id` int · `answers` list[str], the raw answers of the annotators, [] where they are hidden ·
+"""Fields of a record by kind. `id` str · `image` path or encoded bytes · `label` int · `text` str · `picture`
+str, the same for all texts of one picture · `question_id` and `image_id` int · `answers` list[str], the raw answers of
+the annotators, [] where they are hidden ·
 `multiple_choice_answer` str, the one that the data set itself lets stand for them, "" where it names none ·
 `mask` path or encoded bytes, an index of a class per pixel · `boxes` list of [x, y, width, height] in pixels, and for
 each of them `labels` int, `areas` float in square pixels, `crowd` bool (COCO's iscrowd), `outlines` str: COCO's

@@ -84,6 +84,8 @@ class TextTable:
         if self._kind != "images":
             text = values[self._text]
             record["text"] = text if isinstance(text, str) else text[position]
+        if self._kind == "pairs":
+            record["picture"] = f"{row}"
         return record
 
     def column(self, name: str) -> Sequence[Any]:

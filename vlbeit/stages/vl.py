@@ -10,6 +10,7 @@ from vlbeit import dist
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
 from vlbeit.data.masked_text import MaskedText
+from vlbeit.data.picture_names import number_of
 from vlbeit.data.records import open_image, spread
 from vlbeit.data.text import Tokenizer, choose_tokenizer
 from vlbeit.data.transforms import EvalImage, TrainImage
@@ -112,7 +113,7 @@ def vl_heads(dim: int, vocab_size: int) -> Heads:
 
 
 class PairTransform:
-    """Record -> picture, token ids, and the same ids with some words masked."""
+    """Record -> picture, what names it, token ids, and the same ids with some words masked."""
 
     def __init__(self, image: TrainImage | EvalImage, masked: MaskedText) -> None:
         self.image = image
@@ -122,6 +123,7 @@ class PairTransform:
         return {
             "sample_id": record["id"],
             "image": self.image(open_image(record["image"])),
+            "picture": number_of(record["picture"]),
             **self.masked(record["text"]),
         }
 

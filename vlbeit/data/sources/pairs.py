@@ -45,7 +45,7 @@ def _rows(files: Sequence[Path], kind: str) -> Iterator[Record]:
             if kind != "images":
                 for position, text in enumerate(captions):
                     record = {"id": f"{name}#{number}.{position}", "text": text}
-                    yield record if kind == "text" else {**record, "image": str(path)}
+                    yield record if kind == "text" else {**record, "image": str(path), "picture": str(path)}
             elif path not in images:
                 yield {"id": name, "image": str(path)}
             images[path] = None
