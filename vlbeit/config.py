@@ -82,6 +82,7 @@ class ModelConfig:
     drop_path: float = key(0.1, "stochastic depth of the last block, linear from 0 at the first")
     positions: str = key("relative", "relative | absolute")
     fused_layers: int = key(2, "top blocks that own a fused (vision-language) expert")
+    experts: str = key("modality", "modality: a feed-forward expert for each | shared: one for all, VLMo's ablation")
     image_tower: str = key(
         "own",
         "own | timm:NAME | open_clip:NAME@TAG: a pre-trained network before the blocks; "
@@ -109,6 +110,7 @@ class ModelConfig:
             f"model.fused_layers={self.fused_layers} must lie in 0..model.depth={self.depth}",
         )
         one_of("model.positions", self.positions, ("relative", "absolute"))
+        one_of("model.experts", self.experts, ("modality", "shared"))
         for modality, libraries in LIBRARIES.items():
             value = getattr(self, f"{modality}_tower")
             tower = foreign_tower(value)
