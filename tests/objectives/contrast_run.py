@@ -1,10 +1,11 @@
 """A tiny vision-language objective on eight given pairs, and what two gloo processes make of it.
 
-Also a script: `python contrast_run.py FOLDER` is one of the two processes.
+Also a script: `python contrast_run.py FOLDER PORT` is the two processes, forked once everything is imported.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,6 +198,20 @@ def one_of_two(folder: Path) -> None:
     dist.leave()
 
 
+def two_processes(folder: Path, port: str) -> int:
+    """Exit code: 0 where both processes ended well."""
+    children = []
+    for rank in "01":
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            one_of_two(folder)
+            os._exit(0)
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    one_of_two(Path(sys.argv[1]))
+    sys.exit(two_processes(Path(sys.argv[1]), sys.argv[2]))
