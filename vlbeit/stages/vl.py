@@ -81,7 +81,8 @@ class VL(Stage):
         own = config.global_batch_size if whole else config.micro_batch_size
         require(
             own * dist.world_size() > 1,
-            "stage=vl needs a global_batch_size and a micro_batch_size of at least 2: matching wants negatives",
+            "stage=vl needs a global_batch_size and a micro_batch_size of at least 2: matching wants negatives; with "
+            "stage.cache_gradients=true they come from the whole batch",
         )
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
