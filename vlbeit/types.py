@@ -31,7 +31,7 @@ Batch: TypeAlias = dict[str, Any]
 `picture` int [B], a number per picture, whatever its text · `label` int [B] · `target` float [B, V], soft scores ·
 `segments` int [B, height, width], a class per pixel, 255 = not scored · `boxes` list of float [n, 4], left, top, right,
 bottom in pixels of `image`, with `box_labels` list of int [n] and `box_masks` list of bool [n, height, width] ·
-`bad` list[str], unreadable samples that were replaced.
+`bad` list[str], unreadable samples that were replaced. An objective that surveys the step adds keys of its own.
 """
 
 Meta: TypeAlias = dict[str, Any]
@@ -64,6 +64,7 @@ class StepOutput(NamedTuple):
 
     losses: dict[str, Tensor]  # scalars, weighted and normalised; the total is their sum
     logs: dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count), reduced over ranks by the engine
+    seen: tuple[Any, ...] = ()  # in a survey: what the objective wants to know of a micro-batch, tensors in it
 
 
 class Exportable(NamedTuple):
