@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlbeit.engine.optim import load_optimizer_state
+from vlbeit.engine.sharded import ShardedAverage
 from vlbeit.engine.state import TrainingState
 from vlbeit.errors import DataError
 
@@ -23,7 +24,7 @@ class Trained(NamedTuple):
 
     objective: nn.Module
     optimizer: torch.optim.Optimizer
-    averaged: nn.Module | None  # EMA of the objective
+    averaged: nn.Module | ShardedAverage | None  # EMA of the objective
     scaler: Any | None  # gradient scaler of fp16
 
 
