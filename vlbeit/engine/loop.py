@@ -23,16 +23,18 @@ from torch import Tensor, nn
 
 from vlbeit import dist
 from vlbeit.engine.callbacks import Callbacks
-from vlbeit.engine.checkpoint import Trained, read_state, weights_of, write_state
+from vlbeit.engine.checkpoint import Trained, read_state, weights_of
 from vlbeit.engine.device import to_device
 from vlbeit.engine.environment import describe_environment
 from vlbeit.engine.evaluate import evaluation_mode
 from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.interrupt import StopRequest
 from vlbeit.engine.meter import Meter
+from vlbeit.engine.moments import names_by_group
 from vlbeit.engine.optim import check_coverage, write_lr
 from vlbeit.engine.plan import FitPlan
 from vlbeit.engine.randomness import preserved_generators, seed_generators
+from vlbeit.engine.saving import Saver
 from vlbeit.engine.sharded import Replica, ShardedAverage, average_scalars, shard, whole
 from vlbeit.engine.sinks import JsonLines, Sink, Terminal, Trackers
 from vlbeit.engine.state import TrainingState
@@ -75,6 +77,7 @@ class Engine:
         # of the objective before its forward is prepared; frozen and tied parameters once each, buffers are copied
         whole_ema = plan.ema_decay and not sharded
         self.ema: Any = ModelEmaV3(self.objective, plan.ema_decay, exclude_buffers=True) if whole_ema else None
+        self.layout = names_by_group(self.objective, optimizer) if sharded else None
         if sharded:
             self.model, self.optimizer = shard(self.objective, optimizer, accelerator)
             self.ema = ShardedAverage(self.objective, plan.ema_decay) if plan.ema_decay else None
@@ -82,6 +85,8 @@ class Engine:
             self.model, self.optimizer = accelerator.prepare(self.objective, optimizer)
         self.forward = torch.compile(self.model) if plan.compile else self.model
         self.stream, self.plan, self.accelerator, self.folder = stream, plan, accelerator, folder
+        saves_parts = sharded if plan.checkpoint == "auto" else plan.checkpoint == "sharded"
+        self.saver = folder and Saver(folder, sharded=saves_parts, in_background=plan.async_save, timeout=plan.timeout)
         self.callbacks = callbacks or Callbacks()
         self.state = TrainingState()
         self.meter = Meter()
@@ -95,14 +100,21 @@ class Engine:
         self.restore()
         with preserved_generators(), StopRequest() as stop, ExitStack() as at_end:
             self._open_sinks(at_end)
+            if self.saver is not None:
+                at_end.callback(self.saver.close)
+            stopping = False
             self.objective.train()
             self.meter.restart(self.state.samples)
             for micro_batches in self.stream.steps(self.state.step, self.plan.steps):
                 self.train_step(micro_batches)
                 stopping = stop.agreed(self.accelerator.device)
                 self._run_clocks(stopping)
-                if stopping and self.state.step < self.plan.steps:
-                    raise Interrupted(self._farewell())
+                if stopping:
+                    break
+            if self.saver is not None:
+                self.saver.finish()
+        if stopping and self.state.step < self.plan.steps:
+            raise Interrupted(self._farewell())
         assert self.state.step >= self.plan.steps, f"the stream ended at step {self.state.step}"
         return self.state
 
@@ -254,7 +266,7 @@ class Engine:
         if self.folder is None:
             return
         averaged = self._trained().averaged
-        weights = weights_of(averaged or self.objective) if self.callbacks.export else {}
+        weights = weights_of(self.objective if averaged is None else averaged) if self.callbacks.export else {}
         if not dist.is_main():
             return
         with write_errors(self.folder.checkpoint):
@@ -270,12 +282,12 @@ class Engine:
         if self.folder is None:
             return
         self.state.bad = sorted({i for ids in dist.gather_objects(self.state.bad) for i in ids})
-        if dist.is_main():
-            self.folder.save_state(self.state.step, lambda folder: write_state(folder, self._trained(), self.state))
+        assert self.saver is not None
+        self.saver.save(self._trained(), self.state)
 
     def _trained(self) -> Trained:
         averaged = self.ema.module if isinstance(self.ema, ModelEmaV3) else self.ema
-        return Trained(self.objective, self.optimizer, averaged, self.accelerator.scaler)
+        return Trained(self.objective, self.optimizer.optimizer, averaged, self.accelerator.scaler, self.layout)
 
     def _on_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.accelerator.device, torch.float64 if self.plan.precision == "fp64" else None)

@@ -19,6 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlbeit import dist
 
+PARTED_FROM = "parted_from"  # key of an optimizer's group: the index of the group that its parameters were in
+
 
 def shard(objective: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> tuple[nn.Module, Any]:
     """The prepared module and optimizer; the objective's own parameters are cut in place.
@@ -28,11 +30,11 @@ def shard(objective: nn.Module, optimizer: torch.optim.Optimizer, accelerator: A
     scalars = [parameter for parameter in objective.parameters() if not parameter.dim()]
     accelerator.state.fsdp_plugin.ignored_modules = [nn.ParameterList(scalars)]
     model, prepared = accelerator.prepare(objective, optimizer)
-    for group in list(optimizer.param_groups):
+    for index, group in enumerate(list(optimizer.param_groups)):
         plain = [parameter for parameter in group["params"] if not isinstance(parameter, DTensor)]
         if plain and len(plain) < len(group["params"]):
             group["params"] = [parameter for parameter in group["params"] if isinstance(parameter, DTensor)]
-            optimizer.add_param_group({**group, "params": plain})
+            optimizer.add_param_group({**group, "params": plain, PARTED_FROM: index})
     return model, prepared
 
 
@@ -56,8 +58,8 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def parted_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same on all processes, cut as `like` is; as it is where `like` is whole."""
-    if not isinstance(like, DTensor) or isinstance(value, DTensor):
+    """A whole tensor, the same on all processes, cut as `like` is; as it is where that is whole, or of another shape."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     value = value.to(like.device, like.dtype)
     # every process cuts its own copy: nothing is sent
