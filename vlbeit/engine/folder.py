@@ -92,6 +92,15 @@ class RunFolder:
             raise DataError(f"{self.last_file} names {folder}, which is missing: restore it, or overwrite=true")
         return folder
 
+    def say_intact(self) -> str:
+        """What a run that was broken off can go on from, and how."""
+        try:
+            state = self.last_state()
+        except DataError as error:
+            return str(error)
+        left = "no state was saved yet" if state is None else f"{state} is intact"
+        return f"{left}: run the same command again"
+
     def is_finished(self, steps: int) -> bool:
         """Whether the run has made at least `steps` steps."""
         step = self.last_step()

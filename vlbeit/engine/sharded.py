@@ -58,7 +58,7 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def parted_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same on all processes, cut as `like` is; as it is where that is whole, or of another shape."""
+    """A whole tensor, the same on all processes, cut as `like` is; not cut where that is whole or of another shape."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     value = value.to(like.device, like.dtype)
