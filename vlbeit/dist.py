@@ -88,6 +88,30 @@ def gather_with_grad(x_BD: Tensor) -> Tensor:
     return _gather_function().apply(x_BD) if _group() else x_BD
 
 
+def fetch_rows(take: Callable[[Tensor], Tensor], rows: int, wanted_B: Tensor) -> Tensor:
+    """Rows `wanted_B` of those of all processes in rank order, without gradient: [B, ...] on the device of `wanted_B`.
+
+    Every process has `rows` rows and asks for as many as the others; only what was asked for is sent, once a process.
+    `take(indices)` gives rows of this process by their index here, also none of them.
+    """
+    group = _group()
+    if not group:
+        return take(wanted_B).detach().to(wanted_B.device)
+    import torch
+
+    asked = [torch.unique(part) for part in gather(wanted_B).view(group.get_world_size(), -1)]  # sorted: by owner
+    own = rank()
+    sent = [part[part // rows == own] % rows for part in asked]
+    owners = asked[own] // rows
+    received = [int((owners == other).sum()) for other in range(len(asked))]
+    outgoing = take(torch.cat(sent)).detach().to(wanted_B.device).contiguous()
+    is_bool = outgoing.dtype == torch.bool  # which gloo does not send
+    outgoing = outgoing.byte() if is_bool else outgoing
+    incoming = outgoing.new_empty((sum(received), *outgoing.shape[1:]))
+    group.all_to_all_single(incoming, outgoing, received, [len(part) for part in sent])
+    return (incoming.bool() if is_bool else incoming)[torch.searchsorted(asked[own], wanted_B)]
+
+
 def gather_objects(value: Value) -> list[Value]:
     """The value of every process in rank order, for picklable values."""
     group = _group()

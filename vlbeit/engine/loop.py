@@ -3,7 +3,7 @@
 A loss of the objective is weight * sum of terms / counts[name]. The engine adds the counts of all micro-batches and
 processes of a step and divides by the number of processes, because DistributedDataParallel averages gradients: so a
 step is the same at any micro-batch size and on any number of processes. What looks across samples (contrast and
-matching, mixup, batch statistics) sees one micro-batch of every process.
+matching, mixup, batch statistics) sees one micro-batch of every process, unless the objective surveys the step.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ class Engine:
         step, plan, accelerator = self.state.step, self.plan, self.accelerator
         lr = plan.schedule(step)
         write_lr(self.optimizer, lr)
+        micro_batches = self._surveyed(micro_batches)
         counts = self._counts(micro_batches)
         parts: list[dict[str, Tensor]] = []  # the losses of each micro-batch
         for index, batch in enumerate(micro_batches):
@@ -151,6 +152,16 @@ class Engine:
     def load_state(self, saved: Path) -> None:
         """Take up a saved state; DataError where it is damaged or of another model."""
         self.state = read_state(saved, self._trained())
+
+    def _surveyed(self, micro_batches: list[Batch]) -> list[Batch]:
+        """What the objective makes of all micro-batches of the step before it is asked for losses."""
+
+        @torch.no_grad()
+        def look(index: int) -> tuple[Any, ...]:
+            seed_generators(self.plan.seed, self.state.step, index, dist.rank())
+            return self.forward(self._on_device(micro_batches[index]), {}).seen
+
+        return self.objective.survey(micro_batches, look)
 
     def _counts(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """Terms per loss of the whole step over all processes, divided by the number of processes."""
