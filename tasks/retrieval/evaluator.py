@@ -136,7 +136,7 @@ class RetrievalEvaluator:
 
     def _reranked(self, texts: Found, pictures: Found) -> Ranks:
         """Both ways from one pass over the pairs that are a candidate of one of them."""
-        assert self.scores is not None and self._objective is not None
+        assert self.scores is not None
         picture_of, captions = self.pictures.picture_of, len(self.pictures.picture_of)
         of_texts = np.arange(len(texts.rank_Q))[:, None] * captions + texts.first_QK
         of_pictures = pictures.first_QK * captions + np.arange(captions)[:, None]

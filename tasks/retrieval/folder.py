@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock
@@ -81,7 +82,7 @@ class FolderVectors:
         there = {name: known[name][1] for name, stamp in wanted.items() if known.get(name, ("",))[0] == stamp}
         if len(self._parts()) > _MOST_PARTS:
             self._put_together({name: (wanted[name], vector) for name, vector in there.items()})
-        vectors_PE = np.stack(list(there.values())) if there else np.zeros((0, 0), np.float32)
+        vectors_PE = np.stack(list(there.values())).astype(np.float32) if there else np.zeros((0, 0), np.float32)
         lacking = [self.top / name for name in wanted if name not in there]
         return Vectors([self.top / name for name in there], vectors_PE, lacking)
 
@@ -98,7 +99,7 @@ class FolderVectors:
                     names, stamps, vectors = (part[field] for field in ("names", "stamps", "vectors"))
                 rows = zip(names.tolist(), stamps.tolist(), vectors, strict=True)
                 known |= {name: (stamp, vector) for name, stamp, vector in rows}
-            except (OSError, ValueError, KeyError, EOFError) as error:
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
                 log.warning("%s is damaged (%s) and computed again", path, error)
                 path.unlink()
         return known

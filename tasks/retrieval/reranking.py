@@ -38,23 +38,27 @@ class PairScores:
     def __init__(self, pictures: PictureRecords, image: EvalImage, tokenizer: Tokenizer, workers: int) -> None:
         self.pictures, self.image, self.tokenizer, self.workers = pictures, image, tokenizer, workers
 
-    def __call__(self, objective: RetrievalObjective, pairs_n: np.ndarray) -> np.ndarray:
+    def __call__(self, objective: RetrievalObjective | None, pairs_n: np.ndarray) -> np.ndarray:
         """Scores of pairs, place of the picture * M + row of the caption, sorted: each picture is read once.
 
-        All processes get all pairs, share the work and return all scores. Tells how far it is.
+        All processes get all pairs and return all scores; those that have an objective share the work: one that saw no
+        batch has none. Tells how far it is.
         """
+        able = [rank for rank, has in enumerate(dist.gather_objects(objective is not None)) if has]
+        own_n = np.array_split(pairs_n, len(able))[able.index(dist.rank())] if objective is not None else pairs_n[:0]
+        own = self._of(objective, own_n, len(able)) if objective is not None else np.zeros(0, np.float32)
+        return np.concatenate(dist.gather_objects(own))
+
+    def _of(self, objective: RetrievalObjective, own_n: np.ndarray, processes: int) -> np.ndarray:
         captions = len(self.pictures.picture_of)
-        own_n = np.array_split(pairs_n, dist.world_size())[dist.rank()]
         places, starts = np.unique(own_n // captions, return_index=True)
         rows = np.split(own_n % captions, starts[1:]) if len(own_n) else []
         scores: list[np.ndarray] = []
-        world = dist.world_size()
-        with counting("re-ranked pairs", len(pairs_n)) as add, dist.alone():
+        with counting("re-ranked pairs", processes * len(own_n)) as add, dist.alone():
             for place, picture in zip(range(len(places)), self._embedded(objective, places.tolist()), strict=True):
                 scores.append(self._scores(objective, picture, rows[place].tolist()))
-                add(world * len(rows[place]))
-        own = np.concatenate(scores) if scores else np.zeros(0, np.float32)
-        return np.concatenate(dist.gather_objects(own))
+                add(processes * len(rows[place]))
+        return np.concatenate(scores) if scores else np.zeros(0, np.float32)
 
     def _embedded(self, objective: RetrievalObjective, places: Sequence[int]) -> Iterator[Tokens]:
         """The pictures, one by one, as tokens before the blocks."""

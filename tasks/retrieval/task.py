@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlbeit.config import OptimConfig, RunConfig, Settings, key, require
+from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
 from vlbeit.data.picture_names import number_of
 from vlbeit.data.text import Tokenizer, choose_tokenizer
@@ -18,6 +18,9 @@ from vlbeit.errors import UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import param_groups, vlmo_decays
 from vlbeit.models.spec import encoder_spec
+from vlbeit.objectives.contrastive import GATHERS, LOSSES, ContrastRule
+from vlbeit.objectives.global_contrast import GlobalContrast
+from vlbeit.objectives.matching import DRAWS
 from vlbeit.task import Task
 from vlbeit.types import DataSpec, Evaluator, Meta, Records
 
@@ -44,11 +47,27 @@ class RetrievalSettings(Settings):
         0,
         "so many first candidates of every query are compared anew by the fused experts, as many passes each; 0: none",
     )
+    contrastive: str = key(
+        "softmax", "softmax: each text among all pictures, as VLMo | sigmoid: pair by pair, as SigLIP"
+    )
+    gather: str = key(
+        "gradient", "gradient: as one process with the whole batch | published: none through the gather, as VLMo"
+    )
+    same_picture_negatives: bool = key(
+        False, "whether other captions of a picture count as wrong ones in contrast and matching; VLMo: true"
+    )
+    cache_gradients: bool = key(
+        True, "contrast over the whole global batch also where micro_batch_size is less, for one more forward pass"
+    )
+    negatives: str = key("sampled", "of matching; sampled: by their likelihood | hardest: always the likeliest")
     min_scale: float = key(0.5, "smallest random crop as a share of the picture")
     hflip: float = key(0.0, "probability of a horizontal flip; differs from VLMo (0.5): it turns left into right")
     randaugment: bool = key(True, "RandAugment (2 operations, magnitude 7), as VLMo")
 
     def __post_init__(self) -> None:
+        one_of("task.contrastive", self.contrastive, tuple(LOSSES))
+        one_of("task.gather", self.gather, GATHERS)
+        one_of("task.negatives", self.negatives, tuple(DRAWS))
         require(self.matching_weight >= 0, f"task.matching_weight={self.matching_weight} must not be negative")
         require(self.rerank >= 0, f"task.rerank={self.rerank} must not be negative")
         require(0 < self.min_scale <= 1, f"task.min_scale={self.min_scale} must lie in (0, 1]")
@@ -87,10 +106,13 @@ class Retrieval(Task):
             vocab_size=self._tokenizer(meta).vocab_size,
             meta=meta,
         )
-        objective = RetrievalObjective(
-            MoMEEncoder(spec), retrieval_heads(spec.embed_dim, self._fused), self.settings.matching_weight
-        )
-        if self._fused and not self.settings.matching_weight:
+        settings = self.settings
+        rule = ContrastRule(settings.contrastive, settings.gather, settings.same_picture_negatives)
+        draw = DRAWS[settings.negatives] if settings.matching_weight else None
+        heads = retrieval_heads(spec.embed_dim, settings.contrastive, self._fused)
+        contrast = GlobalContrast(rule, draw, settings.cache_gradients)
+        objective = RetrievalObjective(MoMEEncoder(spec), heads, contrast, settings.matching_weight)
+        if self._fused and not settings.matching_weight:
             with torch.no_grad():  # no trained head is 0: so it is known whether one came
                 objective.heads["match"].weight.zero_()
         return objective
