@@ -15,6 +15,7 @@ MOUNTS = {"vlbeit": "vlbeit", "vlbeit.tasks": "tasks", "vlbeit.data_prep": "data
 # A module imports from rows before its own, and from its own unit. A unit is the longest name here that it begins with.
 ROWS = (
     ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "bootstrap", "slurm"),
+    ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "http", "bootstrap"),
     ("nn", "data"),
     ("models",),
     ("objectives", "engine"),

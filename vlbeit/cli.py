@@ -170,21 +170,36 @@ def _score_file(
 @app.command()
 def predict(
     run: Run,
-    image: Annotated[Path, typer.Argument(help="image file", show_default=False)],
+    subject: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="image file; with --images a text", show_default=False)
+    ],
     question: Annotated[str | None, typer.Argument(help="for tasks that take one", show_default=False)] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="retrieval: pictures to search by a text", show_default=False)
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="retrieval: texts to choose from, a line each, or JSON", show_default=False),
+    ] = None,
     top: Annotated[int, typer.Option(help="number of answers", min=1)] = 5,
     out: Annotated[
         Path | None, typer.Option(help="picture to write, the result drawn on it: overlay.png", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print what a task's run finds in one image: the most probable answers, or what is where."""
-    from vlbeit.data.records import open_named
+    """Print what a task's run finds in one image: the most probable answers, or what is where.
 
-    open_named(image)  # what is wrong with it is said before torch is loaded
-    from vlbeit import inference
+    A run of task=retrieval searches: vlbeit predict RUN "a red circle" --images DIR, or RUN picture.jpg --texts FILE.
+    """
+    if images is not None or texts is not None:
+        rows = _search(run, subject, question, images, texts, top, out)
+    else:
+        from vlbeit.data.records import open_named
 
-    rows = inference.predict(run, image, question, top=top, out=out)
+        open_named(Path(subject))  # what is wrong with it is said before torch is loaded
+        from vlbeit import inference
+
+        rows = inference.predict(run, Path(subject), question, top=top, out=out)
     columns = getattr(rows[0], "_fields", ("answer", "probability")) if rows else ()
     if as_json:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False))
@@ -194,6 +209,21 @@ def predict(
     else:
         print("nothing found")
     print(*([] if out is None else [f"wrote {out}"]), f"next: vlbeit evaluate {shlex.quote(run)}", sep="\n")
+
+
+def _search(
+    run: str, subject: str, question: str | None, images: Path | None, texts: Path | None, top: int, out: Path | None
+) -> Any:
+    from vlbeit import searching
+
+    if question is not None or (images is not None and texts is not None):
+        raise UsageError(
+            'write vlbeit predict RUN "a text" --images DIR, or vlbeit predict RUN picture.jpg --texts FILE'
+        )
+    if images is not None:
+        return searching.search_pictures(run, subject, images, top=top, out=out)
+    assert texts is not None
+    return searching.search_texts(run, Path(subject), texts, top=top, out=out)
 
 
 @app.command()

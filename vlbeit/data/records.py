@@ -115,7 +115,7 @@ def described(value: str | Path | bytes) -> str:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    return _upright(_plain(image)).convert("RGB")
+    return upright(_plain(image)).convert("RGB")
 
 
 def _unturned(image: Image.Image) -> Image.Image:
@@ -133,8 +133,8 @@ def _plain(image: Image.Image) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF data says: as people saw it who wrote captions, questions and answers.
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data says: as people saw it who wrote captions, questions and answers.
 
     differs from timm and torchvision, which leave such a picture (from a phone, say) lying on its side.
     """
