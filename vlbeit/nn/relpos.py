@@ -82,9 +82,16 @@ class RelativePositionBias(nn.Module):
         self.cross = nn.Parameter(torch.zeros(2, num_heads)) if both else None
         self.text = nn.Parameter(torch.zeros(text_rows(text_length), num_heads)) if text_length else None
 
-    def forward(self, spans: tuple[Span, ...]) -> Tensor:
-        """Bias [H, L, L] for a sequence of image and text spans, in the tables' dtype."""
+    def forward(self, spans: tuple[Span, ...], packed_BLL: Tensor | None = None) -> Tensor:
+        """Bias [H, L, L] for a sequence of image and text spans, in the tables' dtype.
+
+        Of packed texts, which share a sequence: [B, H, L, L] for the rows of `vlbeit.nn.packed.packed_index`.
+        """
         table = torch.cat([part for part in (self.image, self.cross, self.text) if part is not None])
+        if packed_BLL is not None:
+            if self.text is None:
+                raise ValueError("packed texts need a position table for text: this one is for images alone")
+            return F.embedding(packed_BLL + len(table) - len(self.text), table).permute(0, 3, 1, 2)
         index_LL = self._index(spans, table.device)
         return F.embedding(index_LL, table).permute(2, 0, 1)
 
