@@ -84,7 +84,8 @@ def test_gradients_of_the_weights_are_those_of_the_texts_alone() -> None:
 def test_rows_of_the_table_begin_anew_with_every_text() -> None:
     _, segments = batch()
     index = packed.packed_index(segments, 12)
-    assert index.min() >= 0 and index.max() < 24
+    assert index.min() >= 0 and index.max() == 24
+    assert torch.equal(index == 24, segments[:, :, None] != segments[:, None, :]), "the row of what is not seen"
     for row, own, alone in texts(segments, segments):
         torch.testing.assert_close(index[row][own][:, own], text_index(alone.shape[1], 12))
     assert packed.places(segments)[0].tolist() == [0, 1, 2, 3, 4, 0, 0, 1, 2, 0, 1, 0]

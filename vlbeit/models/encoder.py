@@ -192,14 +192,14 @@ class MoMEEncoder(nn.Module):
 
     def _packed_biases(self, segments_BL: Tensor, spans: tuple[Span, ...]) -> Any:
         """As `_biases`, where several texts stand in a row; the masks say what is padding too."""
-        apart = packed.separation(segments_BL)
         if not self.rel_pos:
+            apart = packed.separation(segments_BL)
             return lambda index: apart
         index_BLL = packed.packed_index(segments_BL, self.spec.text_positions)
         if self.spec.positions == "shared":
-            shared = self.rel_pos[0](spans, index_BLL) + apart
+            shared = self.rel_pos[0](spans, index_BLL)
             return lambda index: shared
-        return lambda index: self.rel_pos[index](spans, index_BLL) + apart
+        return lambda index: self.rel_pos[index](spans, index_BLL)
 
     def _bias(self, index: int, spans: tuple[Span, ...], padding: Tensor | None) -> Tensor | None:
         if not self.rel_pos:

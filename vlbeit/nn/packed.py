@@ -31,8 +31,8 @@ def separation(segments_BL: Tensor) -> Tensor:
 def packed_index(segments_BL: Tensor, longest: int) -> Tensor:
     """Row of a text table for `longest` tokens of every (query, key), [B, L, L], by the places in their own texts.
 
-    As `vlbeit.nn.relpos.text_index` for every text alone. Where query and key are of two texts, some row: it is not
-    seen. Raises ValueError for sequences longer than `longest`.
+    As `vlbeit.nn.relpos.text_index` for every text alone. Where query and key are of two texts it is the row behind
+    the table, 2 * longest: not to be seen. Raises ValueError for sequences longer than `longest`.
     """
     if segments_BL.shape[1] > longest:
         raise ValueError(f"a sequence of {segments_BL.shape[1]} tokens is longer than the position table ({longest})")
@@ -42,4 +42,5 @@ def packed_index(segments_BL: Tensor, longest: int) -> Tensor:
     rows = 2 * longest
     index_BLL = torch.where(first_BL[:, :, None], rows - 3, offset_LL)
     index_BLL = torch.where(first_BL[:, None, :], rows - 2, index_BLL)
-    return torch.where(first_BL[:, :, None] & first_BL[:, None, :], rows - 1, index_BLL)
+    index_BLL = torch.where(first_BL[:, :, None] & first_BL[:, None, :], rows - 1, index_BLL)
+    return index_BLL.masked_fill(segments_BL[:, :, None] != segments_BL[:, None, :], rows)

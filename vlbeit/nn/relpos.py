@@ -85,13 +85,14 @@ class RelativePositionBias(nn.Module):
     def forward(self, spans: tuple[Span, ...], packed_BLL: Tensor | None = None) -> Tensor:
         """Bias [H, L, L] for a sequence of image and text spans, in the tables' dtype.
 
-        Of packed texts, which share a sequence: [B, H, L, L] for the rows of `vlbeit.nn.packed.packed_index`.
+        Of packed texts, which share a sequence: [B, H, L, L] for the rows of `vlbeit.nn.packed.packed_index`, with
+        -inf between two of them.
         """
         table = torch.cat([part for part in (self.image, self.cross, self.text) if part is not None])
         if packed_BLL is not None:
-            if self.text is None:
-                raise ValueError("packed texts need a position table for text: this one is for images alone")
-            return F.embedding(packed_BLL + len(table) - len(self.text), table).permute(0, 3, 1, 2)
+            assert self.text is not None, "the encoder that embedded the texts has a table for them"
+            unseen = torch.full_like(table[:1], float("-inf"))  # a row, not a second tensor of that size to add
+            return F.embedding(packed_BLL + len(table) - len(self.text), torch.cat([table, unseen])).permute(0, 3, 1, 2)
         index_LL = self._index(spans, table.device)
         return F.embedding(index_LL, table).permute(2, 0, 1)
 
