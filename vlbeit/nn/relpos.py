@@ -6,6 +6,8 @@ Legend: H heads, L all tokens, W rows or columns of the patch grid, T0 longest t
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -172,3 +174,14 @@ class KeptIndexes:
 
 
 _KEPT = KeptIndexes(2**28)
+
+
+@contextmanager
+def keeping_apart() -> Iterator[None]:
+    """Within it other indexes are kept: those of tensors without values are for nobody else."""
+    global _KEPT
+    before, _KEPT = _KEPT, KeptIndexes(_KEPT.most)
+    try:
+        yield
+    finally:
+        _KEPT = before
