@@ -170,19 +170,24 @@ def predict(
     run: Run,
     image: Annotated[Path, typer.Argument(help="image file", show_default=False)],
     question: Annotated[str | None, typer.Argument(help="for tasks that take one", show_default=False)] = None,
+    statement: Annotated[
+        str | None, typer.Argument(help="about two images, the second in place of the question", show_default=False)
+    ] = None,
     top: Annotated[int, typer.Option(help="number of answers", min=1)] = 5,
     out: Annotated[
         Path | None, typer.Option(help="picture to write, the result drawn on it: overlay.png", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print what a task's run finds in one image: the most probable answers, or what is where."""
+    """Print what a task's run finds in one image, or says about two: the most probable answers, or what is where."""
     from vlbeit.data.records import open_named
 
-    open_named(image)  # what is wrong with it is said before torch is loaded
+    images, text = ([image], question) if statement is None else ([image, Path(question or "")], statement)
+    for each in images:
+        open_named(each)  # what is wrong with it is said before torch is loaded
     from vlbeit import inference
 
-    rows = inference.predict(run, image, question, top=top, out=out)
+    rows = inference.predict(run, images, text, top=top, out=out)
     columns = getattr(rows[0], "_fields", ("answer", "probability")) if rows else ()
     if as_json:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False))

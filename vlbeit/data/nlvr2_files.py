@@ -55,7 +55,7 @@ def official_name(split: str) -> str:
 
 
 def find_table(root: Path, split: str) -> Path:
-    """The JSON file of a split, in the folder itself or where the repository has it. Raises `DataError` with the layout."""
+    """The JSON file of a split, in the folder or where the repository has it. Raises `DataError` with the layout."""
     name = official_name(split)
     subset = _SUBSETS.fullmatch(name)
     for folder in _TABLES:
@@ -115,14 +115,8 @@ def _example(line: bytes, place: str) -> Example:
     part, stem = found["split"], identifier.rpartition("-")[0]
     folder = f"{part}/{row['directory']}" if "directory" in row else part
     left, right = (f"{folder}/{stem}-img{side}.png" for side in (0, 1))
-    return Example(
-        identifier,
-        text,
-        _label(row.get("label"), place),
-        f"{part}-{found['set']}-{found['sentence']}",
-        (left, right),
-        place,
-    )
+    sentence = f"{part}-{found['set']}-{found['sentence']}"
+    return Example(identifier, text, _label(row.get("label"), place), sentence, (left, right), place)
 
 
 def _label(value: Any, place: str) -> int:
