@@ -10,7 +10,7 @@ Legend: B batch, C width of the network, N patches, T text tokens, D width of th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -60,7 +60,7 @@ class TowerPatches(nn.Module):
 
     def features(self, image_BCHW: Tensor) -> Tensor:
         """[B, 3, height, width], normalised as the run does -> the network's own map [B, C, rows, columns]."""
-        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+        with nullcontext() if self.trained else torch.no_grad():
             return self.tower(self.own_image(image_BCHW))
 
     def train(self, mode: bool = True) -> TowerPatches:
@@ -89,7 +89,7 @@ class TowerWords(nn.Module):
 
     def forward(self, ids_BT: Tensor, keep_BT: Tensor | None = None) -> Tensor:
         """[B, T] -> [B, T, D]; False in `keep_BT` marks padding."""
-        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+        with nullcontext() if self.trained else torch.no_grad():
             x_BTC = self.tower(ids_BT, keep_BT)
         return self.proj(x_BTC)
 
