@@ -95,7 +95,7 @@ def test_a_run_of_ours_as_teacher(in_chain: Path) -> None:
     assert read_teacher("runs/mim", (96, 64))(torch.rand(1, 3, 96, 64)).shape[2:] == (6, 4)
     with pytest.raises(UsageError, match=r"stage\.teacher=runs/tokenizer: .*has no image tower"):
         read_teacher("runs/tokenizer", (48, 48))
-    with pytest.raises(UsageError, match=r"stage\.teacher=runs/mim: image size 40x48 is not a multiple of patch_size 16"):
+    with pytest.raises(UsageError, match=r"stage\.teacher=runs/mim: image size 40x48 is not a multiple"):
         read_teacher("runs/mim", (40, 48))
 
 
