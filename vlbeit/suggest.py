@@ -15,8 +15,9 @@ _FOLLOWING = {
     "mlm": "vlbeit train stage=vl",
     "vl": "vlbeit train stage=vl task=vqa",
 }
-_ASKED = {  # what is predicted of, by the kind of record
+_ASKED = {  # kind of record -> what a task on it is asked
     "vqa": 'picture.jpg "how many are there?"',
+    "pairs": '"a red circle" --images DIR',
     "nlvr2": 'left.jpg right.jpg "both pictures show the same thing"',
 }
 
