@@ -202,6 +202,9 @@ def predict(
         str, typer.Argument(metavar="IMAGE", help="image file; with --images a text", show_default=False)
     ],
     question: Annotated[str | None, typer.Argument(help="for tasks that take one", show_default=False)] = None,
+    statement: Annotated[
+        str | None, typer.Argument(help="about two images, the second in place of the question", show_default=False)
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="retrieval: pictures to search by a text", show_default=False)
     ] = None,
@@ -215,19 +218,22 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print what a task's run finds in one image: the most probable answers, or what is where.
+    """Print what a task's run finds in one image, or says about two: the most probable answers, or what is where.
 
     A run of task=retrieval searches: vlbeit predict RUN "a red circle" --images DIR, or RUN picture.jpg --texts FILE.
+    One of task=nlvr2 judges: vlbeit predict RUN left.jpg right.jpg "both pictures show a circle".
     """
     if images is not None or texts is not None:
-        rows = _search(run, subject, question, images, texts, top, out)
+        rows = _search(run, subject, question or statement, images, texts, top, out)
     else:
         from vlbeit.data.records import open_named
 
-        open_named(Path(subject))  # what is wrong with it is said before torch is loaded
+        seen, text = ([subject], question) if statement is None else ([subject, question or ""], statement)
+        for each in seen:
+            open_named(Path(each))  # what is wrong with it is said before torch is loaded
         from vlbeit import inference
 
-        rows = inference.predict(run, Path(subject), question, top=top, out=out)
+        rows = inference.predict(run, list(map(Path, seen)), text, top=top, out=out)
     columns = getattr(rows[0], "_fields", ("answer", "probability")) if rows else ()
     if as_json:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False))
