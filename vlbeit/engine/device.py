@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -60,6 +61,15 @@ def make_accelerator(
     if _wants_fsdp():
         _settle_fsdp(accelerator)
     return accelerator
+
+
+def prepare(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """`accelerator.prepare`, without torch's word to accelerate that a setting will have another name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return accelerator.prepare(objective, optimizer)
 
 
 def _settle_fsdp(accelerator: Accelerator) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vlbeit import dist
 from vlbeit.engine.callbacks import Callbacks
 from vlbeit.engine.checkpoint import Trained, read_state, weights_of
-from vlbeit.engine.device import to_device
+from vlbeit.engine.device import prepare, to_device
 from vlbeit.engine.environment import describe_environment
 from vlbeit.engine.evaluate import evaluation_mode
 from vlbeit.engine.folder import RunFolder, write_errors
@@ -82,7 +82,7 @@ class Engine:
             self.model, self.optimizer = shard(self.objective, optimizer, accelerator)
             self.ema = ShardedAverage(self.objective, plan.ema_decay) if plan.ema_decay else None
         else:
-            self.model, self.optimizer = accelerator.prepare(self.objective, optimizer)
+            self.model, self.optimizer = prepare(self.objective, optimizer, accelerator)
         self.forward = torch.compile(self.model) if plan.compile else self.model
         self.stream, self.plan, self.accelerator, self.folder = stream, plan, accelerator, folder
         saves_parts = sharded if plan.checkpoint == "auto" else plan.checkpoint == "sharded"
