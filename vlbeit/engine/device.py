@@ -48,7 +48,7 @@ def make_accelerator(
     # accelerate keeps one state per process and refuses another precision; a run may follow another in one process
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
-        cpu=device == "cpu",
+        cpu=device == "cpu" and not _wants_deepspeed(),  # told to use the CPU, accelerate forgets DeepSpeed
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         log_with=list(trackers) or None,
         project_dir=str(Path(folder) / "trackers") if trackers else None,
@@ -90,6 +90,10 @@ def _settle_fsdp(accelerator: Accelerator) -> None:
 
 def _wants_fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def _wants_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def _check_launch() -> None:
