@@ -57,6 +57,9 @@ def check_fits(source: EncoderSpec, target: EncoderSpec, origin: str) -> None:
             f"set model.image_tower={source.image_tower}, or init=none"
         )
     both_text = source.vocab_size is not None and target.vocab_size is not None
+    if both_text and source.shared_expert != target.shared_expert:
+        theirs, ours = ("shared" if spec.shared_expert else "modality" for spec in (source, target))
+        raise UsageError(f"init={origin} has model.experts={theirs}, this run {ours}: set model.experts={theirs}")
     if both_text and source.text_tower != target.text_tower:
         raise UsageError(
             f"init={origin} has model.text_tower={source.text_tower} and its tokenizer, this run {target.text_tower}: "
