@@ -127,3 +127,10 @@ def test_cached_gradients_of_two_processes(
     first, expected = (json.loads(run["metrics"].splitlines()[0]) for run in (ranks[0][f"cached {name}"], one))
     assert first["losses"] == pytest.approx(expected["losses"], abs=1e-12)
     assert first["logs"] == pytest.approx(expected["logs"], abs=1e-6)
+
+
+def test_cached_gradients_of_sharded_weights(ranks: list[dict[str, Any]]) -> None:
+    """Under FSDP2 the features that are looked at come through the prepared module, as those that are trained."""
+    assert ranks[0]["cached sharded"]["sharded"] and not ranks[0]["cached softmax"]["sharded"]
+    for name, value in ranks[0]["cached softmax"]["weights"].items():
+        torch.testing.assert_close(ranks[0]["cached sharded"]["weights"][name], value, rtol=0, atol=1e-12, msg=name)
