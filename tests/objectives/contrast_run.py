@@ -209,10 +209,13 @@ def one_of_two(folder: Path) -> None:
     found["one picture"] = step_of(make_objective(ContrastRule(), dtype=torch.float32), given)
     wanted = torch.tensor([[5, 0, 0], [1, 1, 4]])[rank]
     table = torch.arange(18.0).view(6, 3)[3 * rank : 3 * rank + 3]
-    found["fetched"] = dist.fetch_rows(table.__getitem__, 3, wanted)
+    taken: list[Tensor] = []
+    found["fetched"] = dist.fetch_rows(lambda indices: taken.append(indices) or table[indices], 3, wanted)
+    found["sent"] = taken[0]
     found["fetched of one"] = dist.fetch_rows(table.__getitem__, 3, torch.zeros(2, dtype=torch.long))
     for name, rule in RULES.items():
         found[f"cached {name}"] = trained(rule, 2, folder / f"cached-{name}", cached=True)
+    found["large published"] = trained(RULES["published"], 4, folder / "large", cached=False)
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     found["cached sharded"] = trained(RULES["softmax"], 2, folder / "sharded", cached=True)
     torch.save(found, folder / f"rank{rank}.pt")
