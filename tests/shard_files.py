@@ -19,8 +19,8 @@ def picture(number, side=24):
 
 
 def number_in(data):
-    """The number of such a picture."""
-    red, green, _ = Image.open(io.BytesIO(data)).getpixel((0, 0))
+    """The number of such a picture, bytes or a path."""
+    red, green, _ = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data).getpixel((0, 0))
     return red + 256 * green
 
 

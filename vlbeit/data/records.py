@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -219,6 +219,14 @@ class FieldColumn(Sequence[Any]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         return self._records[index][self._name]
+
+
+class StreamedTexts(Sequence[str]):
+    """Texts to be read one behind the other, of a stream that may be too long to read whole for a small purpose."""
+
+    def sample(self, most: int) -> Iterator[str]:
+        """At most so many of them, about."""
+        return islice(iter(self), most)
 
 
 class FirstRecords:

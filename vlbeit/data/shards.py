@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from vlbeit.data.index import cache_folder
 from vlbeit.data.order import CHUNK, Member, Sharded, StreamOrder
 from vlbeit.data.recent import Recent
-from vlbeit.data.records import FieldColumn, IncompleteError
+from vlbeit.data.records import FieldColumn, IncompleteError, StreamedTexts
 from vlbeit.data.shard_files import LocalFiles, ShardFile
 from vlbeit.data.shard_index import FORMAT, Entry, ShardIndex, write_index
 from vlbeit.data.shard_rows import Columns, columns_of, is_tar, parquet_rows, tar_rows
@@ -242,7 +242,7 @@ class ShardRecords:
         return self._column
 
 
-class ShardTexts(Sequence[str]):
+class ShardTexts(StreamedTexts):
     """The texts of all samples: read in order it costs no more than the texts themselves."""
 
     def __init__(self, shards: Sequence[ShardFile], ends: np.ndarray, store: ShardStore) -> None:
