@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".tar", ".parquet")
 _WAITS = (1.0, 4.0)  # seconds before a shard is asked for again
+_STAMPS = ("ETag", "etag", "oid", "LastModified", "last_modified", "mtime", "created")
 _STALE = 86400.0  # seconds after which what an interrupted process left is removed
 
 
@@ -132,8 +134,18 @@ def _remote(name: str, splits: Sequence[str]) -> Iterator[ShardFile]:
 
 
 def _stamp(entry: dict[str, Any]) -> str:
-    wanted = ("ETag", "etag", "oid", "LastModified", "last_modified", "mtime", "created")
-    return next((str(entry[key]) for key in wanted if entry.get(key)), "")
+    """`KEY VALUE` of what a file system knows about the content of a file, a tag or a time; "" for nothing."""
+    key = next((key for key in _STAMPS if entry.get(key)), None)
+    if key is None:
+        return ""
+    value = entry[key]
+    return f"{key} {value.timestamp() if isinstance(value, datetime) else value}"
+
+
+def _differ(one: ShardFile, other: ShardFile) -> bool:
+    """Whether two looks at a file saw different ones; a list may tell other facts than a look at the file alone."""
+    stamps = one.stamp.partition(" "), other.stamp.partition(" ")
+    return one.size != other.size or (stamps[0][0] == stamps[1][0] and stamps[0] != stamps[1])
 
 
 def reason(error: BaseException) -> str:
@@ -209,7 +221,7 @@ def _download(shard: ShardFile, path: Path) -> None:
             system.invalidate_cache()
             facts = system.info(place)
             now = ShardFile(shard.name, int(facts.get("size") or 0), _stamp(facts))
-            if now != shard:
+            if _differ(now, shard):
                 raise DataError(f"{shard.name} is another file than when it was listed; start the run again")
             system.get_file(place, str(path))
             if path.stat().st_size != shard.size and shard.size:
