@@ -81,6 +81,8 @@ class Shards(DataSource):
             raise MissingSplitError(f"data.root={self.config.root} has no shards of the split {split!r}")
         counts = counted(shards, store)
         first = len(shards) - self._last(counts)
+        if first <= 0 and split == train:
+            return list(shards), counts
         if first <= 0:
             raise MissingSplitError(
                 f"data.root={self.config.root} has {len(shards)} shard{'s' * (len(shards) > 1)} and no split {val!r}: "
@@ -107,7 +109,8 @@ class Shards(DataSource):
     def _tell(self, shards: Sequence[ShardFile], records: ShardRecords, split: str) -> None:
         near = records.near_samples()
         if split == self.config.train_split:
-            _say(f"{self.config.root}: {len(records):,} samples of {split} in {len(shards):,} shards")
+            files = f"{len(shards):,} shard{'s' * (len(shards) > 1)}"
+            _say(f"{self.config.root}: {len(records):,} samples of {split} in {files}")
             if near is not None and near < self.config.shuffle_buffer:
                 _say(
                     f"note: row groups are read whole, and those of {near:,} samples fit into memory: so many are "
