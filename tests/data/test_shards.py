@@ -193,7 +193,8 @@ def test_splits_by_name_by_folder_and_held_out(tmp_path, made, opened, caplog):
     assert numbers(made, opened(tmp_path / "b", split="val")) == [12, 13, 14, 15]
     assert "has no split 'val': 00003 is held out for it, 4 samples" in caplog.text
     with pytest.raises(MissingSplitError, match="1 shard and no split 'val'"):
-        opened(tmp_path / "b" / "00000.tar")
+        opened(tmp_path / "b" / "00000.tar", split="val")
+    assert len(opened(tmp_path / "b" / "00000.tar")) == 4
     with pytest.raises(DataError, match="no shards of the split"):
         opened(tmp_path / "a", split="test")
 
@@ -217,3 +218,20 @@ def test_records_go_to_another_process_without_their_handles(tmp_path, made, ope
     records = opened(made.write_tars(tmp_path / "sbu", [3, 3, 3]))
     numbers(made, records)
     assert numbers(made, pickle.loads(pickle.dumps(records))) == numbers(made, records)
+
+
+def test_texts_are_read_in_pieces_and_one_by_one(tmp_path, made, opened):
+    records = opened(made.write_tars(tmp_path / "sbu", [5, 4, 3, 1]))
+    column, whole = records.column("text"), [f"text {number}" for number in range(12)]
+    assert [column[n] for n in range(12)] == whole and column[-1] == "text 11"
+    for start, stop, step in ((3, 7, 1), (0, 12, 5), (11, 2, -3), (7, 7, 1)):
+        assert column[start:stop:step] == whole[start:stop:step]
+    assert list(column.sample(6)) == whole[:6]
+
+
+def test_records_know_whether_they_are_others(tmp_path, made, opened):
+    folder = made.write_tars(tmp_path / "sbu", [3, 3, 3])
+    first = opened(folder).identity
+    assert first == opened(folder).identity != opened(folder, "images").identity
+    os.utime(folder / "00000.tar", (1, 1))
+    assert opened(folder).identity != first

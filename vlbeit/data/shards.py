@@ -189,6 +189,13 @@ class ShardRecords:
         entry = table.of_picture(place) if kind == "images" else table.entry(place)
         return self._record(shard, entry, kind)
 
+    @property
+    def identity(self) -> str:
+        """What differs where the records do: of the names, sizes and times of the shards."""
+        reading = self._store.reading
+        facts = [FORMAT, reading.kind, reading.prepared, [[*shard] for shard in self._shards], self._ends.tolist()]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
     def near(self, index: int) -> range:
         """Indices of records that are cheap to read beside this one: those of its shard."""
         number, place = self._find(index)
@@ -254,10 +261,16 @@ class ShardTexts(StreamedTexts):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
-            return list(islice(self._from(start), 0, max(0, stop - start), step)) if step > 0 else list(self)[index]
+            if step < 0:
+                return [self[place] for place in range(start, stop, step)]
+            return list(islice(self._from(start), 0, max(0, stop - start), step))
         if not -len(self) <= index < len(self):
             raise IndexError(f"text {index} of {len(self)}")
-        return next(self._from(index % len(self)))
+        index %= len(self)
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        table = self._store.index(self._shards[number])
+        place = index - (int(self._ends[number - 1]) if number else 0)
+        return (table.entry(place).text or "") if place < table.samples else ""
 
     def __iter__(self) -> Iterator[str]:
         return self._from(0)

@@ -107,6 +107,7 @@ class Shards(DataSource):
         return shards
 
     def _tell(self, shards: Sequence[ShardFile], records: ShardRecords, split: str) -> None:
+        self._check_room(shards)
         near = records.near_samples()
         if split == self.config.train_split:
             files = f"{len(shards):,} shard{'s' * (len(shards) > 1)}"
@@ -116,6 +117,16 @@ class Shards(DataSource):
                     f"note: row groups are read whole, and those of {near:,} samples fit into memory: so many are "
                     f"shuffled together instead of data.shuffle_buffer={self.config.shuffle_buffer:,}"
                 )
+
+    def _check_room(self, shards: Sequence[ShardFile]) -> None:
+        """A note where the copies of the shards that are read at a time do not fit into the cache."""
+        largest = sorted((shard.size for shard in shards if shard.remote), reverse=True)[: self.config.open_shards + 1]
+        room, needed = self.config.cache_gb, sum(largest) / 1e9
+        if room is not None and needed > room:
+            _say(
+                f"note: {len(largest)} shards are {needed:.3g} GB, data.cache_gb={room:g} holds fewer: they are fetched "
+                f"again and again; raise it, or lower data.open_shards={self.config.open_shards}"
+            )
 
 
 def _split_of(shard: ShardFile, splits: Sequence[str]) -> str:
