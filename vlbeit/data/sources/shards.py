@@ -124,8 +124,8 @@ class Shards(DataSource):
         room, needed = self.config.cache_gb, sum(largest) / 1e9
         if room is not None and needed > room:
             _say(
-                f"note: {len(largest)} shards are {needed:.3g} GB, data.cache_gb={room:g} holds fewer: they are fetched "
-                f"again and again; raise it, or lower data.open_shards={self.config.open_shards}"
+                f"note: {len(largest)} shards are {needed:.3g} GB, data.cache_gb={room:g} holds fewer: they are "
+                f"fetched again and again; raise it, or lower data.open_shards={self.config.open_shards}"
             )
 
 
