@@ -140,7 +140,7 @@ def described(value: str | Path | bytes) -> str:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    return _upright(_plain(image)).convert("RGB")
+    return upright(_plain(image)).convert("RGB")
 
 
 def _unturned(image: Image.Image) -> Image.Image:
@@ -158,8 +158,8 @@ def _plain(image: Image.Image) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF data says: as people saw it who wrote captions, questions and answers.
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data says: as people saw it who wrote captions, questions and answers.
 
     differs from timm and torchvision, which leave such a picture (from a phone, say) lying on its side.
     """
@@ -195,6 +195,11 @@ class TableRecords:
 
     def __init__(self, table: Dataset) -> None:
         self._table = table
+
+    @property
+    def identity(self) -> str:
+        """What differs where the records do: made of the table's file, not of its rows."""
+        return str(self._table._fingerprint)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -234,6 +239,12 @@ class FirstRecords:
 
     def __init__(self, records: Records, count: int) -> None:
         self._records, self._count = records, count
+
+    @property
+    def identity(self) -> str | None:
+        """As of `TableRecords`; None where the other records do not tell."""
+        known = getattr(self._records, "identity", None)
+        return None if known is None else f"{known} {self._count}"
 
     def __len__(self) -> int:
         return self._count
