@@ -20,7 +20,7 @@ from vlbeit.models.foreign import is_foreign
 from vlbeit.task import Recipe, Stage
 
 BUILT_IN = "scenes"
-_USUAL = {"vqa": ("vqa_v2",)}  # the source to name where many give a kind of record
+_USUAL = {"vqa": ("vqa_v2",), "pairs": ("pairs",), "text": ("text",)}  # the source to name where many give a kind
 
 
 def recipe_of(config: RunConfig) -> Recipe:

@@ -215,8 +215,7 @@ def shard_paths(root: Path, kind: str, split: str) -> list[Path] | None:
     facts = _facts(root)
     if facts is None:
         return None
-    given = {facts["kind"], "images", *["text"][: facts["kind"] == "pairs"]}
-    if kind not in given or (kind == "images" and "image" not in KINDS[facts["kind"]]):
+    if kind not in _given(facts["kind"]):
         raise DataError(f"{root} was prepared for {facts['kind']} records, not {kind}; choose the data= that fits")
     if split not in facts["splits"]:
         raise MissingSplitError(f"{root} has no split {split!r}, it was prepared with {', '.join(facts['splits'])}")
