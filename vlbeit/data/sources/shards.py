@@ -13,7 +13,8 @@ from vlbeit.config import DataConfig
 from vlbeit.data.prepared import shard_paths
 from vlbeit.data.shard_counts import counted
 from vlbeit.data.shard_files import SUFFIXES, ShardFile, expanded, is_remote, listed
-from vlbeit.data.shards import Counted, Reading, ShardRecords, ShardStore
+from vlbeit.data.shard_store import Reading, ShardStore
+from vlbeit.data.shards import Counted, ShardRecords
 from vlbeit.data.sources.base import DataSource, is_named
 from vlbeit.errors import DataError, MissingSplitError
 
