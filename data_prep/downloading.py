@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from .url_lists import UrlList, Wish
 FACTS = "download.json"
 _LONGEST_WAIT = 300.0  # seconds that a server may ask for
 _SILENT = 100  # rows without any answer, one after the other, and it is asked whether there is a network at all
+_GONE = 5  # rows that a host did not answer, one after the other: it is asked once for each further one
 _POLL = 0.5  # seconds
 
 # Options of all downloads: a type, and the text that --help shows.
@@ -154,6 +156,7 @@ class _Download:
         self._waiting = 0  # tasks that are neither recorded nor silent
         self._running = 0
         self._silent: list[Row] = []  # rows whose servers did not answer, the last ones of all
+        self._dead: Counter[str] = Counter()  # host -> rows one after the other that it did not answer
         self._answered = ""  # an address that gave a picture
         self._results: SimpleQueue[Future[tuple[_Task, Row | Unfetched]]] = SimpleQueue()
 
@@ -184,7 +187,7 @@ class _Download:
             if row < 0:
                 return False
             shard = self._shard(row // self._manner.shard_rows)
-            if shard is None or row in shard.done:
+            if shard is None or row in shard:
                 continue
             if wish.fault:
                 self._record(Row(row, wish.url, wish.caption, NOT_FETCHED, wish.fault))
@@ -222,19 +225,22 @@ class _Download:
         now = time.monotonic()
         if isinstance(found, Unfetched):
             wait = max(min(found.wait, _LONGEST_WAIT), WAITS[min(task.tries, len(WAITS) - 1)])
-            if found.wait:
+            if found.wait or found.reason == "HTTP 429":
                 self._pace.delay(task.host, now + wait)
-            if found.again and task.tries < self._manner.retries:
+            gone = not found.answered and self._dead[task.host] >= _GONE
+            if found.again and task.tries < self._manner.retries and not gone:
                 task.tries += 1
                 self._pace.put(task, task.host, now + wait)
                 return
         self._waiting -= 1
         wish = task.wish
         if isinstance(found, Unfetched) and not found.answered:
+            self._dead[task.host] += 1
             self._silent.append(Row(task.row, wish.url, wish.caption, NOT_FETCHED, found.reason))
             if len(self._silent) >= _SILENT:
                 self._settle(asker)
             return
+        self._dead.pop(task.host, None)
         if isinstance(found, Row):
             self._answered = wish.url
         else:

@@ -78,10 +78,9 @@ class TarShard:
     def _final(self) -> Path:
         return self._folder / f"{self._name}.tar"
 
-    @property
-    def done(self) -> set[int]:
-        """Numbers of the rows that are in it."""
-        return set(self._lines)
+    def __contains__(self, row: int) -> bool:
+        """Whether it is known what became of a row."""
+        return row in self._lines
 
     @property
     def full(self) -> bool:
