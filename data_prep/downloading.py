@@ -24,14 +24,14 @@ from vlbeit.errors import DataError, Interrupted, UsageError
 from vlbeit.files import write_json
 from vlbeit.http import WAITS, httpx
 
-from .fetching import Bounds, Unfetched, client, fetch
+from .fetching import Bounds, Unfetched, client, fetch, may_pass
 from .journal import compare
 from .pace import Pace
 from .preparation import alone
 from .progress import Report, counted
 from .resizing import Resize, resized
 from .tally import Tally
-from .tar_shards import NOT_FETCHED, NOT_READ, SUCCESS, Row, TarShard, stats_of
+from .tar_shards import NOT_FETCHED, NOT_READ, SUCCESS, Row, TarShard, reopen, stats_of
 from .url_lists import UrlList, Wish
 
 FACTS = "download.json"
@@ -49,6 +49,7 @@ Retries = Annotated[int, "further tries after a timeout, a lost connection, 429 
 MaxMB = Annotated[float, "pictures of more megabytes are not taken"]
 ShardRows = Annotated[int, "rows of the list a shard"]
 AllowLocal = Annotated[bool, "ask private and loopback addresses too"]
+Again = Annotated[bool, "ask once more for rows of whole shards that failed for a reason that may pass"]
 
 
 class Manner(NamedTuple):
@@ -63,6 +64,7 @@ class Manner(NamedTuple):
     max_mb: float = 20
     shard_rows: int = 10_000
     allow_local: bool = False
+    again: bool = False
 
     def check(self) -> None:
         """Raise `UsageError` for a number out of range."""
@@ -90,6 +92,8 @@ def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Re
         for split, urls in lists.items():
             folder = out / split
             folder.mkdir(exist_ok=True)
+            if manner.again:
+                _reopen(folder, facts["arguments"]["rows"][split], manner.shard_rows, say)
             tally = Tally(split, facts["arguments"]["rows"][split], say)
             try:
                 _Download(folder, urls, tally, manner).run()
@@ -105,6 +109,13 @@ def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Re
         write_json(out / FACTS, facts, indent=1)
     say(f"wrote {out / FACTS}; NNNNN.parquet beside each shard names the rows that failed, and why")
     return facts
+
+
+def _reopen(folder: Path, rows: int, per_shard: int, say: Report) -> None:
+    """Take the rows that failed for a reason that may pass out of the shards that are whole."""
+    numbers = [number for number in range(-(-rows // per_shard)) if stats_of(folder, number) is not None]
+    count = sum(reopen(folder, number, per_shard, may_pass) for number in numbers)
+    say(f"{folder.name}: {count:,} rows that failed are asked for again")
 
 
 def _begin(out: Path, lists: Mapping[str, UrlList], manner: Manner, say: Report) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from vlbeit.data.following import next_command
 from vlbeit.errors import DataError
 
 from .downloading import (
+    Again,
     AllowLocal,
     ImageSize,
     Manner,
@@ -48,10 +49,11 @@ def preparation(lists: Callable[[list[Path]], Mapping[str, UrlList]], sources: s
         max_mb: MaxMB = _USUAL.max_mb,
         shard_rows: ShardRows = _USUAL.shard_rows,
         allow_local: AllowLocal = False,
+        again: Again = False,
         report: Report | None = None,
     ) -> str:
         manner = Manner(
-            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local
+            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local, again
         )  # fmt: skip
         download(out, lists(existing(from_)), manner, report)
         return following(out)

@@ -16,6 +16,7 @@ from vlbeit.files import write_text
 
 from .downloading import (
     FACTS,
+    Again,
     AllowLocal,
     ImageSize,
     Manner,
@@ -59,6 +60,7 @@ def prepare(
     max_mb: MaxMB = _USUAL.max_mb,
     shard_rows: ShardRows = _USUAL.shard_rows,
     allow_local: AllowLocal = False,
+    again: Again = False,
     report: Report | None = None,
 ) -> str:
     """Download the pictures of a list of URLs to shards for data=shards; or check shards that are there already.
@@ -71,7 +73,9 @@ def prepare(
         _check(out, shards, held_out, check, threads, report or (lambda line: None))
     else:
         lists = [file for path in paths for file in table_files(path)]
-        manner = Manner(threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local)
+        manner = Manner(
+            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local, again
+        )
         download(out, {"train": tables(lists, url_column, caption_column)}, manner, report)
     return following(out)
 

@@ -256,6 +256,23 @@ def test_one_busy_host_waits_as_a_whole(tmp_path, server):
     assert stats_of(tmp_path / "out/train", 0)["successes"] == 4 and server.times[1] - server.times[0] >= 0.2
 
 
+def test_failed_rows_are_asked_for_again_when_that_is_wished(tmp_path, server):
+    urls = [server.url(path) for path in ("ok/0.jpg", "flaky/1", "status/404", "ok/3.jpg", "flaky/2", "ok/5.jpg")]
+    path = listed(tmp_path / "list.tsv", urls)
+    facts, _ = prepare(tmp_path / "out", path, retries=0, shard_rows=3)
+    assert facts["splits"]["train"]["reasons"] == {"success": 3, "HTTP 429": 1, "HTTP 404": 1, "HTTP 503": 1}
+    assert prepare(tmp_path / "out", path, retries=0, shard_rows=3)[0] == facts and server.asked.total() == 6
+    facts, lines = prepare(tmp_path / "out", path, again=True, shard_rows=3)
+    assert facts["splits"]["train"]["reasons"] == {"success": 5, "HTTP 404": 1}
+    assert "train: 2 rows that failed are asked for again" in lines
+    assert server.asked["/ok/0.jpg"] == server.asked["/status/404"] == 1
+    first, second = (members(tmp_path / f"out/train/{number:05d}.tar") for number in (0, 1))
+    assert sorted(first)[::3] == ["000000.jpg", "000001.jpg"] and first["000001.txt"] == b"caption of 1"
+    assert len(second) == 9 and stats_of(tmp_path / "out/train", 1)["successes"] == 3
+    rows = pq.read_table(tmp_path / "out/train/00000.parquet").to_pylist()
+    assert [row["url"] for row in rows] == urls[:3]
+
+
 def test_not_one_picture(tmp_path, server):
     with pytest.raises(DataError, match=r"not one picture of train came: 0\.0 % pictures \(HTTP 404 100\.0 %\)"):
         prepare(tmp_path / "out", listed(tmp_path / "list.tsv", [server.url("status/404")]))
