@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -26,10 +26,11 @@ from vlbeit.http import WAITS, httpx
 
 from .fetching import Bounds, Unfetched, client, fetch, may_pass
 from .journal import compare
+from .manner import Manner
 from .pace import Pace
 from .preparation import alone
 from .progress import Report, counted
-from .resizing import Resize, resized
+from .resizing import resized
 from .tally import Tally
 from .tar_shards import NOT_FETCHED, NOT_READ, SUCCESS, Row, TarShard, reopen, stats_of
 from .url_lists import UrlList, Wish
@@ -39,41 +40,6 @@ _LONGEST_WAIT = 300.0  # seconds that a server may ask for
 _SILENT = 100  # rows without any answer, one after the other, and it is asked whether there is a network at all
 _GONE = 5  # rows that a host did not answer, one after the other: it is asked once for each further one
 _POLL = 0.5  # seconds
-
-# Options of all downloads: a type, and the text that --help shows.
-Threads = Annotated[int, "requests at a time"]
-PerSecond = Annotated[float, "requests a second to all hosts together; 0: no limit"]
-PerHost = Annotated[float, "requests a second to each host; 0: no limit"]
-ImageSize = Annotated[int, "side in pixels that larger pictures are brought to"]
-Retries = Annotated[int, "further tries after a timeout, a lost connection, 429 or 5xx"]
-MaxMB = Annotated[float, "pictures of more megabytes are not taken"]
-ShardRows = Annotated[int, "rows of the list a shard"]
-AllowLocal = Annotated[bool, "ask private and loopback addresses too"]
-Again = Annotated[bool, "ask once more for rows of whole shards that failed for a reason that may pass"]
-
-
-class Manner(NamedTuple):
-    """How it is done. Of this only `image_size`, `resize` and `shard_rows` change what comes out."""
-
-    threads: int = 32
-    per_second: float = 100
-    per_host: float = 10
-    image_size: int = 384
-    resize: Resize = "keep_ratio"
-    retries: int = 2
-    max_mb: float = 20
-    shard_rows: int = 10_000
-    allow_local: bool = False
-    again: bool = False
-
-    def check(self) -> None:
-        """Raise `UsageError` for a number out of range."""
-        least = {"threads": 1, "per_second": 0, "per_host": 0, "image_size": 32, "retries": 0, "shard_rows": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: give {low} or more")
-        if self.max_mb <= 0:
-            raise UsageError(f"--max-mb {self.max_mb}: give more than 0")
 
 
 def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Report | None) -> dict[str, Any]:

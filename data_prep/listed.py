@@ -9,19 +9,8 @@ from typing import Annotated
 from vlbeit.data.following import next_command
 from vlbeit.errors import DataError
 
-from .downloading import (
-    Again,
-    AllowLocal,
-    ImageSize,
-    Manner,
-    MaxMB,
-    PerHost,
-    PerSecond,
-    Retries,
-    ShardRows,
-    Threads,
-    download,
-)
+from .downloading import download
+from .manner import Again, AllowLocal, ImageSize, Manner, MaxMB, PerHost, PerSecond, Retries, ShardRows, Threads
 from .preparation import Out, given
 from .progress import Report
 from .resizing import Resize

@@ -14,21 +14,9 @@ from typing import Annotated, Any
 from vlbeit.errors import DataError, Interrupted, UsageError
 from vlbeit.files import write_text
 
-from .downloading import (
-    FACTS,
-    Again,
-    AllowLocal,
-    ImageSize,
-    Manner,
-    MaxMB,
-    PerHost,
-    PerSecond,
-    Retries,
-    ShardRows,
-    Threads,
-    download,
-)
+from .downloading import FACTS, download
 from .listed import existing, following
+from .manner import Again, AllowLocal, ImageSize, Manner, MaxMB, PerHost, PerSecond, Retries, ShardRows, Threads
 from .pictures import Check
 from .preparation import Out, alone
 from .progress import Progress, Report
