@@ -53,7 +53,7 @@ def tar_rows(path: Path, name: str) -> Iterator[Row]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                tar.members.clear()  # which tarfile would keep all of
+                tar.members.clear()  # type: ignore[attr-defined]  # of which tarfile would keep all
                 folder, _, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
                 if not member.isfile() or not stem:
