@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import vlbeit
-from vlbeit import dist, inspecting, registry, submitting, table
+from vlbeit import dist, inspecting, registry, slurm, submitting, table
 from vlbeit.errors import Interrupted, UsageError, UserError
 from vlbeit.submitting import Others
 
@@ -42,16 +42,18 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder or checkpoin
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the exit status is 0, 1 (data), 2 (usage) or 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    slurm.take_ranks(os.environ)
     try:
         result = app(arguments or ["--help"], prog_name="vlbeit", standalone_mode=False)
         dist.leave()
         return result if isinstance(result, int) else 0
     except Interrupted as error:  # all processes stop after the same step
         dist.leave()
-        print(error, file=sys.stderr)
+        if not error.quiet:
+            print(error, file=sys.stderr)
         return error.exit_code
     except UserError as error:
-        return _fail(str(error), error.exit_code)
+        return error.exit_code if error.quiet else _fail(str(error), error.exit_code)
     except typer.TyperException as error:
         return _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -197,21 +199,42 @@ def _score_file(
 @app.command()
 def predict(
     run: Run,
-    image: Annotated[Path, typer.Argument(help="image file", show_default=False)],
+    subject: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="image file; with --images a text", show_default=False)
+    ],
     question: Annotated[str | None, typer.Argument(help="for tasks that take one", show_default=False)] = None,
+    statement: Annotated[
+        str | None, typer.Argument(help="about two images, the second in place of the question", show_default=False)
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="retrieval: pictures to search by a text", show_default=False)
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="retrieval: texts to choose from, a line each, or JSON", show_default=False),
+    ] = None,
     top: Annotated[int, typer.Option(help="number of answers", min=1)] = 5,
     out: Annotated[
         Path | None, typer.Option(help="picture to write, the result drawn on it: overlay.png", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print what a task's run finds in one image: the most probable answers, or what is where."""
-    from vlbeit.data.records import open_named
+    """Print what a task's run finds in one image, or says about two: the most probable answers, or what is where.
 
-    open_named(image)  # what is wrong with it is said before torch is loaded
-    from vlbeit import inference
+    A run of task=retrieval searches: vlbeit predict RUN "a red circle" --images DIR, or RUN picture.jpg --texts FILE.
+    One of task=nlvr2 judges: vlbeit predict RUN left.jpg right.jpg "both pictures show a circle".
+    """
+    if images is not None or texts is not None:
+        rows = _search(run, subject, question or statement, images, texts, top, out)
+    else:
+        from vlbeit.data.records import open_named
 
-    rows = inference.predict(run, image, question, top=top, out=out)
+        seen, text = ([subject], question) if statement is None else ([subject, question or ""], statement)
+        for each in seen:
+            open_named(Path(each))  # what is wrong with it is said before torch is loaded
+        from vlbeit import inference
+
+        rows = inference.predict(run, list(map(Path, seen)), text, top=top, out=out)
     columns = getattr(rows[0], "_fields", ("answer", "probability")) if rows else ()
     if as_json:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False))
@@ -221,6 +244,21 @@ def predict(
     else:
         print("nothing found")
     print(*([] if out is None else [f"wrote {out}"]), f"next: vlbeit evaluate {shlex.quote(run)}", sep="\n")
+
+
+def _search(
+    run: str, subject: str, question: str | None, images: Path | None, texts: Path | None, top: int, out: Path | None
+) -> Any:
+    from vlbeit import searching
+
+    if question is not None or (images is not None and texts is not None):
+        raise UsageError(
+            'write vlbeit predict RUN "a text" --images DIR, or vlbeit predict RUN picture.jpg --texts FILE'
+        )
+    if images is not None:
+        return searching.search_pictures(run, subject, images, top=top, out=out)
+    assert texts is not None
+    return searching.search_texts(run, Path(subject), texts, top=top, out=out)
 
 
 @app.command()

@@ -65,6 +65,8 @@ class MoMEEncoder(nn.Module):
         spec = self.spec
         top = index >= spec.depth - spec.fused_layers
         experts = (*spec.experts, "fused") if top else spec.experts
+        if spec.shared_expert:
+            experts = ("image",)
         hidden = int(spec.embed_dim * spec.mlp_ratio)
         return Block(spec.embed_dim, spec.num_heads, hidden, experts, spec.layer_scale, drop_path)
 
@@ -167,6 +169,8 @@ class MoMEEncoder(nn.Module):
         return self._biases(tokens)(block)
 
     def _path(self, tokens: Tokens, index: int, fused: bool | None) -> Route:
+        if self.spec.shared_expert:
+            return (("image", tokens.spans[0].start, tokens.spans[-1].stop),)
         names: Any = self.blocks[index].names
         return route(tokens.spans, names, fused)
 
