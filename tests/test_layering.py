@@ -25,7 +25,7 @@ ROWS = (
         "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes", "scoring",
         "submitting", "submission", "asked", "answer_parts", "ledger", "leaderboard",
         "health",
-        "submitting", "submission", "asked", "answer_parts", "ledger", "evaluation_file", "comparing",
+        "submitting", "submission", "asked", "answer_parts", "ledger", "evaluation_file", "comparing", "searching",
     ),
     ("cli",),
     ("__main__",),

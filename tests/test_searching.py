@@ -11,6 +11,7 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import vlbeit
@@ -158,3 +159,49 @@ def test_two_processes_find_what_one_finds(there: Path) -> None:
     assert "recall_mean" in said[0] and "recall_mean" not in said[1]
     assert json.loads(Path("runs/vl-retrieval/evaluation.json").read_text()) == one
     assert Path("runs/vl-retrieval/retrieval_details.json").read_text() == details
+
+
+def test_published_weights_are_evaluated_as_they_are(there: Path, scenes: Path, unilm, capsys, tmp_path: Path) -> None:
+    """Files fine-tuned for retrieval have no matching head; pre-trained ones have one, for re-ranking."""
+    words = json.loads(Path("runs/vl-retrieval/checkpoint/tokenizer.json").read_text())["vocab_size"]
+    for part in ("irtr", "itm"):
+        parts = ("irtr",) if part == "irtr" else ("itc", "itm", "mlm")
+        torch.save({"state_dict": unilm.vlmo(parts=parts, words=words, side=4)}, tmp_path / f"{part}.pth")
+    call = [
+        "task=retrieval",
+        "data=scenes",
+        f"data.root={scenes}",
+        "text.tokenizer=runs/vl-retrieval",
+        "data.workers=0",
+    ]
+    assert main(["evaluate", str(tmp_path / "irtr.pth"), *call, "data.max_bad_fraction=0.5"]) == 0
+    assert "recall_mean" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "itm.pth"), *call, "task.rerank=2", "data.max_bad_fraction=0.5"]) == 0
+    assert "reranked_txt_r1" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "irtr.pth"), *call, "task.rerank=2"]) == 2
+    assert "has not all that is to be measured" in capsys.readouterr().err
+
+
+CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+}
+
+
+@pytest.mark.parametrize("towers", ["both of open_clip", "pictures of timm"])
+def test_towers_of_others(towers: str, there: Path, scenes: Path, pictures: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": {}}))
+    clip = f"open_clip:{folder}@none"
+    words = {
+        "both of open_clip": [f"model.image_tower={clip}", f"model.text_tower={clip}"],
+        "pictures of timm": ["model.image_tower=timm:test_vit@none"],
+    }[towers]
+    run, size = tmp_path / "run", ["data.image_size=32", "data.limit=16"]
+    assert main(["train", *WORDS, f"data.root={scenes}", *words, *size, f"run={run}"]) == 0
+    assert main(["evaluate", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(run), "a red circle", "--images", str(pictures), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3

@@ -5,22 +5,31 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import load_file
 
 from vlbeit.config import DataConfig, RunConfig, Settings, TextConfig
 from vlbeit.data.loader import EvalLoader
 from vlbeit.data.records import ListRecords
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.errors import UsageError
+from vlbeit.models.convert import Hints, convert
+from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.presets import PRESETS
+from vlbeit.models.spec import EncoderSpec
+from vlbeit.objectives.contrastive import ContrastRule
+from vlbeit.objectives.global_contrast import GlobalContrast
 from vlbeit.tasks.retrieval import RECIPE as Retrieval
+from vlbeit.tasks.retrieval.objective import RetrievalObjective, retrieval_heads
 from vlbeit.tasks.retrieval.task import RetrievalSettings
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo" / "vlmo_rel_pretrain"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
 
 
@@ -165,6 +174,25 @@ def test_cached_gradients_are_those_of_the_whole_batch(records):
         grads[size] = {name: p.grad for name, p in objective.named_parameters()}
     for name, grad in grads[8].items():
         torch.testing.assert_close(grads[4][name], grad, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@torch.no_grad()
+def test_golden_vectors_and_match_logits():
+    """The dual encoder and the matching head of the reference, on its own weights."""
+    facts, io = json.loads(GOLDEN.with_suffix(".json").read_text()), load_file(f"{GOLDEN}.io.safetensors")
+    image = {"image_size": (64, 64), "experts": ("image", "text"), "fused_layers": 1}
+    text = {"vocab_size": 120, "text_positions": 20}
+    encoder = MoMEEncoder(EncoderSpec(facts["embed_dim"], facts["depth"], facts["num_heads"], **image, **text))
+    objective = RetrievalObjective(encoder, retrieval_heads(48, "softmax", True), GlobalContrast(ContrastRule(), None))
+    weights = convert(load_file(f"{GOLDEN}.weights.safetensors"), Hints(image_size=(64, 64))).state
+    objective.load_state_dict({name: weights[name] for name in objective.state_dict()})
+    objective.eval()
+    ids, keep = io["in.text_ids"], io["in.text_masks"].bool()
+    image_BE, text_BE = objective.image_vectors(io["in.image"]), objective.text_vectors(ids, keep)
+    torch.testing.assert_close(image_BE, io["out.image.itc"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(text_BE, io["out.text.itc"], rtol=1e-5, atol=1e-5)
+    logits = objective.match_logits(ids, keep, encoder.embed_image(io["in.image"]))
+    torch.testing.assert_close(logits, io["out.itm.logits_positive"], rtol=1e-5, atol=1e-5)
 
 
 def test_numbers_of_the_whole_split(records, trained):
