@@ -70,7 +70,7 @@ def test_the_best_pictures_of_a_folder(there: Path, pictures: Path, capsys, capl
     words = ["predict", "runs/vl-retrieval", "a red circle", "--images", str(pictures)]
     assert main([*words, "--json", "--top", "2"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == 2 and set(rows[0]) == {"picture", "match", "similarity"}
+    assert len(rows) == 2 and set(rows[0]) == {"picture", "score", "match", "similarity"}
     assert "broken.jpg" in caplog.text and "1 of 4 pictures cannot be read and are left out" in caplog.text
     assert main([*words, "--out", "sheet.png"]) == 0
     out = capsys.readouterr().out
