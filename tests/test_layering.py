@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 MOUNTS = {"vlbeit": "vlbeit", "vlbeit.tasks": "tasks", "vlbeit.data_prep": "data_prep", "vlbeit.configs": "configs"}
 # A module imports from rows before its own, and from its own unit. A unit is the longest name here that it begins with.
 ROWS = (
+    ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "bootstrap", "slurm"),
     ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "http", "bootstrap"),
     ("nn", "data"),
     ("models",),
@@ -26,6 +27,8 @@ ROWS = (
         "submitting", "submission", "asked", "answer_parts", "ledger", "leaderboard",
         "health",
         "submitting", "submission", "asked", "answer_parts", "ledger", "evaluation_file", "comparing", "searching",
+        "health", "planning",
+        "submitting", "submission", "asked", "answer_parts", "ledger", "evaluation_file", "comparing",
     ),
     ("cli",),
     ("__main__",),

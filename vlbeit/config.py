@@ -82,6 +82,7 @@ class ModelConfig:
     drop_path: float = key(0.1, "stochastic depth of the last block, linear from 0 at the first")
     positions: str = key("relative", "relative | absolute")
     fused_layers: int = key(2, "top blocks that own a fused (vision-language) expert")
+    experts: str = key("modality", "modality: a feed-forward expert for each | shared: one for all, VLMo's ablation")
     image_tower: str = key(
         "own",
         "own | timm:NAME | open_clip:NAME@TAG: a pre-trained network before the blocks; "
@@ -109,6 +110,7 @@ class ModelConfig:
             f"model.fused_layers={self.fused_layers} must lie in 0..model.depth={self.depth}",
         )
         one_of("model.positions", self.positions, ("relative", "absolute"))
+        one_of("model.experts", self.experts, ("modality", "shared"))
         for modality, libraries in LIBRARIES.items():
             value = getattr(self, f"{modality}_tower")
             tower = foreign_tower(value)
@@ -271,12 +273,17 @@ class EngineConfig:
     log_every: int = key(20, "steps between lines of metrics.jsonl")
     ema_decay: float = key(0.0, "decay of the averaged weights that are evaluated and kept; 0: off")
     trackers: list[str] = key([], "accelerate trackers, such as tensorboard or wandb")
+    checkpoint: str = key("auto", "saved states: whole | sharded, every process its part; auto: sharded under FSDP")
+    async_save: bool = key(False, "go on training while a state is written")
+    timeout: float = key(600.0, "seconds that a process waits for the others before it gives up")
 
     def __post_init__(self) -> None:
         require(0 <= self.ema_decay < 1, f"engine.ema_decay={self.ema_decay} must lie in [0, 1)")
         require(self.save_every > 0, f"engine.save_every={self.save_every} must be positive")
         require(self.log_every > 0, f"engine.log_every={self.log_every} must be positive")
         require(self.evaluate_every >= 0, f"engine.evaluate_every={self.evaluate_every} must not be negative")
+        require(self.timeout > 0, f"engine.timeout={self.timeout} must be positive")
+        one_of("engine.checkpoint", self.checkpoint, ("auto", "whole", "sharded"))
 
 
 @dataclass

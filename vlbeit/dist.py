@@ -12,7 +12,9 @@ the processes and keeps the own rows. Averaged by DDP, that is dL/dtheta of one 
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Value = TypeVar("Value")
+_turns = itertools.count()  # calls of `wait_for_main`: the same number on every process
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
@@ -49,6 +52,25 @@ def barrier() -> None:
     group = _group()
     if group:
         group.barrier()
+
+
+def wait_for_main() -> None:
+    """Wait until the main process comes here too, however long it works: no limit of an exchange holds for that.
+
+    Whether it is still alive, `vlbeit.engine.processes` looks.
+    """
+    group = _group()
+    if not group:
+        return
+    store = group.PrefixStore("vlbeit-main", group.distributed_c10d._get_default_store())
+    turn = f"{next(_turns)}"
+    if is_main():
+        store.set(turn, "here")
+        return
+    pause = 0.01
+    while not store.check([turn]):
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
 
 
 def leave() -> None:
@@ -92,24 +114,21 @@ def fetch_rows(take: Callable[[Tensor], Tensor], rows: int, wanted_B: Tensor) ->
     """Rows `wanted_B` of those of all processes in rank order, without gradient: [B, ...] on the device of `wanted_B`.
 
     Every process has `rows` rows and asks for as many as the others; only what was asked for is sent, once a process.
-    `take(indices)` gives rows of this process by their index here, also none of them.
+    `take(indices)` gives rows of this process by their index here, also none of them, for indices on the CPU.
     """
-    group = _group()
+    group, device = _group(), wanted_B.device
     if not group:
-        return take(wanted_B).detach().to(wanted_B.device)
+        return take(wanted_B.cpu()).detach().to(device)
     import torch
 
-    asked = [torch.unique(part) for part in gather(wanted_B).view(group.get_world_size(), -1)]  # sorted: by owner
+    asked = [torch.unique(part) for part in gather(wanted_B).cpu().view(group.get_world_size(), -1)]
     own = rank()
     sent = [part[part // rows == own] % rows for part in asked]
-    owners = asked[own] // rows
-    received = [int((owners == other).sum()) for other in range(len(asked))]
-    outgoing = take(torch.cat(sent)).detach().to(wanted_B.device).contiguous()
-    is_bool = outgoing.dtype == torch.bool  # which gloo does not send
-    outgoing = outgoing.byte() if is_bool else outgoing
+    received = [int((asked[own] // rows == other).sum()) for other in range(len(asked))]  # sorted, and so by owner
+    outgoing = take(torch.cat(sent)).detach().to(device).contiguous()
     incoming = outgoing.new_empty((sum(received), *outgoing.shape[1:]))
     group.all_to_all_single(incoming, outgoing, received, [len(part) for part in sent])
-    return (incoming.bool() if is_bool else incoming)[torch.searchsorted(asked[own], wanted_B)]
+    return incoming[torch.searchsorted(asked[own], wanted_B.cpu()).to(device)]
 
 
 def gather_objects(value: Value) -> list[Value]:
@@ -141,6 +160,7 @@ def on_main(work: Callable[[], Value]) -> Value:
             result = work()
         except (UserError, OSError) as error:
             failed = error
+    wait_for_main()
     result, failed = broadcast_object((result, failed))
     if failed is not None:
         raise failed

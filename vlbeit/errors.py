@@ -9,6 +9,7 @@ class UserError(Exception):
     """Base of what the command line prints in one line; `exit_code` is the process's exit status."""
 
     exit_code = 1
+    quiet = False  # another process of the run says it
 
 
 class UsageError(UserError):

@@ -25,6 +25,7 @@ from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.loop import Engine, FitPlan
 from vlbeit.engine.optim import build_optimizer
+from vlbeit.engine.processes import together
 from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.errors import DataError
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint, read_meta, save_checkpoint
@@ -51,6 +52,12 @@ def train(config: RunConfig, command: str = "", typed: Sequence[str] = ()) -> No
     ours.setLevel(logging.INFO)
     ours.handlers = [logging.StreamHandler()]
     accelerator = _accelerator(config)  # makes the process group
+    with together(RunFolder(config.run).say_intact):
+        _train(config, accelerator, command, typed)
+
+
+def _train(config: RunConfig, accelerator: Accelerator, command: str, typed: Sequence[str]) -> None:
+    """The runs before it that are missing, then the run."""
     config = adopt.with_its_tokenizer(config)
     preflight.check(config)
     before = chain.missing_runs(config, typed)
@@ -133,7 +140,8 @@ def _with_weights(
 
 
 def _accelerator(config: RunConfig) -> Accelerator:
-    return make_accelerator(config.device, config.precision, config.engine.trackers, config.run)
+    engine = config.engine
+    return make_accelerator(config.device, config.precision, engine.trackers, config.run, engine.timeout)
 
 
 def say(line: str) -> None:
@@ -228,6 +236,7 @@ def _meta(recipe: Recipe, records: Records, checkpoint: Checkpoint | None, origi
         return read_meta(origin.checkpoint)
     inherited = {} if checkpoint is None else checkpoint.meta
     made = {**recipe.meta(records, inherited), **tower_meta(recipe.config, inherited)} if dist.is_main() else {}
+    dist.wait_for_main()
     return dist.broadcast_object(made)
 
 
@@ -324,4 +333,4 @@ def _on_main_first(work: Any) -> None:
     """Run on the main process while the others wait."""
     if dist.is_main():
         work()
-    dist.barrier()
+    dist.wait_for_main()

@@ -53,7 +53,7 @@ class RetrievalEvaluator:
         self._first: dict[str, np.ndarray] = {}  # way -> the first candidate of each query
 
     @torch.no_grad()
-    def update(self, objective: RetrievalObjective, batch: Batch) -> None:
+    def update(self, objective: Any, batch: Batch) -> None:
         """Keep the vectors of a batch, as of `collate_pictures`."""
         self._objective = objective
         self.images.append(_part(batch["place"], objective.image_vectors(batch["image"])))

@@ -1,10 +1,11 @@
 """A tiny vision-language objective on eight given pairs, and what two gloo processes make of it.
 
-Also a script: `python contrast_run.py FOLDER` is one of the two processes.
+Also a script: `python contrast_run.py FOLDER PORT` is the two processes, forked once everything is imported.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,7 +190,7 @@ def one_of_two(folder: Path) -> None:
     wanted = torch.tensor([[5, 0, 0], [1, 1, 4]])[rank]
     table = torch.arange(18.0).view(6, 3)[3 * rank : 3 * rank + 3]
     found["fetched"] = dist.fetch_rows(table.__getitem__, 3, wanted)
-    found["fetched bools"] = dist.fetch_rows((table > 8).__getitem__, 3, wanted)
+    found["fetched of one"] = dist.fetch_rows(table.__getitem__, 3, torch.zeros(2, dtype=torch.long))
     for name, rule in RULES.items():
         found[f"cached {name}"] = trained(rule, 2, folder / f"cached-{name}", cached=True)
     torch.save(found, folder / f"rank{rank}.pt")
@@ -197,6 +198,20 @@ def one_of_two(folder: Path) -> None:
     dist.leave()
 
 
+def two_processes(folder: Path, port: str) -> int:
+    """Exit code: 0 where both processes ended well."""
+    children = []
+    for rank in "01":
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            one_of_two(folder)
+            os._exit(0)
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    one_of_two(Path(sys.argv[1]))
+    sys.exit(two_processes(Path(sys.argv[1]), sys.argv[2]))

@@ -196,6 +196,11 @@ class TableRecords:
     def __init__(self, table: Dataset) -> None:
         self._table = table
 
+    @property
+    def identity(self) -> str:
+        """What differs where the records do: made of the table's file, not of its rows."""
+        return str(self._table._fingerprint)
+
     def __len__(self) -> int:
         return len(self._table)
 
@@ -234,6 +239,12 @@ class FirstRecords:
 
     def __init__(self, records: Records, count: int) -> None:
         self._records, self._count = records, count
+
+    @property
+    def identity(self) -> str | None:
+        """As of `TableRecords`; None where the other records do not tell."""
+        known = getattr(self._records, "identity", None)
+        return None if known is None else f"{known} {self._count}"
 
     def __len__(self) -> int:
         return self._count

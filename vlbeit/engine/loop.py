@@ -11,27 +11,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from vlbeit import dist
 from vlbeit.engine.callbacks import Callbacks
-from vlbeit.engine.checkpoint import Trained, read_state, weights_of, write_state
+from vlbeit.engine.checkpoint import Trained, read_state, weights_of
 from vlbeit.engine.device import to_device
 from vlbeit.engine.environment import describe_environment
 from vlbeit.engine.evaluate import evaluation_mode
 from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.interrupt import StopRequest
 from vlbeit.engine.meter import Meter
+from vlbeit.engine.moments import names_by_group
 from vlbeit.engine.optim import check_coverage, write_lr
 from vlbeit.engine.plan import FitPlan
 from vlbeit.engine.randomness import preserved_generators, seed_generators
+from vlbeit.engine.saving import Saver
+from vlbeit.engine.sharded import Replica, ShardedAverage, average_scalars, shard, whole
 from vlbeit.engine.sinks import JsonLines, Sink, Terminal, Trackers
 from vlbeit.engine.state import TrainingState
 from vlbeit.errors import DataError, Interrupted
@@ -68,13 +72,21 @@ class Engine:
         check_coverage(objective, optimizer)
         self.dtype = torch.float64 if plan.precision == "fp64" else torch.float32
         self.objective = objective.to(accelerator.device, self.dtype if plan.precision == "fp64" else None)
-        # frozen and tied parameters are averaged once each, buffers are copied
-        self.ema = ModelEmaV3(self.objective, plan.ema_decay, exclude_buffers=True) if plan.ema_decay else None
-        model, self.optimizer = accelerator.prepare(self.objective, optimizer)
-        self.model = model
-        self.forward = torch.compile(model) if plan.compile else model
-        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        sharded = accelerator.distributed_type == DistributedType.FSDP
+        self.replica = Replica(self.objective) if sharded else None
+        # of the objective before its forward is prepared; frozen and tied parameters once each, buffers are copied
+        whole_ema = plan.ema_decay and not sharded
+        self.ema: Any = ModelEmaV3(self.objective, plan.ema_decay, exclude_buffers=True) if whole_ema else None
+        self.layout = names_by_group(self.objective, optimizer) if sharded else None
+        if sharded:
+            self.model, self.optimizer = shard(self.objective, optimizer, accelerator)
+            self.ema = ShardedAverage(self.objective, plan.ema_decay) if plan.ema_decay else None
+        else:
+            self.model, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        self.forward = torch.compile(self.model) if plan.compile else self.model
         self.stream, self.plan, self.accelerator, self.folder = stream, plan, accelerator, folder
+        saves_parts = sharded if plan.checkpoint == "auto" else plan.checkpoint == "sharded"
+        self.saver = folder and Saver(folder, sharded=saves_parts, in_background=plan.async_save, timeout=plan.timeout)
         self.callbacks = callbacks or Callbacks()
         self.state = TrainingState()
         self.meter = Meter()
@@ -88,14 +100,21 @@ class Engine:
         self.restore()
         with preserved_generators(), StopRequest() as stop, ExitStack() as at_end:
             self._open_sinks(at_end)
+            if self.saver is not None:
+                at_end.callback(self.saver.close)
+            stopping = False
             self.objective.train()
             self.meter.restart(self.state.samples)
             for micro_batches in self.stream.steps(self.state.step, self.plan.steps):
                 self.train_step(micro_batches)
                 stopping = stop.agreed(self.accelerator.device)
                 self._run_clocks(stopping)
-                if stopping and self.state.step < self.plan.steps:
-                    raise Interrupted(self._farewell())
+                if stopping:
+                    break
+            if self.saver is not None:
+                self.saver.finish()
+        if stopping and self.state.step < self.plan.steps:
+            raise Interrupted(self._farewell())
         assert self.state.step >= self.plan.steps, f"the stream ended at step {self.state.step}"
         return self.state
 
@@ -111,11 +130,14 @@ class Engine:
             last = index == len(micro_batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
                 seed_generators(plan.seed, step, index, dist.rank())
-                output = self.forward(self._on_device(batch), counts)
+                with accelerator.autocast():  # the prepared forward has it already, but not that of FSDP2
+                    output = self.forward(self._on_device(batch), counts)
                 accelerator.backward(torch.stack(list(output.losses.values())).sum())
             parts.append({name: loss.detach() for name, loss in output.losses.items()})
             self.meter.add_logs(output)
-        grad_norm = accelerator.clip_grad_norm_(self.parameters, plan.clip_grad or math.inf)
+        if self.replica is not None:
+            average_scalars(self.objective)
+        grad_norm = whole(accelerator.clip_grad_norm_(self.objective.parameters(), plan.clip_grad or math.inf))
         losses, norm = self._finite_losses(parts, grad_norm, micro_batches)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -130,9 +152,14 @@ class Engine:
         """The numbers of `callbacks.evaluate`, on the averaged weights with EMA; training goes on undisturbed."""
         if self.callbacks.evaluate is None:
             return {}
-        model = self.ema.module if self.ema else self.objective
-        with evaluation_mode(model), self.accelerator.autocast():
+        with self._whole_model() as model, evaluation_mode(model), self.accelerator.autocast():
             return dist.broadcast_object(self.callbacks.evaluate(model))
+
+    def _whole_model(self) -> AbstractContextManager[nn.Module]:
+        """The module whose parts anybody may call: averaged with EMA, and whole where the weights lie in parts."""
+        if self.replica is not None:
+            return self.replica.filled(self.objective, self.ema)
+        return nullcontext(self.ema.module if self.ema else self.objective)
 
     def restore(self) -> None:
         """Take up the folder's last saved state, if it has one, and forget what was written after it."""
@@ -236,11 +263,14 @@ class Engine:
 
     def _export(self, results: dict[str, float]) -> None:
         """Write the weights for users, and the numbers that belong to them."""
-        if self.folder is None or not dist.is_main():
+        if self.folder is None:
+            return
+        averaged = self._trained().averaged
+        weights = weights_of(self.objective if averaged is None else averaged) if self.callbacks.export else {}
+        if not dist.is_main():
             return
         with write_errors(self.folder.checkpoint):
             if self.callbacks.export:
-                weights = weights_of(self.ema.module if self.ema else self.objective)
                 self.callbacks.export(weights, self.folder.checkpoint)
             if results:
                 best = {"metric": self.plan.metric.removeprefix("-")} if self.plan.metric else {}
@@ -252,11 +282,12 @@ class Engine:
         if self.folder is None:
             return
         self.state.bad = sorted({i for ids in dist.gather_objects(self.state.bad) for i in ids})
-        if dist.is_main():
-            self.folder.save_state(self.state.step, lambda folder: write_state(folder, self._trained(), self.state))
+        assert self.saver is not None
+        self.saver.save(self._trained(), self.state)
 
     def _trained(self) -> Trained:
-        return Trained(self.objective, self.optimizer, self.ema.module if self.ema else None, self.accelerator.scaler)
+        averaged = self.ema.module if isinstance(self.ema, ModelEmaV3) else self.ema
+        return Trained(self.objective, self.optimizer.optimizer, averaged, self.accelerator.scaler, self.layout)
 
     def _on_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.accelerator.device, torch.float64 if self.plan.precision == "fp64" else None)

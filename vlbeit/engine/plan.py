@@ -26,6 +26,9 @@ class FitPlan:
     log_every: int = 20
     metric: str = ""  # the number of the evaluation that picks the exported weights; "-name": lower is better
     resume_command: str = ""  # printed when the run is stopped
+    checkpoint: str = "auto"  # how states are saved: whole | sharded; auto: sharded where the weights are
+    async_save: bool = False  # training goes on while a state is written
+    timeout: float = 600.0  # seconds that a process waits for the others
 
     @classmethod
     def from_config(
@@ -46,6 +49,9 @@ class FitPlan:
             log_every=config.engine.log_every,
             metric=metric,
             resume_command=resume_command,
+            checkpoint=config.engine.checkpoint,
+            async_save=config.engine.async_save,
+            timeout=config.engine.timeout,
         )
 
     def evaluates_after(self, step: int) -> bool:

@@ -50,8 +50,8 @@ class GlobalContrast:
 
     def survey(self, batches: list[Batch], look: Callable[[int], tuple[Compared, ...]]) -> list[Batch]:
         """See `Objective.survey`: with `cached` the batches know their terms, gradients and negatives."""
-        if not self.cached:
-            return batches
+        if not self.cached or len(batches) == 1:
+            return batches  # a single micro-batch is the whole step
         seen = [look(index) for index in range(len(batches))]
         found, chosen = self._over_step(seen, self._pictures(batches, seen[0][0].text_BD.device))
         if chosen:

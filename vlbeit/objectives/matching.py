@@ -56,8 +56,8 @@ def choose(likely: Likenesses, own_B: Tensor, left_out_BG: Tensor | None, draw: 
     """Negatives of all local rows; `left_out_BG` are more pairs that are none, beside a row with itself."""
     excluded_BG = torch.zeros_like(likely.text_BG, dtype=torch.bool) if left_out_BG is None else left_out_BG.clone()
     excluded_BG.scatter_(1, own_B[:, None], True)
-    chosen = [negatives(logits_BG, excluded_BG, draw) for logits_BG in likely]
-    return Chosen(*chosen, ~excluded_BG.all(1))
+    image_of_text_B, text_of_image_B = (negatives(logits_BG, excluded_BG, draw) for logits_BG in likely)
+    return Chosen(image_of_text_B, text_of_image_B, ~excluded_BG.all(1))
 
 
 @torch.no_grad()
@@ -83,20 +83,16 @@ def exchange(batches: Sequence[Batch], chosen: Sequence[Chosen]) -> list[Negativ
     Everything lies where the rows of the batches lie.
     """
     width = max(dist.gather_objects(max(batch["text_ids"].shape[1] for batch in batches)))
-    ids, keeps = (
-        [F.pad(value, (0, width - value.shape[1])) for value in values]
-        for values in ([batch["text_ids"] for batch in batches], [batch["text_keep"].bool() for batch in batches])
-    )
     images = [batch["image"] for batch in batches]
-    return [
-        Negatives(
-            _fetch(images, each.image_of_text_B),
-            _fetch(ids, each.text_of_image_B),
-            _fetch(keeps, each.text_of_image_B),
-            each.there_B,
-        )
-        for each in chosen
+    texts = [
+        torch.stack([F.pad(part, (0, width - part.shape[1])) for part in (ids, keep.to(ids.dtype))], 1)
+        for ids, keep in ((batch["text_ids"], batch["text_keep"]) for batch in batches)
     ]
+    found = []
+    for image_of_text_B, text_of_image_B, there_B in chosen:
+        ids, keep = _fetch(texts, text_of_image_B).unbind(1)
+        found.append(Negatives(_fetch(images, image_of_text_B), ids, keep.bool(), there_B))
+    return found
 
 
 def _fetch(parts: Sequence[Tensor], wanted_B: Tensor) -> Tensor:
