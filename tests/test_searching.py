@@ -182,6 +182,29 @@ def test_published_weights_are_evaluated_as_they_are(there: Path, scenes: Path, 
     assert "has not all that is to be measured" in capsys.readouterr().err
 
 
+def test_prepared_captions_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Karpathy's file to `vlbeit evaluate` on the test split, pictures inside the shards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VLBEIT_CACHE", str(tmp_path / "cache"))
+    images = []
+    for number in range(12):
+        name, split = f"{number}.jpg", ("train", "train", "val", "test")[number % 4]
+        Path("raw/flickr30k_images").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (20 * number, 200, 90)).save(f"raw/flickr30k_images/{name}")
+        sentences = [{"raw": f"{text} number {number}.", "tokens": []} for text in ("Picture", "Green wall", "A shade")]
+        images.append({"filename": name, "split": split, "imgid": number, "sentids": [], "sentences": sentences})
+    Path("raw/dataset_flickr30k.json").write_text(json.dumps({"dataset": "flickr30k", "images": images}))
+    assert main(["prepare", "flickr30k", "--from", "raw", "--out", "data", "--format", "parquet"]) == 0
+    words = [word for word in WORDS if not word.startswith(("global_", "micro_"))]
+    sizes = ["model=tiny", "data.image_size=32", "global_batch_size=6", "micro_batch_size=3"]
+    assert main(["train", *words, "data=flickr30k", "data.root=data", "text.vocab_size=200", *sizes, "run=run"]) == 0
+    assert main(["evaluate", "run", "data.val_split=test"]) == 0
+    found = json.loads(Path("run/evaluation-flickr30k-test.json").read_text())
+    assert (found["pictures"], found["captions"]) == (3, 9) and found["txt_r10"] == 100
+    rows = json.loads(Path("run/retrieval_details-flickr30k-test.json").read_text())
+    assert len({row["sample_id"] for row in rows}) == 12
+
+
 CLIP = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},

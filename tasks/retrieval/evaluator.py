@@ -158,7 +158,8 @@ class RetrievalEvaluator:
         row = _table_row(said, [numbers[f"{way}_r{depth}"] for depth in DEPTHS])
         sizes = (len(self.pictures), len(self.pictures.picture_of))
         queries, candidates = sizes if way == "txt" else sizes[::-1]
-        return row | {"median rank": numbers[f"{way}_median_rank"], "queries": queries, "candidates": candidates}
+        median = f"{numbers[f'{way}_median_rank']:g}"
+        return row | {"median rank": median, "queries": queries, "candidates": candidates}
 
 
 def _table_row(said: str, values: list[float]) -> dict[str, Any]:
