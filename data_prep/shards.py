@@ -40,14 +40,15 @@ _ROWS = 20_000  # of a shard at most
 _GROUP_ROWS, _GROUP_BYTES = 64, 32 * 2**20  # of a row group at most, which is kept in memory and becomes one page
 _LOOKAHEAD = 64  # items examined at a time,
 _LOOKAHEAD_BYTES = 2**28  # or fewer: no more are read when these many bytes are in memory
-_FILES = ("image", "mask")
-_SHARING = ("vqa",)  # kinds of which several records have one picture: it is written, and its bytes count, once
+_FILES = ("image", "mask", "image_0", "image_1")
+_SHARING = ("vqa", "nlvr2")  # kinds of which several records have one picture: it is written, and its bytes count, once
 _TYPES = {
     "id": pa.string(), "label": pa.int64(), "image_id": pa.int64(), "boxes": pa.list_(pa.list_(pa.float64())),
     "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
     "outlines": pa.list_(pa.string()), "question": pa.string(), "question_id": pa.int64(),
     "question_type": pa.string(), "answer_type": pa.string(), "answers": pa.list_(pa.string()),
     "multiple_choice_answer": pa.string(), "text": pa.string(), "picture": pa.string(), "title": pa.string(),
+    "sentence": pa.string(),
 }  # fmt: skip
 _LISTS = {"pairs": "text"}  # kind -> the field of which a row has a list, and each value makes a record
 Position = tuple[int, ...]

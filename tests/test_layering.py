@@ -40,7 +40,7 @@ PURE = {
     for name in (
         "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
         "picture_names", "row_files", "vqa_rows", "vqa_splits",
-        "answer_file", "answer_check", "following",
+        "answer_file", "answer_check", "following", "nlvr2_files",
         "picture_names", "row_files", "storable", "vqa_rows", "vqa_splits",
         "answer_file", "answer_check",
     )

@@ -81,6 +81,9 @@ class _Drawn:
     def cell(self, batch: Batch, index: int) -> Cell:
         """One sample: its picture, or pictures beside each other, and its lines."""
         pictures = []
+        for name in ("image_0", "image_1"):
+            if _is_pictures(batch.get(name)):
+                pictures.append(sized(_pil(self._pixels(batch[name][index]))))
         if _is_pictures(batch.get("image")):
             image = self._picture(batch, index)
             pictures.append(self._with_boxes(image, batch, index) if "boxes" in batch else sized(image))
@@ -94,10 +97,14 @@ class _Drawn:
 
     def _picture(self, batch: Batch, index: int) -> Image.Image:
         """The image as it was before it was normalised, masked patches grey."""
-        pixels_CHW = batch["image"][index].float().cpu() * self.std + self.mean
+        pixels_CHW = self._pixels(batch["image"][index])
         if "mask" in batch:
             pixels_CHW = _greyed(pixels_CHW, batch["mask"][index].cpu())
         return _pil(pixels_CHW)
+
+    def _pixels(self, image_CHW: Tensor) -> Tensor:
+        """In [0, 1]."""
+        return image_CHW.float().cpu() * self.std + self.mean
 
     def _with_boxes(self, image: Image.Image, batch: Batch, index: int) -> Image.Image:
         """Enlarged, so that the names can be read, with boxes and what they hold."""

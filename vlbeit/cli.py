@@ -102,6 +102,34 @@ def train(
 
 
 @app.command(context_settings=_FREE)
+def plan(
+    words: Words = None,
+    devices: Annotated[int, typer.Option(help="accelerators, all processes together")] = 1,
+    memory: Annotated[float, typer.Option(help="GiB of each")] = 80.0,
+    shard: Annotated[str, typer.Option(help="ddp | fsdp: how weights lie on them")] = "ddp",
+    peak: Annotated[float, typer.Option(help="TFLOP/s of each in the run's precision; 312: an A100 in bf16")] = 312.0,
+    utilisation: Annotated[float, typer.Option(help="share of the peak that is reached")] = 0.4,
+    samples: Annotated[int | None, typer.Option(help="records of the training split", show_default=False)] = None,
+    labels: Annotated[int | None, typer.Option(help="classes or answers of the head", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Print what `vlbeit train` with these words would cost: steps, FLOPs, memory of a device, time. Needs no data."""
+    from vlbeit import planning
+
+    found = planning.plan(
+        words or [], planning.Machine(devices, memory, shard, peak, utilisation), planning.Assumed(samples, labels)
+    )
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    from vlbeit.planning.report import rows
+
+    table.show((found.title, ""), rows(found))
+    print(*(f"note: {note}" for note in found.notes), sep="\n", end="\n" if found.notes else "")
+    print(f"wrote nothing\nnext: vlbeit train {shlex.join(words or [])}")
+
+
+@app.command(context_settings=_FREE)
 def evaluate(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="run folder or checkpoint")] = None,
     words: Words = None,
@@ -174,6 +202,9 @@ def predict(
         str, typer.Argument(metavar="IMAGE", help="image file; with --images a text", show_default=False)
     ],
     question: Annotated[str | None, typer.Argument(help="for tasks that take one", show_default=False)] = None,
+    statement: Annotated[
+        str | None, typer.Argument(help="about two images, the second in place of the question", show_default=False)
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="retrieval: pictures to search by a text", show_default=False)
     ] = None,
@@ -187,19 +218,22 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print what a task's run finds in one image: the most probable answers, or what is where.
+    """Print what a task's run finds in one image, or says about two: the most probable answers, or what is where.
 
     A run of task=retrieval searches: vlbeit predict RUN "a red circle" --images DIR, or RUN picture.jpg --texts FILE.
+    One of task=nlvr2 judges: vlbeit predict RUN left.jpg right.jpg "both pictures show a circle".
     """
     if images is not None or texts is not None:
-        rows = _search(run, subject, question, images, texts, top, out)
+        rows = _search(run, subject, question or statement, images, texts, top, out)
     else:
         from vlbeit.data.records import open_named
 
-        open_named(Path(subject))  # what is wrong with it is said before torch is loaded
+        seen, text = ([subject], question) if statement is None else ([subject, question or ""], statement)
+        for each in seen:
+            open_named(Path(each))  # what is wrong with it is said before torch is loaded
         from vlbeit import inference
 
-        rows = inference.predict(run, Path(subject), question, top=top, out=out)
+        rows = inference.predict(run, list(map(Path, seen)), text, top=top, out=out)
     columns = getattr(rows[0], "_fields", ("answer", "probability")) if rows else ()
     if as_json:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False))

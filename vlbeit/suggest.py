@@ -18,6 +18,7 @@ _FOLLOWING = {
 _ASKED = {  # kind of record -> what a task on it is asked
     "vqa": 'picture.jpg "how many are there?"',
     "pairs": '"a red circle" --images DIR',
+    "nlvr2": 'left.jpg right.jpg "both pictures show the same thing"',
 }
 
 

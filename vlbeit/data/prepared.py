@@ -28,7 +28,7 @@ ORIGIN = "vlbeit:origin"
 it. Who keeps something that was computed from a picture knows by it whether that is still the picture."""
 
 _VERSION = 1  # of the layout of prepared.json and the shards; the writer is vlbeit.data_prep.shards
-_FILES = ("image", "mask")  # fields that are a path or the encoded bytes
+_FILES = ("image", "mask", "image_0", "image_1")  # fields that are a path or the encoded bytes
 _PREFIX = struct.Struct("<I")  # before every value of a plain Parquet page
 
 

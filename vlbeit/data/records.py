@@ -33,12 +33,15 @@ KINDS: dict[str, tuple[str, ...]] = {
         "id", "image", "question", "question_id", "image_id", "question_type", "answer_type", "answers",
         "multiple_choice_answer",
     ),
+    "nlvr2": ("id", "image_0", "image_1", "text", "label", "sentence"),
     "masks": ("id", "image", "mask"),
     "boxes": ("id", "image", "image_id", "boxes", "labels", "areas", "crowd", "outlines"),
 }  # fmt: skip
 """Fields of a record by kind. `id` str · `image` path or encoded bytes · `label` int · `text` str · `picture`
 str, the same for all texts of one picture · `question_id` and `image_id` int · `answers` list[str], the raw answers of
 the annotators, [] where they are hidden ·
+`image_0`, `image_1` left and right picture of a pair, as `image`, `label` 1 where the text is true of them, 0 where it
+is false, -1 unknown, `sentence` str, the same for all pairs that a statement was written for ·
 `multiple_choice_answer` str, the one that the data set itself lets stand for them, "" where it names none ·
 `mask` path or encoded bytes, an index of a class per pixel · `boxes` list of [x, y, width, height] in pixels, and for
 each of them `labels` int, `areas` float in square pixels, `crowd` bool (COCO's iscrowd), `outlines` str: COCO's

@@ -17,8 +17,9 @@ class EncoderSpec:
     `experts` are the modalities with an expert in every block; the top `fused_layers` blocks own a fused one too.
     With `shared_expert` the one of pictures serves every modality, alone or together: a plain transformer.
     `positions`: "per_layer" or "shared" relative tables, or "absolute" embeddings. `vocab_size` None: no text.
-    `image_tower`, `text_tower`: own, or LIBRARY:NAME of the network that stands before the blocks; `towers` has, by
-    modality, what `vlbeit.models.towers` builds them of, so that a checkpoint needs no other file.
+    `image_tower`, `text_tower`: own, or LIBRARY:NAME of the network that stands before the blocks, frozen unless
+    `train_towers`; `towers` has, by modality, what `vlbeit.models.towers` builds them of, so that a checkpoint needs no
+    other file.
     """
 
     embed_dim: int
@@ -43,6 +44,7 @@ class EncoderSpec:
     image_tower: str = "own"
     text_tower: str = "own"
     towers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    train_towers: bool = True
 
     def __post_init__(self) -> None:
         if self.mask_token and self.image_tower != "own":
@@ -141,6 +143,7 @@ def encoder_spec(
         mask_token=mask_token,
         final_norm=final_norm,
         grad_checkpointing=model.grad_checkpointing,
+        train_towers=model.train_towers,
         **_towers(config, "image" in experts, vocab_size is not None, meta or {}),
     )
 
