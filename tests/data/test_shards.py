@@ -7,10 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlbeit.config import DataConfig
-from vlbeit.data import shards as shards_module
+from vlbeit.data import shard_store
 from vlbeit.data.records import IncompleteError
 from vlbeit.data.sources import open_records
+from vlbeit.data_prep import coco_captions
 from vlbeit.errors import DataError, MissingSplitError, UsageError
+
+SPLITS = {"train": 11, "val": 31}  # number of the first picture
 
 
 @pytest.fixture
@@ -158,7 +161,7 @@ def test_lists_of_captions_are_counted(tmp_path, made, opened):
 def test_few_row_groups_are_kept(tmp_path, made, opened, monkeypatch):
     made.write_parquet(tmp_path / "x.parquet", range(100), group=10)
     size = pq.read_table(tmp_path / "x.parquet", columns=["image"]).nbytes
-    monkeypatch.setattr(shards_module, "DECODED", size // 4)
+    monkeypatch.setattr(shard_store, "DECODED", size // 4)
     records = opened(tmp_path / "x.parquet", val_split="train")
     assert 10 < records.near_samples() < 40
     groups = records._store._groups
@@ -193,7 +196,8 @@ def test_splits_by_name_by_folder_and_held_out(tmp_path, made, opened, caplog):
     assert numbers(made, opened(tmp_path / "b", split="val")) == [12, 13, 14, 15]
     assert "has no split 'val': 00003 is held out for it, 4 samples" in caplog.text
     with pytest.raises(MissingSplitError, match="1 shard and no split 'val'"):
-        opened(tmp_path / "b" / "00000.tar")
+        opened(tmp_path / "b" / "00000.tar", split="val")
+    assert len(opened(tmp_path / "b" / "00000.tar")) == 4
     with pytest.raises(DataError, match="no shards of the split"):
         opened(tmp_path / "a", split="test")
 
@@ -217,3 +221,52 @@ def test_records_go_to_another_process_without_their_handles(tmp_path, made, ope
     records = opened(made.write_tars(tmp_path / "sbu", [3, 3, 3]))
     numbers(made, records)
     assert numbers(made, pickle.loads(pickle.dumps(records))) == numbers(made, records)
+
+
+def test_texts_are_read_in_pieces_and_one_by_one(tmp_path, made, opened):
+    records = opened(made.write_tars(tmp_path / "sbu", [5, 4, 3, 1]))
+    column, whole = records.column("text"), [f"text {number}" for number in range(12)]
+    assert [column[n] for n in range(12)] == whole and column[-1] == "text 11"
+    for start, stop, step in ((3, 7, 1), (0, 12, 5), (11, 2, -3), (7, 7, 1)):
+        assert column[start:stop:step] == whole[start:stop:step]
+    assert list(column.sample(6)) == whole[:6]
+
+
+def test_records_know_whether_they_are_others(tmp_path, made, opened):
+    folder = made.write_tars(tmp_path / "sbu", [3, 3, 3])
+    first = opened(folder).identity
+    assert first == opened(folder).identity != opened(folder, "images").identity
+    os.utime(folder / "00000.tar", (1, 1))
+    assert opened(folder).identity != first
+
+
+# ---- prepared folders
+
+
+@pytest.mark.parametrize("form", ["parquet", "folder", "index"])
+def test_a_prepared_folder_is_streamed_as_its_own_source_reads_it(tmp_path, made, opened, form):
+    root = tmp_path / "coco"
+    names = {split: [f"COCO_{split}2014_{n:012d}.jpg" for n in (first, first + 1)] for split, first in SPLITS.items()}
+    images = []
+    for split, files in names.items():
+        (root / f"{split}2014").mkdir(parents=True)
+        for name in files:
+            number = int(name[-6:-4])
+            (root / f"{split}2014" / name).write_bytes(made.picture(number))
+            images.append(
+                {
+                    "filename": name, "split": split, "cocoid": number, "imgid": number,
+                    "sentences": [{"raw": f"{text} {number}"} for text in ("one", "two")],
+                }
+            )  # fmt: skip
+    (root / "dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": images}))
+    coco_captions.prepare(tmp_path / "out", from_=[str(root)], format=form)
+    for kind in ("pairs", "images", "text"):
+        config = DataConfig(name="coco_captions", root=str(tmp_path / "out"), cache=str(tmp_path / "cache"))
+        own, stream = open_records(config, kind, "train"), opened(tmp_path / "out", kind)
+        found, wanted = ([records[n] for n in range(len(records))] for records in (stream, own))
+        assert [row | {"id": ""} for row in found] == [row | {"id": ""} for row in wanted] and len(found) > 1
+        assert len({row["id"] for row in found}) == len(found)
+    assert len(opened(tmp_path / "out", split="val")) == 4
+    with pytest.raises(MissingSplitError, match="has no split 'test'"):
+        opened(tmp_path / "out", split="test")

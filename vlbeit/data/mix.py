@@ -77,6 +77,12 @@ class MixedRecords:
             raise IncompleteError(str(error), error.reason, known) from error
         return {**record, "id": f"{part.name}:{record['id']}"}
 
+    @property
+    def identity(self) -> str | None:
+        """What differs where the records do; None where a member does not tell."""
+        known = [getattr(part.records, "identity", None) for part in self._parts]
+        return None if None in known else " ".join(map(str, known))
+
     def near(self, index: int) -> range:
         """Indices of records that are cheap to read beside this one, all of the same member."""
         part, place = self._find(index)
@@ -109,7 +115,11 @@ class MixedTexts(StreamedTexts):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                return [self[place] for place in range(start, stop, step)]
+            ends = zip(self._columns, [0, *self._ends], strict=False)
+            return [text for column, first in ends for text in column[max(0, start - first) : max(0, stop - first)]]
         if not -len(self) <= index < len(self):
             raise IndexError(f"text {index} of {len(self)}")
         number = bisect_right(self._ends, index % len(self))

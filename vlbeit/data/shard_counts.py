@@ -19,7 +19,8 @@ from vlbeit.data.index import cache_folder
 from vlbeit.data.order import CHUNK
 from vlbeit.data.shard_files import ShardFile, file_system, reason
 from vlbeit.data.shard_rows import holds_paths, is_list, is_tar
-from vlbeit.data.shards import Counted, ShardStore, open_parquet
+from vlbeit.data.shard_store import ShardStore, open_parquet
+from vlbeit.data.shards import Counted
 from vlbeit.errors import DataError
 from vlbeit.files import write_json
 

@@ -29,7 +29,7 @@ _ENTRY = np.dtype(
     ]
 )  # fmt: skip
 _NUMBER = np.dtype("<i8")
-_MANY = 4096  # entries that are read or written at a time
+_MANY = 1000  # entries that are read or written at a time
 
 
 class Entry(NamedTuple):

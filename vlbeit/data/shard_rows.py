@@ -53,7 +53,7 @@ def tar_rows(path: Path, name: str) -> Iterator[Row]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                tar.members.clear()  # which tarfile would keep all of
+                tar.members.clear()  # type: ignore[attr-defined]  # of which tarfile would keep all
                 folder, _, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
                 if not member.isfile() or not stem:
@@ -146,7 +146,10 @@ def columns_of(schema: pa.Schema, kind: str, name: str, *, prepared: bool) -> Co
     text = texts[0] if texts and kind != "images" else ""
     if (kind != "text" and not image) or (kind != "images" and not text):
         lacking = f"picture ({', '.join(IMAGE_COLUMNS)})" if kind != "text" and not image else "text (caption, text)"
-        raise DataError(f"{name} has no column of a {lacking}; it has {', '.join(names)}: rename one")
+        hint = "rename one"
+        if "url" in names and not image:
+            hint = "is it the table that img2dataset wrote beside a tar file, and the tar is gone?"
+        raise DataError(f"{name} has no column of a {lacking}; it has {', '.join(names)}: {hint}")
     lengths = f"{image}_bytes" if prepared and f"{image}_bytes" in names else ""
     return Columns(image, text, first(_KEYS), "picture" if prepared and "picture" in names else "", lengths)
 

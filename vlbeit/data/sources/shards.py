@@ -13,7 +13,8 @@ from vlbeit.config import DataConfig
 from vlbeit.data.prepared import shard_paths
 from vlbeit.data.shard_counts import counted
 from vlbeit.data.shard_files import SUFFIXES, ShardFile, expanded, is_remote, listed
-from vlbeit.data.shards import Counted, Reading, ShardRecords, ShardStore
+from vlbeit.data.shard_store import Reading, ShardStore
+from vlbeit.data.shards import Counted, ShardRecords
 from vlbeit.data.sources.base import DataSource, is_named
 from vlbeit.errors import DataError, MissingSplitError
 
@@ -81,6 +82,8 @@ class Shards(DataSource):
             raise MissingSplitError(f"data.root={self.config.root} has no shards of the split {split!r}")
         counts = counted(shards, store)
         first = len(shards) - self._last(counts)
+        if first <= 0 and split == train:
+            return list(shards), counts
         if first <= 0:
             raise MissingSplitError(
                 f"data.root={self.config.root} has {len(shards)} shard{'s' * (len(shards) > 1)} and no split {val!r}: "
@@ -105,14 +108,26 @@ class Shards(DataSource):
         return shards
 
     def _tell(self, shards: Sequence[ShardFile], records: ShardRecords, split: str) -> None:
+        self._check_room(shards)
         near = records.near_samples()
         if split == self.config.train_split:
-            _say(f"{self.config.root}: {len(records):,} samples of {split} in {len(shards):,} shards")
+            files = f"{len(shards):,} shard{'s' * (len(shards) > 1)}"
+            _say(f"{self.config.root}: {len(records):,} samples of {split} in {files}")
             if near is not None and near < self.config.shuffle_buffer:
                 _say(
                     f"note: row groups are read whole, and those of {near:,} samples fit into memory: so many are "
                     f"shuffled together instead of data.shuffle_buffer={self.config.shuffle_buffer:,}"
                 )
+
+    def _check_room(self, shards: Sequence[ShardFile]) -> None:
+        """A note where the copies of the shards that are read at a time do not fit into the cache."""
+        largest = sorted((shard.size for shard in shards if shard.remote), reverse=True)[: self.config.open_shards + 1]
+        room, needed = self.config.cache_gb, sum(largest) / 1e9
+        if room is not None and needed > room:
+            _say(
+                f"note: {len(largest)} shards are {needed:.3g} GB, data.cache_gb={room:g} holds fewer: they are "
+                f"fetched again and again; raise it, or lower data.open_shards={self.config.open_shards}"
+            )
 
 
 def _split_of(shard: ShardFile, splits: Sequence[str]) -> str:
