@@ -54,6 +54,11 @@ class RetrievalObjective(Objective):
                     parameter.requires_grad_(False)
 
     @property
+    def scale(self) -> float:
+        """Factor of the cosines in the contrastive loss, 1 / temperature."""
+        return float(self.heads["contrast"].logit_scale.detach().exp())
+
+    @property
     def matches(self) -> bool:
         """Whether it has a matching head."""
         return "match" in self.heads
