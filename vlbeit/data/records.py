@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,12 +33,15 @@ KINDS: dict[str, tuple[str, ...]] = {
         "id", "image", "question", "question_id", "image_id", "question_type", "answer_type", "answers",
         "multiple_choice_answer",
     ),
+    "nlvr2": ("id", "image_0", "image_1", "text", "label", "sentence"),
     "masks": ("id", "image", "mask"),
     "boxes": ("id", "image", "image_id", "boxes", "labels", "areas", "crowd", "outlines"),
 }  # fmt: skip
 """Fields of a record by kind. `id` str · `image` path or encoded bytes · `label` int · `text` str · `picture`
 str, the same for all texts of one picture · `question_id` and `image_id` int · `answers` list[str], the raw answers of
 the annotators, [] where they are hidden ·
+`image_0`, `image_1` left and right picture of a pair, as `image`, `label` 1 where the text is true of them, 0 where it
+is false, -1 unknown, `sentence` str, the same for all pairs that a statement was written for ·
 `multiple_choice_answer` str, the one that the data set itself lets stand for them, "" where it names none ·
 `mask` path or encoded bytes, an index of a class per pixel · `boxes` list of [x, y, width, height] in pixels, and for
 each of them `labels` int, `areas` float in square pixels, `crowd` bool (COCO's iscrowd), `outlines` str: COCO's
@@ -62,8 +65,33 @@ _UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.D
 _LOOKED_AT = 64
 
 
-class ImageError(DataError):
+class SampleError(DataError):
+    """One sample that cannot be used, where others can. Such samples are counted by their `reason`."""
+
+    reason = "unusable"
+
+
+class ImageError(SampleError):
     """An image that is missing, truncated or in no known format."""
+
+    reason = "unreadable picture"
+
+
+class MissingImageError(ImageError):
+    """The file of an image is not there."""
+
+    reason = "missing picture"
+
+
+class IncompleteError(SampleError):
+    """A sample that lacks a part. `record` has what is there: "" for a text that is not."""
+
+    def __init__(self, message: str, reason: str, record: Record) -> None:
+        super().__init__(message, reason, record)  # all of them: an error is sent between processes by its arguments
+        self.reason, self.record = reason, record
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def open_image(value: str | Path | bytes | Image.Image) -> Image.Image:
@@ -100,7 +128,7 @@ def decoded(value: str | Path | bytes, use: Callable[[Image.Image], Result]) -> 
         with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
             return use(image)
     except FileNotFoundError as error:
-        raise ImageError(f"{name} does not exist") from error
+        raise MissingImageError(f"{name} does not exist") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a folder") from error
     except Image.UnidentifiedImageError as error:
@@ -115,7 +143,7 @@ def described(value: str | Path | bytes) -> str:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    return _upright(_plain(image)).convert("RGB")
+    return upright(_plain(image)).convert("RGB")
 
 
 def _unturned(image: Image.Image) -> Image.Image:
@@ -133,8 +161,8 @@ def _plain(image: Image.Image) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF data says: as people saw it who wrote captions, questions and answers.
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data says: as people saw it who wrote captions, questions and answers.
 
     differs from timm and torchvision, which leave such a picture (from a phone, say) lying on its side.
     """
@@ -171,6 +199,11 @@ class TableRecords:
     def __init__(self, table: Dataset) -> None:
         self._table = table
 
+    @property
+    def identity(self) -> str:
+        """What differs where the records do: made of the table's file, not of its rows."""
+        return str(self._table._fingerprint)
+
     def __len__(self) -> int:
         return len(self._table)
 
@@ -196,11 +229,25 @@ class FieldColumn(Sequence[Any]):
         return self._records[index][self._name]
 
 
+class StreamedTexts(Sequence[str]):
+    """Texts to be read one behind the other, of a stream that may be too long to read whole for a small purpose."""
+
+    def sample(self, most: int) -> Iterator[str]:
+        """At most so many of them, about."""
+        return islice(iter(self), most)
+
+
 class FirstRecords:
     """The first `count` of other records."""
 
     def __init__(self, records: Records, count: int) -> None:
         self._records, self._count = records, count
+
+    @property
+    def identity(self) -> str | None:
+        """As of `TableRecords`; None where the other records do not tell."""
+        known = getattr(self._records, "identity", None)
+        return None if known is None else f"{known} {self._count}"
 
     def __len__(self) -> int:
         return self._count

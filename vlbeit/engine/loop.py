@@ -166,7 +166,8 @@ class Engine:
         @torch.no_grad()
         def look(index: int) -> tuple[Any, ...]:
             seed_generators(self.plan.seed, self.state.step, index, dist.rank())
-            return self.forward(self._on_device(micro_batches[index]), {}).seen
+            with self.accelerator.autocast():  # as in training
+                return self.forward(self._on_device(micro_batches[index]), {}).seen
 
         return self.objective.survey(micro_batches, look)
 
