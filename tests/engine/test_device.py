@@ -74,3 +74,13 @@ def test_environment_names_no_host():
     described = describe_environment(torch.device("cpu"))
     assert described["packages"]["torch"] == torch.__version__.split("+")[0] and described["threads"] >= 1
     assert platform.node() not in str({**described, "command": ""})
+
+
+def test_what_of_fsdp_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match=r"set fsdp_version: 2"):
+        make_accelerator("cpu")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
+    with pytest.raises(UsageError, match=r"model.grad_checkpointing=true"):
+        make_accelerator("cpu")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -194,3 +197,94 @@ def test_damaged_state_is_named(toy, tmp_path, file):
     damaged.write_bytes(damaged.read_bytes()[:50])
     with pytest.raises(DataError, match=r"cannot go on from .*step-000004: .*last.json"):
         toy.make_engine(tmp_path, ema_decay=0.9, steps=8).fit()
+
+
+SAVED = {"in parts": {"checkpoint": "sharded"}, "later": {"async_save": True, "checkpoint": "sharded"}}
+
+
+@pytest.mark.parametrize("mode", SAVED)
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "sgd", "adafactor", "radam", "adopt"])
+def test_parts_resume_to_the_bit_and_become_whole(toy, tmp_path, name, mode):
+    """Saved in parts, gone on with in whole states, and in parts again: the unbroken run."""
+    settings = {"optimizer": name, "ema_decay": 0.9, "schedule_steps": 12}
+    whole = toy.make_engine(**settings)
+    whole.fit()
+    toy.make_engine(tmp_path, steps=4, **settings, **SAVED[mode]).fit()
+    assert (tmp_path / "state" / "step-000004" / ".metadata").exists()
+    toy.make_engine(tmp_path, steps=8, **settings).fit()
+    assert (tmp_path / "state" / "step-000008" / "model.safetensors").exists()
+    resumed = toy.make_engine(tmp_path, **settings, **SAVED[mode])
+    resumed.fit()
+    assert_same_bits(resumed, whole)
+
+
+def test_training_goes_on_while_a_state_is_written(toy, tmp_path, monkeypatch, unbroken):
+    """The step after a save does not wait for it, what is saved is of the step before, the next save waits."""
+    go, seen = threading.Event(), []
+    flush = folder_module._flush_tree
+
+    def slow(folder):
+        seen.append((folder.name, go.wait(20)))
+        flush(folder)
+
+    class Watching(toy.Samples):
+        def steps(self, start, stop):
+            for step, batches in enumerate(super().steps(start, stop), start):
+                if step == 6:
+                    assert not (tmp_path / "last.json").exists(), "named before it was whole"
+                    go.set()
+                yield batches
+
+    monkeypatch.setattr(folder_module, "_flush_tree", slow)
+    engine = toy.make_engine(tmp_path, stream=Watching(2), ema_decay=0.9, async_save=True)
+    engine.fit()
+    assert seen == [(f".tmp-step-{step:06d}", True) for step in (4, 8, 12)]
+    assert_same_bits(engine, unbroken)
+    (tmp_path / "last.json").write_text('{"step": 8}')
+    again = toy.make_engine(tmp_path, stream=toy.Samples(2), ema_decay=0.9)
+    again.fit()
+    assert_same_bits(again, unbroken)
+
+
+def test_killed_while_a_state_is_written(toy, tmp_path):
+    """The state before is the last one, and what was begun is gone after the next start."""
+    child = os.fork()
+    if child == 0:
+        flush = folder_module._flush_tree
+
+        def deadly(folder):
+            if "step-000008" in folder.name:
+                os.kill(os.getpid(), signal.SIGKILL)
+            flush(folder)
+
+        folder_module._flush_tree = deadly
+        toy.make_engine(tmp_path, checkpoint="sharded", async_save=True).fit()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (tmp_path / "state" / ".tmp-step-000008").is_dir()
+    engine = toy.make_engine(tmp_path)
+    engine.restore()
+    assert engine.state.step == 4 and [p.name for p in (tmp_path / "state").iterdir()] == ["step-000004"]
+
+
+def test_full_disk_behind_the_back(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "_flush_tree", full_disk)
+    with pytest.raises(DataError, match=r"cannot write .*step-000004: the disk is full: free space and run the same"):
+        toy.make_engine(tmp_path, async_save=True).fit()
+    assert not list((tmp_path / "state").iterdir())
+
+
+def test_a_pickle_that_names_code_is_not_read(toy, tmp_path):
+    toy.make_engine(tmp_path, steps=4, checkpoint="sharded").fit()
+    file = tmp_path / "state" / "step-000004" / ".metadata"
+    file.write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode())
+    with pytest.raises(DataError, match=r"cannot go on from .*: .metadata names (os|posix).system"):
+        toy.make_engine(tmp_path, steps=8).fit()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_parts_of_another_model_are_named(toy, tmp_path):
+    toy.make_engine(tmp_path, steps=4, checkpoint="sharded").fit()
+    engine = toy.make_engine(tmp_path, steps=8, ema_decay=0.9)
+    with pytest.raises(DataError, match=r"cannot go on from .*step-000004: it has no ema/"):
+        engine.fit()

@@ -119,6 +119,12 @@ def snapshot_shards(
     return ShardedSnapshot(tensors, progress, group)
 
 
+def snapshot_deepspeed(trained: Trained, state: TrainingState) -> deepspeed.DeepSpeedSnapshot:
+    """As `snapshot_whole`, in DeepSpeed's files; the averaged weights, which it does not know, in ours."""
+    averaged = None if trained.averaged is None else (AVERAGED, weights_of(trained.averaged))
+    return deepspeed.DeepSpeedSnapshot(trained.deepspeed, state, averaged)
+
+
 def write_state(folder: Path, trained: Trained, state: TrainingState) -> None:
     """Fill `folder` with everything that going on needs, to the bit."""
     snapshot_whole(trained, state).write(folder)
@@ -137,6 +143,8 @@ def read_state(folder: Path, trained: Trained) -> TrainingState:
     """Restore all from `folder`; DataError where a file is missing, damaged or of another model."""
     with _named(folder):
         if trained.deepspeed is not None:
+            if trained.averaged is not None:
+                load_whole(trained.averaged, load_file(folder / AVERAGED))
             return deepspeed.read(folder, trained.deepspeed)
         progress = torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
         if shard_files.are_in(folder):

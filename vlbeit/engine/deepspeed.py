@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlbeit import dist
@@ -65,6 +66,7 @@ class DeepSpeedSnapshot(NamedTuple):
 
     model: Any
     counters: TrainingState
+    averaged: tuple[str, dict[str, Tensor]] | None = None  # file name, averaged weights
     by_all: bool = True
 
     def write(self, folder: Path) -> None:
@@ -72,12 +74,9 @@ class DeepSpeedSnapshot(NamedTuple):
         self.model.save_checkpoint(
             str(folder), tag=TAG, client_state={"vlbeit": self.counters.to_dict()}, save_latest=False
         )
+        if self.averaged is not None and dist.is_main():
+            save_file(self.averaged[1], folder / self.averaged[0])
         dist.barrier()
-
-
-def are_in(folder: Path) -> bool:
-    """Whether DeepSpeed wrote a state there."""
-    return (folder / TAG).is_dir()
 
 
 def read(folder: Path, model: Any) -> TrainingState:

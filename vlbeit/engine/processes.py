@@ -58,9 +58,9 @@ def together(intact: Callable[[], str]) -> Iterator[None]:
             watch.tell(line, lost=True)
             raise lost from error
         words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_first_line(error)}"
-        watch.tell(words)
         if isinstance(error, UserError):
             error.quiet = not watch.claims(words)
+        watch.tell(words)  # after the claim: the store may go when all have heard
         raise
     finally:
         watch.stop()

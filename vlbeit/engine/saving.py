@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from vlbeit import dist
-from vlbeit.engine.checkpoint import Snapshot, Trained, snapshot_shards, snapshot_whole
-from vlbeit.engine.deepspeed import DeepSpeedSnapshot
+from vlbeit.engine.checkpoint import Snapshot, Trained, snapshot_deepspeed, snapshot_shards, snapshot_whole
 from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.state import TrainingState
 from vlbeit.errors import DataError
@@ -45,7 +44,7 @@ class Saver:
         keep = self._thread is not None
         snapshot: Snapshot
         if trained.deepspeed is not None:
-            snapshot, keep = DeepSpeedSnapshot(trained.deepspeed, state), False
+            snapshot, keep = snapshot_deepspeed(trained, state), False
             dist.on_main(lambda: self.folder.begin_state(state.step))
         elif self.sharded:
             snapshot = snapshot_shards(trained, state, keep=keep, group=self._group)
