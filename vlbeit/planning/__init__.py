@@ -168,6 +168,8 @@ def _measure(config: RunConfig, assumed: Assumed) -> _Measured:
     slope = _slope(costs)
     constant = max(0.0, costs[0].saved - slope * min(_PROBED))
     notes += told
+    if getattr(config.stage, "cache_gradients", False):
+        notes.append("stage.cache_gradients: the pass without gradients before every step is not counted")
     if config.model.grad_checkpointing:
         slope += _block(config, meta, batches)
         notes.append("activations: those at the checkpoints, and of one block, recomputed")

@@ -30,22 +30,31 @@ class Cost(NamedTuple):
     saved: int  # bytes kept for the backward pass, weights and the batch itself left out
 
 
+class _Known(NamedTuple):
+    """Of a batch what its values tell."""
+
+    counts: dict[str, Tensor]  # as the objective counts them
+    chosen: dict[Any, int]  # shape of a mask -> how many of it are True
+
+
 def trace(objective: Objective, batches: list[Batch], autocast: torch.dtype | None = None) -> list[Cost]:
     """The cost of each batch for an objective on torch's meta device, in training mode.
 
     Raises whatever torch does for an objective that asks for the values of tensors: there are none.
     """
-    chosen = [_chosen(batch) for batch in batches]
+    known = [_Known(objective.counts(batch), _chosen(batch)) for batch in batches]
     with FakeTensorMode() as mode, keeping_apart():
         objective._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        faked = [_faked(batch, mode) for batch in batches]
-        return [measure(objective, *each) for each in zip(faked, [autocast] * len(faked), chosen, strict=True)]
+        return [
+            measure(objective, _faked(batch, mode), autocast, values._replace(counts=_faked(values.counts, mode)))
+            for batch, values in zip(batches, known, strict=True)
+        ]
 
 
 def measure(
-    objective: Objective, batch: Batch, autocast: torch.dtype | None = None, chosen: dict[Any, int] | None = None
+    objective: Objective, batch: Batch, autocast: torch.dtype | None = None, known: _Known | None = None
 ) -> Cost:
-    """The cost of a batch, by running it; `chosen`: how many True a mask of that shape has, where nobody can look."""
+    """The cost of a batch, by running it; `known`: of a batch without values."""
     own = {tensor.untyped_storage()._cdata for tensor in _tensors(objective, batch)}
     saved: dict[int, tuple[Any, int]] = {}
 
@@ -56,12 +65,12 @@ def measure(
         return tensor
 
     with ExitStack() as stack:
-        if chosen is not None:
-            stack.enter_context(_KnownMasks(chosen))
+        if known is not None:
+            stack.enter_context(_KnownMasks(known.chosen))
         if autocast is not None:
             stack.enter_context(torch.autocast("cpu", dtype=autocast))
         with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(note, _same):
-            losses = objective(batch, objective.counts(batch)).losses
+            losses = objective(batch, objective.counts(batch) if known is None else known.counts).losses
             loss = torch.stack(list(losses.values())).sum()
     with FlopCounterMode(display=False) as backward:
         loss.backward()
