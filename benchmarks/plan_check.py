@@ -37,6 +37,7 @@ def main() -> None:
     for model in options.models:
         for name in options.stages:
             words = [*WORDS[name], f"model={model}", f"global_batch_size={SAMPLES}", f"micro_batch_size={SAMPLES}"]
+            words += [] if model == "tiny" else ["data.image_size=224", "text.max_length=40", "text.positions=196"]
             begun = time.process_time()
             found = planning.plan(words, planning.Machine())
             planned = time.process_time() - begun

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from random import Random
 
@@ -30,7 +30,7 @@ _SETS_A_DIRECTORY = 100
 
 
 def write_nlvr2(
-    folder: Path, lengths: dict[str, int], size: int, seed: int, buckets: dict[str, Collection[int]]
+    folder: Path, lengths: dict[str, int], size: int, seed: int, buckets: Mapping[str, Collection[int]]
 ) -> int:
     """Write `nlvr2/` into the folder, whole or not at all; returns the number of statements about pairs.
 

@@ -60,7 +60,7 @@ def _words(rng: Random) -> Words:
 
 
 def _one(words: Words) -> str:
-    return article(noun(**words))
+    return article(noun(**words, plural=False))
 
 
 def _both(rng: Random) -> Statement:

@@ -14,20 +14,9 @@ from typing import Annotated, Any
 from vlbeit.errors import DataError, Interrupted, UsageError
 from vlbeit.files import write_text
 
-from .downloading import (
-    FACTS,
-    AllowLocal,
-    ImageSize,
-    Manner,
-    MaxMB,
-    PerHost,
-    PerSecond,
-    Retries,
-    ShardRows,
-    Threads,
-    download,
-)
+from .downloading import FACTS, download
 from .listed import existing, following
+from .manner import Again, AllowLocal, ImageSize, Manner, MaxMB, PerHost, PerSecond, Retries, ShardRows, Threads
 from .pictures import Check
 from .preparation import Out, alone
 from .progress import Progress, Report
@@ -59,6 +48,7 @@ def prepare(
     max_mb: MaxMB = _USUAL.max_mb,
     shard_rows: ShardRows = _USUAL.shard_rows,
     allow_local: AllowLocal = False,
+    again: Again = False,
     report: Report | None = None,
 ) -> str:
     """Download the pictures of a list of URLs to shards for data=shards; or check shards that are there already.
@@ -71,7 +61,9 @@ def prepare(
         _check(out, shards, held_out, check, threads, report or (lambda line: None))
     else:
         lists = [file for path in paths for file in table_files(path)]
-        manner = Manner(threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local)
+        manner = Manner(
+            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local, again
+        )
         download(out, {"train": tables(lists, url_column, caption_column)}, manner, report)
     return following(out)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import json
 from collections import Counter
@@ -20,6 +22,7 @@ from .progress import Report, counted, size
 from .shards import Finding, Item, Layout, Position
 
 _TITLES, _ADDRESSES = ("title",), ("url",)
+_PACKED: dict[str, Callable[..., Any]] = {".bz2": bz2.open, ".gz": gzip.open}  # as WikiExtractor --compress writes
 _XML = (".xml", ".xml.bz2", ".xml.gz")
 
 
@@ -172,8 +175,7 @@ def _files(path: Path) -> list[tuple[str, Path]]:
 
 def _is_json(path: Path) -> bool:
     """Whether it is a file of WikiExtractor --json, whose names have no ending: an object a line."""
-    with open(path, "rb") as file:
-        return file.read(1) == b"{"
+    return next(_lines(path), "").startswith("{")
 
 
 def _extracted(name: str, path: Path) -> Iterator[Document]:
@@ -211,10 +213,12 @@ def _ended(lines: Iterable[str]) -> Iterator[str]:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with _PACKED.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
             yield from file
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error.reason}); convert it, or leave it out") from error
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read ({error}); get it again") from error
 
 
 def _clean(text: str) -> str:

@@ -11,6 +11,8 @@ from types import ModuleType
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from vlbeit.cli import main
 from vlbeit.data.shards import ShardRecords
@@ -19,7 +21,8 @@ from vlbeit.engine.folder import RunFolder
 SMALL = (
     "init=none", "model=tiny", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "model.fused_layers=1",
     "data.image_size=32", "data.workers=0", "data.shuffle_buffer=16", "text.max_length=8", "text.positions=8",
-    "global_batch_size=4", "micro_batch_size=4", "optim.lr=1e-4", "optim.warmup_steps=0", "device=cpu",
+    "global_batch_size=4", "micro_batch_size=4", "optim.lr=1e-4", "optim.warmup_steps=0",
+    "optim.schedule=constant", "device=cpu",
 )  # fmt: skip
 
 
@@ -48,6 +51,10 @@ def test_a_mix_is_trained_on_evaluated_and_gone_on_with(folder, made, capfd):
     assert any("evaluation" in line for line in lines)
     assert main([*words, "steps=9"]) == 0
     assert "going on from step 7" in capfd.readouterr().out
+    assert main([*words, "steps=9", "run=runs/whole"]) == 0
+    states = [load_file(RunFolder(run).last_state() / "model.safetensors") for run in ("runs/vl", "runs/whole")]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0]), "as if it had not been broken off"
     assert main(["evaluate", "runs/vl", "data.mix=[cc3m]"]) == 0
 
 

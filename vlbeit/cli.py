@@ -126,7 +126,8 @@ def plan(
 
     table.show((found.title, ""), rows(found))
     print(*(f"note: {note}" for note in found.notes), sep="\n", end="\n" if found.notes else "")
-    print(f"wrote nothing\nnext: vlbeit train {shlex.join(words or [])}")
+    start = f"accelerate launch --num_processes {devices} -m vlbeit" if devices > 1 else "vlbeit"
+    print(f"wrote nothing\nnext: {start} train {shlex.join(words or [])}")
 
 
 @app.command(context_settings=_FREE)

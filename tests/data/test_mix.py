@@ -98,6 +98,17 @@ def test_any_number_of_processes_workers_and_micro_batches_sees_the_same(data, m
     assert joined == whole[2:], "gone on at four processes"
 
 
+def test_names_are_read_without_the_pictures(data, made, monkeypatch):
+    records = open_records(config(data, "sbu", "cc3m", f"pairs:{data}/mine"), "pairs", "train")
+    rows = [records[n] for n in range(46)]
+    monkeypatch.setattr("vlbeit.data.shards.ShardRecords._image", None)
+    for name in ("id", "picture"):
+        column = records.column(name)
+        assert list(column) == [row[name] for row in rows] == [column[n] for n in range(46)]
+        assert column[18:43] == [row[name] for row in rows[18:43]] and column[::-9] == list(column)[::-9]
+    assert records.column("id")[45] == "mine:5.png#6.0"
+
+
 def test_validation_takes_the_members_that_have_some(data, made, caplog):
     caplog.set_level("INFO")
     records = open_records(config(data, "sbu*2", "cc3m", f"pairs:{data}/mine"), "pairs", "val")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,17 @@ def test_files_of_wikiextractor(tmp_path, extracted):
     assert facts["kind"] == "text" and facts["splits"]["train"]["records"] == 3
     assert following == f"vlbeit train stage=mlm data=shards data.root={tmp_path / 'out'} run=runs/out-mlm"
     assert len(open_records(DataConfig(name="text", root=str(tmp_path / "out")), "text", "train")) == 3
+
+
+def test_packed_files_of_wikiextractor(tmp_path, extracted):
+    path = extracted / "AA/wiki_00"
+    (extracted / "AA/wiki_00.bz2").write_bytes(bz2.compress(path.read_bytes()))
+    path.unlink()
+    prepare(tmp_path / "out", extracted)
+    assert prepared_records(tmp_path / "out", "text", "train")[0]["text"] == "First text.\nWith two lines."
+    (extracted / "AA/wiki_00.bz2").write_bytes(bz2.compress(b"{}")[:-5])
+    with pytest.raises(DataError, match=r"wiki_00\.bz2 cannot be read"):
+        prepare(tmp_path / "other", extracted)
 
 
 def test_plain_text_and_tables(tmp_path):

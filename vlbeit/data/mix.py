@@ -57,6 +57,7 @@ class MixedRecords:
         """`open_shards`: of each member; `window`: samples that are permuted together, at most."""
         self._parts = parts
         self._ends = list(accumulate(len(part.records) for part in parts))
+        self._prefixes = [f"{part.name}:" for part in parts]
         members = [Member(_rows(part.records, open_shards), part.weight) for part in parts]
         samples = sum(part.weight * len(part.records) for part in parts)
         for part in parts:  # the row groups of a member's share of a window must fit into memory
@@ -94,7 +95,9 @@ class MixedRecords:
     def column(self, name: str) -> Sequence[Any]:
         if name == "text":
             return MixedTexts([part.records.column(name) for part in self._parts])
-        return FieldColumn(self, name)
+        if name == "image":
+            return FieldColumn(self, name)
+        return MixedColumn([part.records.column(name) for part in self._parts], self._prefixes if name == "id" else [])
 
     def _find(self, index: int) -> tuple[Part, int]:
         if not 0 <= index < len(self):
@@ -103,11 +106,11 @@ class MixedRecords:
         return self._parts[number], int(index) - (self._ends[number - 1] if number else 0)
 
 
-class MixedTexts(StreamedTexts):
-    """The texts of several members, one behind the other."""
+class MixedColumn(Sequence[Any]):
+    """A field of several members, one behind the other; texts where `prefixes` has what each begins with."""
 
-    def __init__(self, columns: Sequence[Sequence[str]]) -> None:
-        self._columns = columns
+    def __init__(self, columns: Sequence[Sequence[Any]], prefixes: Sequence[str] = ()) -> None:
+        self._columns, self._prefixes = columns, prefixes
         self._ends = list(accumulate(map(len, columns)))
 
     def __len__(self) -> int:
@@ -116,14 +119,27 @@ class MixedTexts(StreamedTexts):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
-            if step != 1:
-                return [self[place] for place in range(start, stop, step)]
-            ends = zip(self._columns, [0, *self._ends], strict=False)
-            return [text for column, first in ends for text in column[max(0, start - first) : max(0, stop - first)]]
+            return self._slice(start, stop) if step == 1 else [self[place] for place in range(start, stop, step)]
         if not -len(self) <= index < len(self):
-            raise IndexError(f"text {index} of {len(self)}")
-        number = bisect_right(self._ends, index % len(self))
-        return self._columns[number][index % len(self) - (self._ends[number - 1] if number else 0)]
+            raise IndexError(f"value {index} of {len(self)}")
+        index %= len(self)
+        return self._slice(index, index + 1)[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self[start : start + _PIECE] for start in range(0, len(self), _PIECE))
+
+    def _slice(self, start: int, stop: int) -> list[Any]:
+        found: list[Any] = []
+        for number, (column, first) in enumerate(zip(self._columns, [0, *self._ends], strict=False)):
+            if start < first + len(column) and first < stop:
+                values = column[max(0, start - first) : stop - first]
+                prefix = self._prefixes[number] if self._prefixes else ""
+                found += [prefix + value for value in values] if prefix else values
+        return found
+
+
+class MixedTexts(MixedColumn, StreamedTexts):
+    """The texts of several members, one behind the other."""
 
     def __iter__(self) -> Iterator[str]:
         return chain.from_iterable(map(_each, self._columns))

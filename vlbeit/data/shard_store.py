@@ -56,9 +56,9 @@ class ShardStore:
             raise DataError(f"{shard.name} ends before byte {at + length}; copy or download it again")
         return data
 
-    def in_group(self, shard: ShardFile, column: str, group: int, row: int) -> Any:
-        """The value of a column in a row of a row group, which is kept for its neighbours."""
-        return self._groups.get((shard, group), lambda: self._group(shard, column, group))[row].as_py()
+    def in_group(self, shard: ShardFile, group: int, row: int) -> Any:
+        """The value of the picture's column in a row of a row group, which is kept for its neighbours."""
+        return self._groups.get((shard, group), lambda: self._group(shard, group))[row].as_py()
 
     def columns(self, shard: ShardFile, file: pq.ParquetFile) -> Columns:
         """Which columns of an open Parquet file mean what."""
@@ -118,11 +118,11 @@ class ShardStore:
                     break
         raise DataError(f"{shard.name} is gone; put it back, or start the run again without it")
 
-    def _group(self, shard: ShardFile, column: str, group: int) -> pa.ChunkedArray:
+    def _group(self, shard: ShardFile, group: int) -> pa.ChunkedArray:
         self._open(shard)  # complains where it is another file
         with open_parquet(self.local(shard), shard.name) as file:
             try:
-                return file.read_row_group(group, columns=[column]).column(0)
+                return file.read_row_group(group, columns=[self.columns(shard, file).image]).column(0)
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"{shard.name} is damaged ({error}); copy or download it again") from error
 

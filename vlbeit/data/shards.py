@@ -20,7 +20,7 @@ from vlbeit.data.records import FieldColumn, IncompleteError, StreamedTexts
 from vlbeit.data.shard_files import ShardFile
 from vlbeit.data.shard_index import FORMAT, Entry
 from vlbeit.data.shard_rows import is_tar
-from vlbeit.data.shard_store import ShardStore, open_parquet
+from vlbeit.data.shard_store import ShardStore
 from vlbeit.types import Record
 
 
@@ -59,14 +59,20 @@ class ShardRecords:
 
     def __getitem__(self, index: int) -> Record:
         """Raises `IncompleteError` for a sample that lacks its picture or text, `DataError` for a lost shard."""
-        number, place = self._find(index)
-        shard, kind = self._shards[number], self._store.reading.kind
-        table = self._store.index(shard)
-        if place >= (found := table.pictures if kind == "images" else table.samples):
-            what = f"{shard.name} has {found} samples, not {self._counted[number].samples} as its counts say"
-            raise IncompleteError(what, "not in its shard", {"id": f"{shard.stem}/{place}", "image": b"", "text": ""})
-        entry = table.of_picture(place) if kind == "images" else table.entry(place)
-        return self._record(shard, entry, kind)
+        shard, entry, what = self._entry(index)
+        record, kind = self._names(shard, entry), self._store.reading.kind
+        lacking = ""
+        if kind != "text":
+            record["image"] = b"" if what else self._image(shard, entry)
+            lacking = "" if record["image"] else "picture"
+        if kind != "images":
+            record["text"] = entry.text or ""
+            lacking = lacking or ("" if record["text"] else "caption" if kind == "pairs" else "text")
+        if what:
+            raise IncompleteError(what, "not in its shard", record)
+        if lacking:
+            raise IncompleteError(f"{shard.name}: {entry.key} has no {lacking}", f"no {lacking}", record)
+        return record
 
     @property
     def identity(self) -> str:
@@ -83,7 +89,7 @@ class ShardRecords:
     def column(self, name: str) -> Sequence[Any]:
         if name == "text" and self._store.reading.kind != "images":
             return ShardTexts(self._shards, self._ends, self._store)
-        return FieldColumn(self, name)
+        return NameColumn(self, name) if name in ("id", "picture") else FieldColumn(self, name)
 
     def _find(self, index: int) -> tuple[int, int]:
         """Number of the shard of a record, and the record's number in it."""
@@ -92,22 +98,24 @@ class ShardRecords:
         number = int(np.searchsorted(self._ends, index, side="right"))
         return number, int(index) - (int(self._ends[number - 1]) if number else 0)
 
-    def _record(self, shard: ShardFile, entry: Entry, kind: str) -> Record:
-        prepared = self._store.reading.prepared
+    def _entry(self, index: int) -> tuple[ShardFile, Entry, str]:
+        """The shard of a record, what its index says, and what is wrong where the shard ends before it."""
+        number, place = self._find(index)
+        shard, images = self._shards[number], self._store.reading.kind == "images"
+        table = self._store.index(shard)
+        if place >= (found := table.pictures if images else table.samples):
+            what = f"{shard.name} has {found} samples, not {self._counted[number].samples} as its counts say"
+            return shard, Entry(str(place), None, -1, -1, "", "", 0), what
+        return shard, table.of_picture(place) if images else table.entry(place), ""
+
+    def _names(self, shard: ShardFile, entry: Entry) -> Record:
+        """The fields that are names: `id`, and of pairs `picture`."""
+        kind, prepared = self._store.reading.kind, self._store.reading.prepared
         name = entry.key if prepared else f"{shard.stem}/{entry.key}"
-        record: Record = {"id": f"{name}#{entry.position}" if entry.position and kind != "images" else name}
-        lacking = ""
-        if kind != "text":
-            record["image"] = self._image(shard, entry)
-            lacking = "" if record["image"] else "picture"
-        if kind != "images":
-            record["text"] = entry.text or ""
-            lacking = lacking or ("" if record["text"] else "caption" if kind == "pairs" else "text")
+        names: Record = {"id": f"{name}#{entry.position}" if entry.position and kind != "images" else name}
         if kind == "pairs":
-            record["picture"] = entry.picture or f"{shard.name}#{entry.key}"
-        if lacking:
-            raise IncompleteError(f"{shard.name}: {entry.key} has no {lacking}", f"no {lacking}", record)
-        return record
+            names["picture"] = entry.picture or f"{shard.name}#{entry.key}"
+        return names
 
     def _image(self, shard: ShardFile, entry: Entry) -> str | bytes:
         """Encoded bytes or a path; empty where there is none."""
@@ -119,13 +127,23 @@ class ShardRecords:
             return b""
         if is_tar(shard.name) or prepared:
             return self._store.read(shard, entry.at, entry.length)
-        return _bytes_of(self._store.in_group(shard, self._image_column(shard), entry.at, entry.length), shard)
+        return _bytes_of(self._store.in_group(shard, entry.at, entry.length), shard)
 
-    def _image_column(self, shard: ShardFile) -> str:
-        if not hasattr(self, "_column"):  # the same in all shards, which are of one make
-            with open_parquet(self._store.local(shard), shard.name) as file:
-                self._column = self._store.columns(shard, file).image
-        return self._column
+
+class NameColumn(Sequence[str]):
+    """A field that is a name, of all records: no picture is read, and a sample that lacks a part has one too."""
+
+    def __init__(self, records: ShardRecords, name: str) -> None:
+        self._records, self._name = records, name
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        shard, entry, _ = self._records._entry(index)
+        return self._records._names(shard, entry)[self._name]
 
 
 class ShardTexts(StreamedTexts):

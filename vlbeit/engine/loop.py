@@ -69,7 +69,7 @@ class Engine:
         check_coverage(objective, optimizer)
         self.dtype = torch.float64 if plan.precision == "fp64" else torch.float32
         self.objective = objective.to(accelerator.device, self.dtype if plan.precision == "fp64" else None)
-        self.weights = Weights(self.objective, optimizer, accelerator, plan.ema_decay)
+        self.weights = Weights(self.objective, optimizer, accelerator, plan.ema_decay, plan.clip_grad)
         self.model, self.optimizer, self.ema = self.weights.model, self.weights.optimizer, self.weights.ema
         self.forward = torch.compile(self.model) if plan.compile else self.model
         self.stream, self.plan, self.accelerator, self.folder = stream, plan, accelerator, folder
@@ -120,10 +120,10 @@ class Engine:
                 seed_generators(plan.seed, step, index, dist.rank())
                 with accelerator.autocast():  # the prepared forward has it already, but not that of FSDP2
                     output = self.forward(self._on_device(batch), counts)
-                accelerator.backward(torch.stack(list(output.losses.values())).sum())
+                self.weights.backward(torch.stack(list(output.losses.values())).sum(), last=last)
             parts.append({name: loss.detach() for name, loss in output.losses.items()})
             self.meter.add_logs(output)
-        grad_norm = self.weights.clip(plan.clip_grad or math.inf)
+        grad_norm = self.weights.clip()
         losses, norm = self._finite_losses(parts, grad_norm, micro_batches)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -69,6 +69,8 @@ def together(intact: Callable[[], str]) -> Iterator[None]:
 def is_lost(error: BaseException | None) -> bool:
     """Whether an error, or what is behind it, says that an exchange with another process has failed."""
     while error is not None:
+        if isinstance(error, torch.distributed.DistError):  # of NCCL, and of the store
+            return True
         if isinstance(error, RuntimeError) and any(mark in str(error) for mark in _LOST):
             return True
         error = error.__cause__ or error.__context__
