@@ -213,6 +213,17 @@ def test_numbers_of_the_whole_split(records, trained):
     assert found["caption 6"] == f"picture {records[6]['picture']}"
 
 
+def test_a_picture_that_cannot_be_read_is_counted_and_loses(records, trained, tmp_path, caplog):
+    recipe, meta, objective, _ = trained
+    rows = [records[row] for row in range(8)]
+    for row in (2, 6):
+        rows[row]["image"] = str(tmp_path / "gone.png")
+    evaluator, numbers = evaluated(recipe, meta, objective, ListRecords(rows))
+    assert numbers["unreadable"] == 1 and numbers["pictures"] == 4 and "gone.png does not exist" in caplog.text
+    lost = [row for row in evaluator.details() if row["sample_id"].endswith("blue.png")]
+    assert lost[0]["score"] == 0 and numbers["txt_r1"] == 75
+
+
 def test_features_are_computed_once(records, trained, monkeypatch):
     recipe, meta, objective, _ = trained
     seen = {"image_vectors": 0, "text_vectors": 0}
