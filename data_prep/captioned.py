@@ -6,6 +6,7 @@ order in which folders and archives hold them, so that a tar is read as a stream
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ def write_pairs(stores: Stores, splits: Mapping[str, Wanted], arguments: Mapping
 
     Raises `DataError` where of a split no picture is there.
     """
-    found = {split: _look(stores, wanted) for split, wanted in splits.items()}
+    found = _look(stores, splits)
     for split, wanted in splits.items():
         ids = {picture.id for picture in wanted.values()}
         if len(found[split].missing) == len(ids):
@@ -90,18 +91,25 @@ def _matches(stores: Stores, wanted: Wanted) -> Iterator[tuple[int, Entry, Capti
             yield number, entry, picture
 
 
-def _look(stores: Stores, wanted: Wanted) -> Found:
-    size, in_place = 0, True
-    pictures = {picture.id: picture for picture in wanted.values()}
+def _look(stores: Stores, splits: Mapping[str, Wanted]) -> dict[str, Found]:
+    """What there is of every split, in one pass."""
+    split_of = {picture.id: split for split, wanted in splits.items() for picture in wanted.values()}
+    pictures = {picture.id: picture for wanted in splits.values() for picture in wanted.values()}
     reasons = dict.fromkeys(pictures, "picture is missing")
-    for _, entry, picture in _matches(stores, wanted):
+    sizes, in_place = Counter[str](), dict.fromkeys(splits, True)
+    every = {name: picture for wanted in splits.values() for name, picture in wanted.items()}
+    for _, entry, picture in _matches(stores, every):
+        split = split_of[picture.id]
         if entry.refused:
             reasons[picture.id] = f"refused: {entry.refused}"
         else:
             del reasons[picture.id]
-            size += entry.size
-            in_place &= entry.value is not None
-    return Found(size, in_place, [(pictures[name], why) for name, why in reasons.items()])
+            sizes[split] += entry.size
+            in_place[split] &= entry.value is not None
+    missing: dict[str, list[tuple[Captioned, str]]] = {split: [] for split in splits}
+    for name, why in reasons.items():
+        missing[split_of[name]].append((pictures[name], why))
+    return {split: Found(sizes[split], in_place[split], missing[split]) for split in splits}
 
 
 def _items(stores: Stores, wanted: Wanted, found: Found) -> Callable[[Position], Iterator[Item]]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -23,53 +24,22 @@ from vlbeit.errors import DataError, Interrupted, UsageError
 from vlbeit.files import write_json
 from vlbeit.http import WAITS, httpx
 
-from .fetching import Bounds, Unfetched, client, fetch
+from .fetching import Bounds, Unfetched, client, fetch, may_pass
 from .journal import compare
+from .manner import Manner
 from .pace import Pace
 from .preparation import alone
 from .progress import Report, counted
-from .resizing import Resize, resized
+from .resizing import resized
 from .tally import Tally
-from .tar_shards import NOT_FETCHED, NOT_READ, SUCCESS, Row, TarShard, stats_of
+from .tar_shards import NOT_FETCHED, NOT_READ, SUCCESS, Row, TarShard, reopen, stats_of
 from .url_lists import UrlList, Wish
 
 FACTS = "download.json"
 _LONGEST_WAIT = 300.0  # seconds that a server may ask for
 _SILENT = 100  # rows without any answer, one after the other, and it is asked whether there is a network at all
+_GONE = 5  # rows that a host did not answer, one after the other: it is asked once for each further one
 _POLL = 0.5  # seconds
-
-# Options of all downloads: a type, and the text that --help shows.
-Threads = Annotated[int, "requests at a time"]
-PerSecond = Annotated[float, "requests a second to all hosts together; 0: no limit"]
-PerHost = Annotated[float, "requests a second to each host; 0: no limit"]
-ImageSize = Annotated[int, "side in pixels that larger pictures are brought to"]
-Retries = Annotated[int, "further tries after a timeout, a lost connection, 429 or 5xx"]
-MaxMB = Annotated[float, "pictures of more megabytes are not taken"]
-ShardRows = Annotated[int, "rows of the list a shard"]
-AllowLocal = Annotated[bool, "ask private and loopback addresses too"]
-
-
-class Manner(NamedTuple):
-    """How it is done. Of this only `image_size`, `resize` and `shard_rows` change what comes out."""
-
-    threads: int = 32
-    per_second: float = 100
-    per_host: float = 10
-    image_size: int = 384
-    resize: Resize = "keep_ratio"
-    retries: int = 2
-    max_mb: float = 20
-    shard_rows: int = 10_000
-    allow_local: bool = False
-
-    def check(self) -> None:
-        """Raise `UsageError` for a number out of range."""
-        least = {"threads": 1, "per_second": 0, "per_host": 0, "image_size": 32, "retries": 0, "shard_rows": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: give {low} or more")
-        if self.max_mb <= 0:
-            raise UsageError(f"--max-mb {self.max_mb}: give more than 0")
 
 
 def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Report | None) -> dict[str, Any]:
@@ -88,6 +58,8 @@ def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Re
         for split, urls in lists.items():
             folder = out / split
             folder.mkdir(exist_ok=True)
+            if manner.again:
+                _reopen(folder, facts["arguments"]["rows"][split], manner.shard_rows, say)
             tally = Tally(split, facts["arguments"]["rows"][split], say)
             try:
                 _Download(folder, urls, tally, manner).run()
@@ -103,6 +75,13 @@ def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Re
         write_json(out / FACTS, facts, indent=1)
     say(f"wrote {out / FACTS}; NNNNN.parquet beside each shard names the rows that failed, and why")
     return facts
+
+
+def _reopen(folder: Path, rows: int, per_shard: int, say: Report) -> None:
+    """Take the rows that failed for a reason that may pass out of the shards that are whole."""
+    numbers = [number for number in range(-(-rows // per_shard)) if stats_of(folder, number) is not None]
+    count = sum(reopen(folder, number, per_shard, may_pass) for number in numbers)
+    say(f"{folder.name}: {count:,} rows that failed are asked for again")
 
 
 def _begin(out: Path, lists: Mapping[str, UrlList], manner: Manner, say: Report) -> dict[str, Any]:
@@ -154,6 +133,7 @@ class _Download:
         self._waiting = 0  # tasks that are neither recorded nor silent
         self._running = 0
         self._silent: list[Row] = []  # rows whose servers did not answer, the last ones of all
+        self._dead: Counter[str] = Counter()  # host -> rows one after the other that it did not answer
         self._answered = ""  # an address that gave a picture
         self._results: SimpleQueue[Future[tuple[_Task, Row | Unfetched]]] = SimpleQueue()
 
@@ -184,7 +164,7 @@ class _Download:
             if row < 0:
                 return False
             shard = self._shard(row // self._manner.shard_rows)
-            if shard is None or row in shard.done:
+            if shard is None or row in shard:
                 continue
             if wish.fault:
                 self._record(Row(row, wish.url, wish.caption, NOT_FETCHED, wish.fault))
@@ -222,19 +202,22 @@ class _Download:
         now = time.monotonic()
         if isinstance(found, Unfetched):
             wait = max(min(found.wait, _LONGEST_WAIT), WAITS[min(task.tries, len(WAITS) - 1)])
-            if found.wait:
+            if found.wait or found.reason == "HTTP 429":
                 self._pace.delay(task.host, now + wait)
-            if found.again and task.tries < self._manner.retries:
+            gone = not found.answered and self._dead[task.host] >= _GONE
+            if found.again and task.tries < self._manner.retries and not gone:
                 task.tries += 1
                 self._pace.put(task, task.host, now + wait)
                 return
         self._waiting -= 1
         wish = task.wish
         if isinstance(found, Unfetched) and not found.answered:
+            self._dead[task.host] += 1
             self._silent.append(Row(task.row, wish.url, wish.caption, NOT_FETCHED, found.reason))
             if len(self._silent) >= _SILENT:
                 self._settle(asker)
             return
+        self._dead.pop(task.host, None)
         if isinstance(found, Row):
             self._answered = wish.url
         else:

@@ -51,6 +51,12 @@ def client(connections: int, bounds: Bounds) -> httpx.Client:
     return open_client(timeout=timeout, headers=headers, transport=PublicTransport(connections))
 
 
+def may_pass(reason: str) -> bool:
+    """Whether a row that failed for this reason may be had at another time."""
+    later = (f"HTTP {status}" for status in LATER)
+    return reason in (*later, "timed out", "connection failed", "no such host", "too slow")
+
+
 def fetch(asker: httpx.Client, address: str, bounds: Bounds) -> bytes:
     """The bytes at an address. Raises `Unfetched`."""
     try:

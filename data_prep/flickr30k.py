@@ -9,7 +9,7 @@ from vlbeit.data.following import VLMO, next_command
 from vlbeit.errors import DataError
 
 from . import karpathy
-from .captioned import Captioned, Job, once, write_pairs
+from .captioned import Captioned, Job, Wanted, once, write_pairs
 from .pictures import Check
 from .preparation import Format, Options, Out, ShardMB, Threads, given
 from .progress import Report
@@ -47,7 +47,9 @@ def prepare(
         found[picture.split].append(
             (picture.name, Captioned(number, f"flickr-{number}", karpathy.texts(file, picture)))
         )
-    splits = {split: once(found[split], str(file.path)) for split in ("train", "val", "test") if split in found}
+    splits: dict[str, Wanted] = {
+        split: once(found[split], str(file.path)) for split in ("train", "val", "test") if split in found
+    }
     arguments = {"files": {_FILE: file.print()}}
     write_pairs(stores, splits, arguments, Job(out, format, check, Options(threads, shard_mb), report))
     return next_command(f"stage=vl task=retrieval init={VLMO} data=flickr30k", out, "retrieval")

@@ -9,18 +9,8 @@ from typing import Annotated
 from vlbeit.data.following import next_command
 from vlbeit.errors import DataError
 
-from .downloading import (
-    AllowLocal,
-    ImageSize,
-    Manner,
-    MaxMB,
-    PerHost,
-    PerSecond,
-    Retries,
-    ShardRows,
-    Threads,
-    download,
-)
+from .downloading import download
+from .manner import Again, AllowLocal, ImageSize, Manner, MaxMB, PerHost, PerSecond, Retries, ShardRows, Threads
 from .preparation import Out, given
 from .progress import Report
 from .resizing import Resize
@@ -48,10 +38,11 @@ def preparation(lists: Callable[[list[Path]], Mapping[str, UrlList]], sources: s
         max_mb: MaxMB = _USUAL.max_mb,
         shard_rows: ShardRows = _USUAL.shard_rows,
         allow_local: AllowLocal = False,
+        again: Again = False,
         report: Report | None = None,
     ) -> str:
         manner = Manner(
-            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local
+            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local, again
         )  # fmt: skip
         download(out, lists(existing(from_)), manner, report)
         return following(out)

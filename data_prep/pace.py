@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from itertools import count
 from typing import Generic, TypeVar
 
 Task = TypeVar("Task")
+
+
+class _Host(Generic[Task]):
+    """The tasks of one host: new ones in their order, and others that wait for a time."""
+
+    def __init__(self) -> None:
+        self.new: deque[Task] = deque()
+        self.later: list[tuple[float, int, Task]] = []  # heap
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.later)
+
+    @property
+    def due(self) -> float:
+        """When the first of its tasks may go out."""
+        return 0.0 if self.new else self.later[0][0]
+
+    def take(self, now: float) -> Task:
+        """A task that has waited for its time goes before new ones."""
+        if self.later and (self.later[0][0] <= now or not self.new):
+            return heapq.heappop(self.later)[2]
+        return self.new.popleft()
 
 
 class Pace(Generic[Task]):
@@ -20,19 +43,18 @@ class Pace(Generic[Task]):
         self._gap, self._host_gap = (1 / rate if rate else 0.0 for rate in (per_second, per_host))
         self._free_at = 0.0  # for all hosts
         self._host_free_at: dict[str, float] = {}
-        self._tasks: dict[str, list[tuple[float, int, Task]]] = {}  # of each host a heap by time
-        self._hosts: list[tuple[float, int, str]] = []  # heap: when the first task of a host may go out
+        self._hosts: dict[str, _Host[Task]] = {}  # those that have tasks
+        self._queue: list[tuple[float, int, str]] = []  # heap: when each of them may be asked, about
         self._order = count()
 
-    def __len__(self) -> int:
-        return sum(map(len, self._tasks.values()))
-
     def put(self, task: Task, host: str, not_before: float = 0.0) -> None:
-        """Take in a task."""
-        waiting = self._tasks.setdefault(host, [])
-        heapq.heappush(waiting, (not_before, next(self._order), task))
-        if waiting[0][2] is task:  # the first of its host now; an entry for a later one does no harm
-            self._announce(host)
+        """Take in a task; `not_before` is for one that is tried again."""
+        tasks = self._hosts.setdefault(host, _Host())
+        if not_before:
+            heapq.heappush(tasks.later, (not_before, next(self._order), task))
+        else:
+            tasks.new.append(task)
+        self._announce(host)
 
     def delay(self, host: str, until: float) -> None:
         """Ask this host for nothing before that time."""
@@ -40,32 +62,31 @@ class Pace(Generic[Task]):
 
     def next(self, now: float) -> Task | float:
         """The task that may go out now; else how many seconds until one may (infinity where there is none)."""
-        while self._hosts:
-            at, _, host = self._hosts[0]
-            waiting = self._tasks.get(host)
-            due = max(waiting[0][0], self._host_free_at.get(host, 0.0)) if waiting else at
-            if not waiting or due > at:  # done with, or put off since
-                heapq.heappop(self._hosts)
-                if waiting:
-                    heapq.heappush(self._hosts, (due, next(self._order), host))
-                continue
-            if (wait := max(at, self._free_at) - now) > 0:
+        while self._queue:
+            at, _, host = self._queue[0]
+            if host not in self._hosts:  # nothing is left of it
+                heapq.heappop(self._queue)
+            elif (due := self._due(host)) > at:  # asked or put off since
+                heapq.heapreplace(self._queue, (due, next(self._order), host))
+            elif (wait := max(at, self._free_at) - now) > 0:
                 return wait
-            heapq.heappop(self._hosts)
-            return self._take(host, now)
+            else:
+                heapq.heappop(self._queue)
+                return self._take(host, now)
         return float("inf")
 
     def _take(self, host: str, now: float) -> Task:
-        waiting = self._tasks[host]
-        task = heapq.heappop(waiting)[2]
+        task = self._hosts[host].take(now)
         self._free_at = max(self._free_at, now - self._gap) + self._gap
         self._host_free_at[host] = now + self._host_gap
-        if waiting:
+        if self._hosts[host]:
             self._announce(host)
         else:
-            del self._tasks[host]
+            del self._hosts[host]
         return task
 
+    def _due(self, host: str) -> float:
+        return max(self._hosts[host].due, self._host_free_at.get(host, 0.0))
+
     def _announce(self, host: str) -> None:
-        due = max(self._tasks[host][0][0], self._host_free_at.get(host, 0.0))
-        heapq.heappush(self._hosts, (due, next(self._order), host))
+        heapq.heappush(self._queue, (self._due(host), next(self._order), host))

@@ -43,7 +43,8 @@ def _resized(image: Image.Image, data: bytes, side: int, resize: str) -> Small:
     if not shrinks and plain:
         image.load()  # a picture that is cut off fails here
         return Small(data, original, original)
-    size = tuple(max(1, round(length * side / compared)) for length in original) if shrinks else original
+    width, height = (max(1, round(length * side / compared)) for length in original) if shrinks else original
+    size = (width, height)
     if plain:
         image.draft("RGB", size)  # decodes at half, a quarter or an eighth where that is enough
     whole = upright(_on_white(image).resize(size, Image.Resampling.LANCZOS))

@@ -18,14 +18,14 @@ import tarfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlbeit.files import write_by, write_json
+from vlbeit.files import write_by, write_bytes, write_json
 
 from .resizing import Small
 
@@ -59,6 +59,37 @@ def stats_of(folder: Path, number: int) -> dict[str, Any] | None:
     return stats if whole else None
 
 
+def reopen(folder: Path, number: int, per_shard: int, again: Callable[[str], bool]) -> int:
+    """Make a whole shard one in the making without the rows whose reason of failure `again` takes; returns how many.
+
+    0: there are none, and it stays whole. A process that is killed in it leaves the one or the other.
+    """
+    name = f"{number:05d}"
+    lines = pq.read_table(folder / f"{name}.parquet").to_pylist()
+    kept = [line for line in lines if not again(line["error_message"] or "")]
+    if len(kept) < len(lines):
+        places = dict(_places(folder / f"{name}.tar"))
+        for line in kept:
+            line |= {"row": number * per_shard + int(line["key"][len(name) :]), **places.get(line["key"], {})}
+        _write_lines(folder / f".tmp-{name}.jsonl", sorted(kept, key=lambda line: line.get("at", -1)))
+        (folder / f"{name}_stats.json").unlink()
+    return len(lines) - len(kept)
+
+
+def _places(path: Path) -> Iterator[tuple[str, dict[str, int]]]:
+    """Where in a tar each sample lies, as the lines of the journal say it."""
+    found: dict[str, tuple[int, int]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, blocks = member.name.partition(".")[0], -(-member.size // tarfile.BLOCKSIZE)
+            start = found.get(key, (member.offset, 0))[0]
+            found[key] = (start, member.offset_data + blocks * tarfile.BLOCKSIZE)
+    with open(path, "rb") as file:
+        for key, (start, stop) in found.items():
+            file.seek(start)
+            yield key, {"at": start, "bytes": stop - start, "crc": zlib.crc32(file.read(stop - start))}
+
+
 class TarShard:
     """One shard in the making, `rows` rows from `number * per_shard` on. What of it is there is taken over."""
 
@@ -78,10 +109,9 @@ class TarShard:
     def _final(self) -> Path:
         return self._folder / f"{self._name}.tar"
 
-    @property
-    def done(self) -> set[int]:
-        """Numbers of the rows that are in it."""
-        return set(self._lines)
+    def __contains__(self, row: int) -> bool:
+        """Whether it is known what became of a row."""
+        return row in self._lines
 
     @property
     def full(self) -> bool:
@@ -162,8 +192,12 @@ class TarShard:
                     end += len(data)
                 sound.append(line)
         os.truncate(self._tar, end)
-        write_by(self._journal, lambda path: path.write_bytes(b"".join(json.dumps(x).encode() + b"\n" for x in sound)))
+        _write_lines(self._journal, sound)
         return {line["row"]: line for line in sound}
+
+
+def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    write_bytes(path, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -241,7 +241,8 @@ def test_every_option_of_a_preparation_is_described(name: str, capsys: pytest.Ca
     said = "".join(capsys.readouterr().out.partition("Options:")[2].split())
     for option, hint in hints.items():
         (text,) = hint.__metadata__
-        assert f"--{option.rstrip('_').replace('_', '-')}<" in said or f"--{option}" in said
+        flag = f"--{option.rstrip('_').replace('_', '-')}"
+        assert f"{flag}<" in said or f"{flag}/--no-" in said
         assert text.replace(" ", "") in said
 
 

@@ -102,6 +102,35 @@ def train(
 
 
 @app.command(context_settings=_FREE)
+def plan(
+    words: Words = None,
+    devices: Annotated[int, typer.Option(help="accelerators, all processes together")] = 1,
+    memory: Annotated[float, typer.Option(help="GiB of each")] = 80.0,
+    shard: Annotated[str, typer.Option(help="ddp | fsdp: how weights lie on them")] = "ddp",
+    peak: Annotated[float, typer.Option(help="TFLOP/s of each in the run's precision; 312: an A100 in bf16")] = 312.0,
+    utilisation: Annotated[float, typer.Option(help="share of the peak that is reached")] = 0.4,
+    samples: Annotated[int | None, typer.Option(help="records of the training split", show_default=False)] = None,
+    labels: Annotated[int | None, typer.Option(help="classes or answers of the head", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Print what `vlbeit train` with these words would cost: steps, FLOPs, memory of a device, time. Needs no data."""
+    from vlbeit import planning
+
+    found = planning.plan(
+        words or [], planning.Machine(devices, memory, shard, peak, utilisation), planning.Assumed(samples, labels)
+    )
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    from vlbeit.planning.report import rows
+
+    table.show((found.title, ""), rows(found))
+    print(*(f"note: {note}" for note in found.notes), sep="\n", end="\n" if found.notes else "")
+    start = f"accelerate launch --num_processes {devices} -m vlbeit" if devices > 1 else "vlbeit"
+    print(f"wrote nothing\nnext: {start} train {shlex.join(words or [])}")
+
+
+@app.command(context_settings=_FREE)
 def evaluate(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="run folder or checkpoint")] = None,
     words: Words = None,

@@ -53,7 +53,7 @@ class RetrievalEvaluator:
         self._first: dict[str, np.ndarray] = {}  # way -> the first candidate of each query
 
     @torch.no_grad()
-    def update(self, objective: RetrievalObjective, batch: Batch) -> None:
+    def update(self, objective: Any, batch: Batch) -> None:
         """Keep the vectors of a batch, as of `collate_pictures`."""
         self._objective = objective
         self.images.append(_part(batch["place"], objective.image_vectors(batch["image"])))
@@ -135,18 +135,21 @@ class RetrievalEvaluator:
         return _merged([part[0] for part in parts]), _merged([part[1] for part in parts])
 
     def _reranked(self, texts: Found, pictures: Found) -> Ranks:
-        """Both ways from one pass over the pairs that are a candidate of one of them."""
+        """Both ways from one pass over the pairs that are a candidate of one of them (see `reranking`)."""
         assert self.scores is not None
         picture_of, captions = self.pictures.picture_of, len(self.pictures.picture_of)
         of_texts = np.arange(len(texts.rank_Q))[:, None] * captions + texts.first_QK
         of_pictures = pictures.first_QK * captions + np.arange(captions)[:, None]
         pairs = np.unique(np.concatenate([of_texts.ravel(), of_pictures.ravel()]))
         scores = self.scores(self._objective, pairs)
+        scale = next(scale for scale in dist.gather_objects(_scale(self._objective)) if scale is not None)
+        again_texts = scores[np.searchsorted(pairs, of_texts)] + scale * texts.cosine_QK
+        again_pictures = scores[np.searchsorted(pairs, of_pictures)] + scale * pictures.cosine_QK
         right_texts = picture_of[texts.first_QK] == np.arange(len(texts.rank_Q))[:, None]
         right_pictures = pictures.first_QK == picture_of[:, None]
         return Ranks(
-            reranked(texts.rank_Q, scores[np.searchsorted(pairs, of_texts)], right_texts),
-            reranked(pictures.rank_Q, scores[np.searchsorted(pairs, of_pictures)], right_pictures),
+            reranked(texts.rank_Q, again_texts, right_texts),
+            reranked(pictures.rank_Q, again_pictures, right_pictures),
         )
 
     def _row(self, prefix: str, way: str) -> dict[str, Any]:
@@ -155,11 +158,16 @@ class RetrievalEvaluator:
         row = _table_row(said, [numbers[f"{way}_r{depth}"] for depth in DEPTHS])
         sizes = (len(self.pictures), len(self.pictures.picture_of))
         queries, candidates = sizes if way == "txt" else sizes[::-1]
-        return row | {"median rank": numbers[f"{way}_median_rank"], "queries": queries, "candidates": candidates}
+        median = f"{numbers[f'{way}_median_rank']:g}"
+        return row | {"median rank": median, "queries": queries, "candidates": candidates}
 
 
 def _table_row(said: str, values: list[float]) -> dict[str, Any]:
     return {"": said, **{f"R@{depth}": round(value, 2) for depth, value in zip(DEPTHS, values, strict=True)}}
+
+
+def _scale(objective: RetrievalObjective | None) -> float | None:
+    return None if objective is None else objective.scale
 
 
 def _of(ranks: Ranks, way: str) -> np.ndarray:
@@ -188,4 +196,4 @@ def _share(count: int, device: torch.device) -> Tensor:
 
 def _merged(parts: list[Found]) -> Found:
     filled = [part for part in parts if len(part.rank_Q)]
-    return Found(np.concatenate([part.rank_Q for part in filled]), np.concatenate([part.first_QK for part in filled]))
+    return Found(*map(np.concatenate, zip(*filled, strict=True)))

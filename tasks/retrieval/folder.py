@@ -119,15 +119,12 @@ class FolderVectors:
 
     @staticmethod
     def _save(path: Path, rows: dict[str, tuple[str, np.ndarray]]) -> None:
-        columns = {
-            "names": np.array(list(rows)),
-            "stamps": np.array([stamp for stamp, _ in rows.values()]),
-            "vectors": np.stack([vector for _, vector in rows.values()]).astype(np.float32),
-        }
+        names, stamps = np.array(list(rows)), np.array([stamp for stamp, _ in rows.values()])
+        vectors = np.stack([vector for _, vector in rows.values()]).astype(np.float32)
 
         def write(temporary: Path) -> None:
             with open(temporary, "wb") as file:  # np.savez would add a suffix to the path
-                np.savez(file, **columns)
+                np.savez(file, names=names, stamps=stamps, vectors=vectors)
 
         files.write_by(path, write)
 

@@ -7,6 +7,7 @@ Legend: P pictures, M captions, R resamples, F parts of a picture that add up ov
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +52,7 @@ def intervals(ranks: Ranks, picture_of_M: np.ndarray) -> dict[str, Interval]:
     The captions of one picture are not independent of each other: drawn one by one they would give too narrow ones.
     """
     pictures = len(ranks.texts_P)
-    columns = [ranks.texts_P <= depth for depth in DEPTHS]
+    columns: list[np.ndarray] = [ranks.texts_P <= depth for depth in DEPTHS]
     columns += [np.bincount(picture_of_M, ranks.pictures_M <= depth, pictures) for depth in DEPTHS]
     columns += [np.ones(pictures), np.bincount(picture_of_M, minlength=pictures)]
     parts_PF = np.stack(columns, axis=1).astype(np.float64)
@@ -59,7 +60,8 @@ def intervals(ranks: Ranks, picture_of_M: np.ndarray) -> dict[str, Interval]:
     def six(sums_RF: np.ndarray) -> np.ndarray:
         return 100 * np.concatenate([sums_RF[:, :3] / sums_RF[:, 6:7], sums_RF[:, 3:6] / sums_RF[:, 7:8]], axis=1)
 
+    def one(place: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda sums_RF: six(sums_RF)[:, place]
+
     found = {"recall_mean": statistic_interval(parts_PF, lambda sums_RF: six(sums_RF).mean(axis=1))}
-    for place, name in enumerate(NAMES):
-        found[name] = statistic_interval(parts_PF, lambda sums_RF, place=place: six(sums_RF)[:, place])
-    return found
+    return found | {name: statistic_interval(parts_PF, one(place)) for place, name in enumerate(NAMES)}

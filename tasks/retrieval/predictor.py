@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,17 +53,19 @@ class FoundPicture(NamedTuple):
 
 
 class MatchedText(NamedTuple):
-    """A text of the first ones, put in order by the fused experts."""
+    """A text of the first ones, put in order by the fused experts too."""
 
     text: str
-    match: float  # probability
+    score: float  # scale * similarity + log odds of a match
+    match: float  # probability, among hard negatives
     similarity: float
 
 
 class MatchedPicture(NamedTuple):
-    """A picture of the first ones, put in order by the fused experts."""
+    """A picture of the first ones, put in order by the fused experts too."""
 
     picture: str
+    score: float
     match: float
     similarity: float
 
@@ -110,8 +112,8 @@ class RetrievalPredictor:
             return [FoundText(texts[place], float(similarity_M[place])) for place in first]
         picture = self.objective.encoder.embed_image(look)
         scores = match_scores(self.objective, self.tokenizer, picture, [texts[place] for place in first])
-        order = _by(first, scores)[:top]
-        return [MatchedText(texts[p], _probability(s), float(similarity_M[p])) for p, s in order]
+        rows = zip([texts[place] for place in first], scores, similarity_M[first].tolist(), strict=True)
+        return [MatchedText(*row) for row in self._ordered(rows)[:top]]
 
     @torch.no_grad()
     def pictures(self, text: str, folder: str | Path, *, top: int = 5) -> Sequence[FoundPicture | MatchedPicture]:
@@ -133,8 +135,14 @@ class RetrievalPredictor:
         if not self.rerank:
             return [FoundPicture(str(kept.pictures[place]), float(similarity_P[place])) for place in first]
         scores = [self._match(kept.pictures[place], text) for place in first]
-        order = _by(first, scores)[:top]
-        return [MatchedPicture(str(kept.pictures[p]), _probability(s), float(similarity_P[p])) for p, s in order]
+        rows = zip([str(kept.pictures[place]) for place in first], scores, similarity_P[first].tolist(), strict=True)
+        return [MatchedPicture(*row) for row in self._ordered(rows)[:top]]
+
+    def _ordered(self, rows: Iterable[tuple[str, float, float]]) -> list[tuple[str, float, float, float]]:
+        """Name, log odds, cosine -> name, score, match, cosine, the highest score first (see `reranking`)."""
+        scale = self.objective.scale
+        found = [(name, float(odds) + scale * cosine, _probability(odds), cosine) for name, odds, cosine in rows]
+        return sorted(found, key=lambda row: -row[1])
 
     @cached_property
     def _facts(self) -> str:
@@ -178,11 +186,6 @@ class RetrievalPredictor:
 def _best(similarity_N: Tensor, count: int) -> list[int]:
     """Places of the nearest, best first; of equal ones the first."""
     return similarity_N.sort(descending=True, stable=True).indices[: max(count, 1)].tolist()
-
-
-def _by(places: Sequence[int], scores: Sequence[float] | np.ndarray) -> list[tuple[int, float]]:
-    """Places with their scores, the highest first."""
-    return sorted(zip(places, map(float, scores), strict=True), key=lambda pair: -pair[1])
 
 
 def _probability(log_odds: float) -> float:

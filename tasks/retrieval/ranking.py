@@ -23,6 +23,7 @@ class Found(NamedTuple):
 
     rank_Q: np.ndarray  # int64
     first_QK: np.ndarray  # int64, best first
+    cosine_QK: np.ndarray  # float32, theirs
 
 
 def rank_pictures(text_QE: Tensor, image_PE: Tensor, right_Q: Tensor, most: int) -> Found:
@@ -31,7 +32,7 @@ def rank_pictures(text_QE: Tensor, image_PE: Tensor, right_Q: Tensor, most: int)
     for rows, score_QP in _scored(text_QE, image_PE):
         right_Q1 = score_QP.gather(1, right_Q[rows, None])
         rank_Q = (~(score_QP < right_Q1)).sum(1)  # itself is among them
-        found.append((rank_Q, _first(score_QP, most)))
+        found.append((rank_Q, *_first(score_QP, most)))
     return _joined(found)
 
 
@@ -43,10 +44,10 @@ def rank_texts(image_QE: Tensor, text_ME: Tensor, own_Q: Tensor, picture_of_M: T
     found = []
     for rows, score_QM in _scored(image_QE, text_ME):
         own_QM = picture_of_M == own_Q[rows, None]
-        first_QK = _first(score_QM, most)
+        first = _first(score_QM, most)
         right_Q1 = score_QM.masked_fill(~own_QM, -torch.inf).amax(1, keepdim=True)
         rivals_Q = (~(score_QM < right_Q1) & ~own_QM).sum(1)
-        found.append((rivals_Q + 1, first_QK))
+        found.append((rivals_Q + 1, *first))
     return _joined(found)
 
 
@@ -66,13 +67,13 @@ def _scored(query_QE: Tensor, candidate_CE: Tensor) -> Iterator[tuple[slice, Ten
             yield rows, query_QE[rows] @ candidate_CE.T
 
 
-def _first(score_QC: Tensor, most: int) -> Tensor:
-    # NaN would come first
-    return score_QC.nan_to_num(-torch.inf).topk(min(most, score_QC.shape[1]), dim=1).indices
+def _first(score_QC: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The first candidates and their cosines."""
+    first = score_QC.nan_to_num(-torch.inf).topk(min(most, score_QC.shape[1]), dim=1)  # NaN would come first
+    return first.indices, first.values
 
 
-def _joined(found: Sequence[tuple[Tensor, Tensor]]) -> Found:
+def _joined(found: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Found:
     if not found:
-        return Found(np.zeros(0, np.int64), np.zeros((0, 0), np.int64))
-    ranks, firsts = zip(*found, strict=True)
-    return Found(torch.cat(ranks).cpu().numpy(), torch.cat(firsts).cpu().numpy())
+        return Found(np.zeros(0, np.int64), np.zeros((0, 0), np.int64), np.zeros((0, 0), np.float32))
+    return Found(*(torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)))

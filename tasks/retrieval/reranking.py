@@ -1,5 +1,10 @@
 """The first candidates compared anew, text and picture as one sequence through the fused experts.
 
+They are put in the order of scale * cosine + log odds of a match. The matching head learns to tell true pairs from
+negatives that were drawn by exp(scale * cosine): its log odds are what a pair has beyond its cosine, so that the sum
+is what is known of it, and a head that knows nothing changes no order.
+differs from ALBEF, which takes the match alone, and BLIP, which adds the bare cosine.
+
 Legend: P pictures, M captions, K first candidates, n pairs, B pictures of a batch.
 """
 

@@ -12,6 +12,7 @@ import torch
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
 from vlbeit.data.picture_names import number_of
+from vlbeit.data.records import FieldColumn
 from vlbeit.data.text import Tokenizer, choose_tokenizer
 from vlbeit.data.transforms import EvalImage, TrainImage
 from vlbeit.errors import UsageError
@@ -129,16 +130,8 @@ class Retrieval(Task):
                 f"task.rerank={self.settings.rerank}: the run starts without a trained matching head (a run of "
                 f"stage=vl has one); task.matching_weight=1 trains one, task.rerank=0 leaves re-ranking out"
             )
-        if "train" not in splits:
-            return
-        own = {number_of(name) for name in splits["val"].column("picture")}
-        both = own.intersection(number_of(name) for name in splits["train"].column("picture"))
-        if both:
-            log.warning(
-                "%d of the %d pictures of data.val_split=%s are trained on too (data.train_split=%s): numbers on them "
-                "say little of new pictures",
-                len(both), len(own), self.config.data.val_split, self.config.data.train_split,
-            )  # fmt: skip
+        if "train" in splits:
+            self._warn_of_overlap(splits["train"], splits["val"])
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         """Pairs with `image`, `text_ids`, `picture`; for evaluation pictures with all their captions."""
@@ -178,6 +171,18 @@ class Retrieval(Task):
         return RetrievalPredictor(
             objective, self._image(), self._tokenizer(meta), self.config.data, self.settings.rerank
         )
+
+    def _warn_of_overlap(self, train: Records, val: Records) -> None:
+        names = train.column("picture")
+        if isinstance(names, FieldColumn):  # would read every picture of a stream
+            return
+        own = {number_of(name) for name in val.column("picture")}
+        if both := own.intersection(number_of(name) for name in names):
+            log.warning(
+                "%d of the %d pictures of data.val_split=%s are trained on too (data.train_split=%s): numbers on them "
+                "say little of new pictures",
+                len(both), len(own), self.config.data.val_split, self.config.data.train_split,
+            )  # fmt: skip
 
     def _image(self) -> EvalImage:
         return EvalImage(self.config.data.size, *self.config.normalization)

@@ -7,6 +7,8 @@ import logging
 import os
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vlbeit.config import DataConfig
@@ -137,5 +139,17 @@ def test_the_loader_shuffles_sequences_and_takes_up_any_step(records, tokenizer,
     batches = [batch for (batch,) in loader.steps(0, 6)]
     (late,) = next(iter(TrainLoader(spec, seed=3, **steps).steps(4, 5)))
     assert late["mlm_ids"].equal(batches[4]["mlm_ids"])
-    seen = [name for batch in batches for name in batch["sample_id"]][: len(spec.records)]
-    assert len(set(seen)) == len(seen)
+    epochs = [name for (batch,) in loader.steps(0, len(spec.records)) for name in batch["sample_id"]]
+    first, second = epochs[: len(spec.records)], epochs[len(spec.records) :]
+    assert sorted(first) == sorted(second) == sorted(spec.records.column("id")) and first != second
+
+
+def test_streamed_documents_are_packed_as_tables_are(records, tokenizer, tmp_path):
+    parts = {"train-00000": TEXTS[:16], "train-00001": TEXTS[16:], "val-00000": TEXTS[:2]}
+    for name, texts in parts.items():
+        pq.write_table(pa.table({"text": texts}), tmp_path / f"{name}.parquet", row_group_size=5)
+    config = DataConfig(name="shards", root=str(tmp_path), cache=str(tmp_path / "cache"))
+    streamed = open_records(config, "text", "train")
+    found = packed(streamed, tokenizer, tmp_path / "cache")
+    assert found.column("ids")[:] == packed(records, tokenizer, tmp_path / "other").column("ids")[:]
+    assert packing._key(open_records(config, "text", "train"), tokenizer) == packing._key(streamed, tokenizer)

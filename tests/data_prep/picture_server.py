@@ -32,7 +32,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         server.asked[self.path] += 1
         server.times.append(time.monotonic())
-        if server.down:
+        if server.down or self.path.startswith("/drop"):
             self.close_connection = True
             return
         kind, _, rest = self.path.lstrip("/").partition("/")
@@ -41,6 +41,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(number)
         elif kind == "flaky" and server.asked[self.path] <= 2:  # the third time it works
             self._answer(429 if number % 2 else 503, {"Retry-After": "0.02"})
+        elif kind == "wait" and server.asked[self.path] == 1:
+            self._answer(429, {"Retry-After": "0.2"})
         elif kind == "to":
             self._answer(302, {"Location": f"/{rest}"})
         elif kind == "loop":

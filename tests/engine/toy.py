@@ -104,8 +104,10 @@ def export(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def make_engine(path: str | Path | None = None, *, stream: Any = None, **settings: Any) -> Engine:
-    """An engine over the toy; `settings` go to the plan, but for dropout, micro_batch, lr, optimizer, callbacks."""
+    """An engine over the toy; `settings` go to the plan, but for dropout, micro_batch, lr, optimizer, callbacks
+    and schedule_steps."""
     objective = Regression(settings.pop("dropout", 0.2))
+    schedule_steps = settings.pop("schedule_steps", None)  # of a run that is to go on
     micro_batch = settings.pop("micro_batch", GLOBAL_BATCH // dist.world_size())
     config = OptimConfig(name=settings.pop("optimizer", "adamw"), lr=settings.pop("lr", 0.05), warmup_steps=2)
     callbacks = settings.pop("callbacks", Callbacks(distance, export))
@@ -115,7 +117,7 @@ def make_engine(path: str | Path | None = None, *, stream: Any = None, **setting
         {"params": [objective.linear.bias, objective.scale], "weight_decay": 0.0, "lr_scale": 0.5},
     ]
     settings = {"steps": 12, "save_every": 4, "log_every": 3, "evaluate_every": 5, "metric": "-distance", **settings}
-    plan = FitPlan(schedule=make_schedule(config, settings["steps"]), **settings)
+    plan = FitPlan(schedule=make_schedule(config, schedule_steps or settings["steps"]), **settings)
     accelerator = make_accelerator("cpu", precision, trackers, path or ".")
     run = None if path is None else RunFolder(path)
     stream = stream or Samples(micro_batch)

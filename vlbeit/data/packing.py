@@ -26,6 +26,7 @@ import numpy as np
 from vlbeit import files
 from vlbeit.data.index import cache_folder
 from vlbeit.data.masked_text import MaskedText
+from vlbeit.data.order import Member, Scattered, StreamOrder
 from vlbeit.data.records import FieldColumn
 from vlbeit.data.text import Tokenizer
 from vlbeit.errors import DataError
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise it when the stream changes: older files are then left alone
 _CHUNK = 1000  # texts tokenised at a time
+_WINDOW = 10_000  # sequences permuted together, once they are scattered
 _KEPT_EVERY = 10.0  # seconds after which what is done is safe from a kill
 _TOLD_EVERY = 30.0  # seconds between lines of progress
 
@@ -54,6 +56,7 @@ class PackedRecords:
 
     def __init__(self, stream: Stream, length: int, cls_id: int) -> None:
         self._stream, self._body, self._cls_id = stream, length - 1, cls_id
+        self.order = StreamOrder([Member(Scattered(len(self)))], _WINDOW)  # of millions of sequences no list is kept
 
     def __len__(self) -> int:
         return -(-(self._stream.tokens - 1) // self._body)

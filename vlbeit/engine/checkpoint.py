@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlbeit import dist
-from vlbeit.engine import shard_files
+from vlbeit.engine import deepspeed, shard_files
 from vlbeit.engine.moments import (
     Layout,
     load_moments,
@@ -42,6 +42,7 @@ class Trained(NamedTuple):
     averaged: nn.Module | ShardedAverage | None  # EMA of the objective
     scaler: Any | None  # gradient scaler of fp16
     layout: Layout | None = None  # given where sharding has parted groups
+    deepspeed: Any | None = None  # DeepSpeed's engine, where it trains
 
     def by_name(self) -> dict[str, nn.Parameter]:
         return dict(self.objective.named_parameters())
@@ -135,6 +136,8 @@ def read_weights(folder: Path, objective: nn.Module) -> None:
 def read_state(folder: Path, trained: Trained) -> TrainingState:
     """Restore all from `folder`; DataError where a file is missing, damaged or of another model."""
     with _named(folder):
+        if trained.deepspeed is not None:
+            return deepspeed.read(folder, trained.deepspeed)
         progress = torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
         if shard_files.are_in(folder):
             _read_shards(folder, trained, progress)

@@ -278,6 +278,9 @@ def _lock(file: TextIO) -> bool:
 
 def _flush_tree(folder: Path) -> None:
     for file in folder.iterdir():
+        if file.is_dir():
+            _flush_tree(file)
+            continue
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
     _flush_folder(folder)
@@ -305,5 +308,4 @@ def _remove(path: Path) -> None:
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    for file in source.iterdir():
-        shutil.copy2(file, target / file.name)
+    shutil.copytree(source, target, dirs_exist_ok=True)

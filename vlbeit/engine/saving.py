@@ -13,6 +13,7 @@ import torch
 
 from vlbeit import dist
 from vlbeit.engine.checkpoint import Snapshot, Trained, snapshot_shards, snapshot_whole
+from vlbeit.engine.deepspeed import DeepSpeedSnapshot
 from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.state import TrainingState
 from vlbeit.errors import DataError
@@ -43,12 +44,15 @@ class Saver:
         self.finish()
         keep = self._thread is not None
         snapshot: Snapshot
-        if self.sharded:
+        if trained.deepspeed is not None:
+            snapshot, keep = DeepSpeedSnapshot(trained.deepspeed, state), False
+            dist.on_main(lambda: self.folder.begin_state(state.step))
+        elif self.sharded:
             snapshot = snapshot_shards(trained, state, keep=keep, group=self._group)
             dist.on_main(lambda: self.folder.begin_state(state.step))
         else:
             snapshot = snapshot_whole(trained, state, keep=keep)
-        if self._thread is None:
+        if not keep:
             self._agree(self._attempt(snapshot, state.step))
         else:
             self._pending = self._thread.submit(self._write, snapshot, state.step)

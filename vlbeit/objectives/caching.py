@@ -41,27 +41,32 @@ class StepContrast:
         )
         self.start, self.rows = dist.rank() * len(text_SD), len(text_SD)
         self.text_GD, self.image_GD = (dist.gather(x_SD).requires_grad_() for x_SD in (text_SD, image_SD))
-        self._gradients = [torch.zeros_like(self.text_GD), torch.zeros_like(self.image_GD)]
+        self._text_GD, self._image_GD = torch.zeros_like(self.text_GD), torch.zeros_like(self.image_GD)
+        self._learned: list[list[Tensor]] = []  # gradients of scale and (if there) bias
 
     @torch.enable_grad()
-    def block(self, index: int, own_B: Tensor, left_out_BG: Tensor | None) -> tuple[Tensor, Likenesses, list[Tensor]]:
-        """Terms [B] of a micro-batch, what they are made of, and the gradients of scale and (if there) bias."""
+    def block(self, index: int, own_B: Tensor, left_out_BG: Tensor | None) -> tuple[Tensor, Likenesses]:
+        """Terms [B] of a micro-batch, whose rows are `own_B` of those of all processes, and what they are made of."""
         scale, bias = self.blocks[index].scale, self.blocks[index].bias
         learned = [value.detach().clone().requires_grad_() for value in (scale, bias) if value is not None]
         rows = Compared(self.text_GD[own_B], self.image_GD[own_B], *learned)
         found = likenesses(rows, self.text_GD, self.image_GD, left_out_BG)
         terms_B = LOSSES[self.rule.loss](found, own_B)
-        text, image, *rest = torch.autograd.grad(terms_B.sum(), [self.text_GD, self.image_GD, *learned])
-        self._gradients[0] += text
-        self._gradients[1] += image
-        return terms_B.detach(), Likenesses(*(logits_BG.detach() for logits_BG in found)), list(rest)
+        text_GD, image_GD, *rest = torch.autograd.grad(terms_B.sum(), [self.text_GD, self.image_GD, *learned])
+        self._text_GD += text_GD
+        self._image_GD += image_GD
+        self._learned.append(rest)
+        return terms_B.detach(), Likenesses(*(logits_BG.detach() for logits_BG in found))
 
-    def gradients(self) -> tuple[Tensor, Tensor]:
-        """Of the terms of all processes by the texts and the pictures of this one, [S, D] each."""
+    def gradients(self) -> list[Compared]:
+        """For each micro-batch the gradients by its parts: of features from the terms of all processes."""
         share = 1 / dist.world_size() if self.rule.gather == "published" else 1.0
         own = slice(self.start, self.start + self.rows)
-        text_SD, image_SD = (share * dist.sum_over_ranks(grad_GD)[own] for grad_GD in self._gradients)
-        return text_SD, image_SD
+        parts = [
+            (share * dist.sum_over_ranks(grad_GD)[own]).split(self.rows // len(self.blocks))
+            for grad_GD in (self._text_GD, self._image_GD)
+        ]
+        return [Compared(text, image, *rest) for text, image, rest in zip(*parts, self._learned, strict=True)]
 
 
 def stand_in_terms(pairs: Sequence[Compared], batch: Batch) -> Tensor:

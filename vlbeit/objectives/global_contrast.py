@@ -72,8 +72,7 @@ class GlobalContrast:
         negatives = None
         if self.draw is not None:
             negatives = exchange([batch], [choose(likely, own_B, left_out_BG, self.draw)])[0]
-        terms_B = torch.stack([terms_B for terms_B, _ in results]).mean(0)
-        return Contrasted(terms_B, _hits(likely, own_B), negatives)
+        return Contrasted(_mean_terms(results), _hits(likely, own_B), negatives)
 
     def with_negatives(self, batch: Batch) -> int:
         """How many rows of a batch have a negative: all, or none where all processes see a single picture."""
@@ -98,22 +97,15 @@ class GlobalContrast:
         picture_G = None if picture_S is None else dist.gather(picture_S)
         for index, own_B in enumerate(own_SB):
             left_out_BG = None if picture_G is None else others_of_picture(picture_G[own_B], picture_G, own_B)
-            batch: Batch = {}
-            terms = []
-            for number, step in enumerate(steps):
-                terms_B, likely, learned = step.block(index, own_B, left_out_BG)
-                terms.append(terms_B)
-                names = [gradient_key(number, part) for part in ("scale", "bias")]
-                batch |= {name: grad / len(steps) for name, grad in zip(names, learned, strict=False)}
-                if number == 0:
-                    batch[HITS] = _hits(likely, own_B)
-                    if self.draw is not None:
-                        chosen.append(choose(likely, own_B, left_out_BG, self.draw))
-            found.append({**batch, TERMS: torch.stack(terms).mean(0)})
+            results = [step.block(index, own_B, left_out_BG) for step in steps]
+            likely = results[0][1]
+            if self.draw is not None:
+                chosen.append(choose(likely, own_B, left_out_BG, self.draw))
+            found.append({TERMS: _mean_terms(results), HITS: _hits(likely, own_B)})
         for number, step in enumerate(steps):
-            for part, grad_SD in zip(("text_BD", "image_BD"), step.gradients(), strict=True):
-                for batch, grad_BD in zip(found, (grad_SD / len(steps)).split(rows), strict=True):
-                    batch[gradient_key(number, part)] = grad_BD
+            for batch, parts in zip(found, step.gradients(), strict=True):
+                grads = {gradient_key(number, name): grad for name, grad in parts._asdict().items()}
+                batch |= {name: grad / len(steps) for name, grad in grads.items() if grad is not None}
         return found, chosen
 
     def _pictures(self, batches: Sequence[Batch], device: torch.device) -> Tensor | None:
@@ -128,3 +120,7 @@ class GlobalContrast:
 
 def _hits(likely: Likenesses, own_B: Tensor) -> Tensor:
     return likely.text_BG.argmax(1) == own_B
+
+
+def _mean_terms(results: Sequence[tuple[Tensor, Likenesses]]) -> Tensor:
+    return torch.stack([terms_B for terms_B, _ in results]).mean(0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vlbeit import chain, compose
+from vlbeit import chain, compose, registry
 from vlbeit.config import RunConfig
 from vlbeit.errors import UsageError, UserError
 from vlbeit.models.encoder import MoMEEncoder
@@ -43,6 +43,13 @@ class Machine(NamedTuple):
             raise UsageError(f"--shard {self.shard} is neither ddp nor fsdp")
 
 
+class Assumed(NamedTuple):
+    """What only data would tell."""
+
+    samples: int | None = None  # records of the training split, for epochs
+    labels: int | None = None  # classes or answers of the head
+
+
 class Plan(NamedTuple):
     """The numbers; sizes in bytes, operations in FLOPs. None where nobody has said how long an epoch is."""
 
@@ -71,88 +78,115 @@ class Plan(NamedTuple):
         return {**self._asdict(), **nested}
 
 
-def plan(words: Sequence[str], machine: Machine, *, samples: int | None = None, labels: int | None = None) -> Plan:
+def plan(words: Sequence[str], machine: Machine, assumed: Assumed | None = None) -> Plan:
     """The plan of the run that `vlbeit train WORDS` would be.
 
-    `samples`: records of the training split, for epochs; `labels`: classes or answers of the head.
     Raises UsageError for words that do not go together, and where a task cannot be planned without its data.
     """
     machine.check()
     config = compose.compose(words).config
-    if config.global_batch_size % machine.devices:
-        raise UsageError(
-            f"global_batch_size={config.global_batch_size} is not a multiple of --devices {machine.devices}"
-        )
-    with TemporaryDirectory() as cache:  # packed texts write their stream
-        config = replace(config, data=replace(config.data, cache=cache))
-        recipe = chain.recipe_of(config)
-        meta, notes = stand_in.meta(config, recipe, labels or _LABELS.get(_task(config), 1000))
-        batches = _batches(config, recipe, meta)
-    objective = trace.on_meta(partial(_built, recipe, meta))
-    parameters = [(parameter.numel(), parameter.requires_grad) for parameter in objective.parameters()]
-    each = 8 if config.precision == "fp64" else 4
-    standing = memory.standing(
-        objective,
-        config.optim,
-        devices=machine.devices,
-        sharded=machine.shard == "fsdp",
-        average=config.engine.ema_decay > 0,
-        bytes_each=each,
-    )
-    costs, untraced = _costs(config, recipe, meta, objective, batches)
-    slope = (costs[1].saved - costs[0].saved) / (_PROBED[1] - _PROBED[0])
-    constant = max(0.0, costs[0].saved - slope * _PROBED[0])
-    if config.model.grad_checkpointing:
-        constant, slope, note = _recomputed(config, recipe, meta, batches, constant, slope)
-        notes += note
-    micro, accumulation = _settled(config, machine, standing.total + constant, slope)
-    shown = micro or 1
-    standing = standing._replace(activations=round(constant + slope * shown))
-    per_step = config.global_batch_size
-    steps = _steps(config, samples)
-    forward, backward = (cost / _PROBED[1] for cost in costs[1][:2])
-    total = None if steps is None else (forward + backward) * per_step * steps
-    tokens = _tokens(batches[0], objective)
+    _check_batches(config, machine)
+    assumed = assumed or Assumed()
+    measured = _measure(config, assumed)
+    standing = _standing(measured.objective, config, machine)
+    micro, accumulation = _settled(config, machine, standing.total + measured.constant, measured.slope)
+    forward, backward = (cost / max(_PROBED) for cost in (measured.cost.forward, measured.cost.backward))
+    steps = _steps(config, assumed.samples)
+    samples = None if steps is None else steps * config.global_batch_size
+    total = None if samples is None else (forward + backward) * samples
+    parameters = list(measured.objective.parameters())
     return Plan(
         title=config.title,
         steps=steps,
-        epochs=None if samples is None or steps is None else steps * per_step / samples,
-        samples=None if steps is None else steps * per_step,
-        tokens=None if steps is None else steps * per_step * tokens,
-        tokens_per_sample=tokens,
-        parameters=sum(number for number, _ in parameters),
-        trained=sum(number for number, trains in parameters if trains),
+        epochs=None if assumed.samples is None or samples is None else samples / assumed.samples,
+        samples=samples,
+        tokens=None if samples is None else samples * measured.tokens,
+        tokens_per_sample=measured.tokens,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         forward=forward,
         backward=backward,
         total=total,
         micro_batch=micro,
         accumulation=accumulation,
-        memory=standing,
-        activations_per_sample=slope,
+        memory=standing._replace(activations=round(measured.constant + measured.slope * (micro or 1))),
+        activations_per_sample=measured.slope,
         seconds=None if total is None else total / (machine.devices * machine.peak * 1e12 * machine.utilisation),
         machine=machine,
-        notes=[*notes, *untraced],
+        notes=measured.notes,
     )
 
 
-def _built(recipe: Recipe, meta: Meta) -> Objective:
-    return recipe.objective(meta)
+def _check_batches(config: RunConfig, machine: Machine) -> None:
+    micro = config.micro_batch_size
+    each = 1 if micro == "auto" else int(micro)
+    if config.global_batch_size % (machine.devices * each):
+        over = f"global_batch_size={config.global_batch_size} over --devices {machine.devices}"
+        by = "" if micro == "auto" else f" in parts of micro_batch_size={micro}"
+        raise UsageError(f"{over}{by} leaves a rest; change one of them")
 
 
-def _task(config: RunConfig) -> str:
-    return "" if config.task is None else config.task.name
+class _Measured(NamedTuple):
+    """What the objective and its batches tell."""
+
+    objective: Objective
+    cost: trace.Cost  # of a micro-batch of the largest of `_PROBED`
+    constant: float  # bytes of activations whatever the micro-batch, such as weights in half precision
+    slope: float  # bytes of activations of a sample
+    tokens: int
+    notes: list[str]
 
 
-def _batches(config: RunConfig, recipe: Recipe, meta: Meta) -> list[Batch]:
+@contextmanager
+def without_data(config: RunConfig, labels: int | None = None) -> Iterator[tuple[RunConfig, Recipe, Meta, list[str]]]:
+    """A recipe whose data stand in for the real ones: config, recipe, meta, and what was assumed."""
+    labels = labels or _LABELS.get("" if config.task is None else config.task.name, 1000)
+    source = stand_in.source(labels, config.text.max_length)
+    with TemporaryDirectory() as cache, registry.instead("data", source):  # packed texts write their stream
+        config = replace(config, data=replace(config.data, cache=cache))
+        recipe = chain.recipe_of(config)
+        yield config, recipe, *stand_in.meta(config, recipe, labels)
+
+
+def batches_of(config: RunConfig, recipe: Recipe, meta: Meta) -> list[Batch]:
     """A micro-batch of each size of `_PROBED`, texts at their longest, by the run's own transforms."""
     length = config.text.max_length
     longest = max(_PROBED) * length if getattr(config.stage, "pack", False) else length - 2  # packed: of full rows
     try:
         spec = recipe.data(stand_in.records(recipe.kind, max(_PROBED), longest), meta, train=True)
-    except UserError as error:
-        raise UsageError(f"{config.title} cannot be planned without its data: {error}") from error
-    samples = [spec.transform(spec.records[index]) for index in range(max(_PROBED))]
+        samples = [spec.transform(spec.records[index]) for index in range(max(_PROBED))]
+    except (UserError, LookupError, OSError) as error:  # it reads more of its data than its records and classes
+        raise UsageError(f"{config.title} cannot be planned without its data ({error})") from error
     return [spec.collate(samples[:count]) for count in _PROBED]
+
+
+def _measure(config: RunConfig, assumed: Assumed) -> _Measured:
+    with without_data(config, assumed.labels) as (config, recipe, meta, notes):
+        batches = batches_of(config, recipe, meta)
+    objective = trace.on_meta(partial(_built, recipe, meta))
+    costs, told = _costs(config, recipe, meta, objective, batches)
+    slope = _slope(costs)
+    constant = max(0.0, costs[0].saved - slope * min(_PROBED))
+    notes += told
+    if config.model.grad_checkpointing:
+        slope += _block(config, meta, batches)
+        notes.append("activations: those at the checkpoints, and of one block, recomputed")
+    return _Measured(objective, costs[-1], constant, slope, _tokens(batches[0], objective), notes)
+
+
+def _standing(objective: Objective, config: RunConfig, machine: Machine) -> memory.Memory:
+    return memory.standing(
+        objective,
+        config.optim,
+        devices=machine.devices,
+        sharded=machine.shard == "fsdp",
+        average=config.engine.ema_decay > 0,
+        bytes_each=8 if config.precision == "fp64" else 4,
+    )
+
+
+def _built(recipe: Recipe, meta: Meta) -> Objective:
+    return recipe.objective(meta)
 
 
 def _costs(
@@ -177,15 +211,17 @@ def _double(batch: Batch) -> Batch:
     }
 
 
-def _recomputed(
-    config: RunConfig, recipe: Recipe, meta: Meta, batches: list[Batch], constant: float, slope: float
-) -> tuple[float, float, list[str]]:
-    """With activation checkpointing one block at a time has its activations: those of all without it over the depth."""
+def _slope(costs: list[trace.Cost]) -> float:
+    """Bytes of activations that one sample more keeps."""
+    return (costs[1].saved - costs[0].saved) / (_PROBED[1] - _PROBED[0])
+
+
+def _block(config: RunConfig, meta: Meta, batches: list[Batch]) -> float:
+    """Bytes of activations of a sample in one block, where nothing is recomputed: those of all over the depth."""
     plain = replace(config, model=replace(config.model, grad_checkpointing=False))
-    whole = chain.recipe_of(plain)
-    costs, _ = _costs(plain, whole, meta, trace.on_meta(partial(_built, whole, meta)), batches)
-    block = (costs[1].saved - costs[0].saved) / (_PROBED[1] - _PROBED[0]) / max(1, config.model.depth)
-    return constant, slope + block, ["activations: checkpoints and those of one block, recomputed"]
+    recipe = chain.recipe_of(plain)
+    costs, _ = _costs(plain, recipe, meta, trace.on_meta(partial(_built, recipe, meta)), batches)
+    return _slope(costs) / config.model.depth
 
 
 def _settled(config: RunConfig, machine: Machine, constant: float, slope: float) -> tuple[int | None, int | None]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlbeit.config import RunConfig
 from vlbeit.data.records import KINDS, ListRecords
+from vlbeit.data.sources.base import DataSource
 from vlbeit.data.text import ClipTokenizer, SubwordTokenizer, Tokenizer, load_tokenizer
 from vlbeit.models.dvae import DVAESpec
 from vlbeit.models.towers import tower_meta
@@ -20,6 +21,26 @@ from vlbeit.types import Meta, Record
 
 _SIDE = (480, 640)  # rows and columns of a picture, as most of COCO's
 _WORD = "a"
+
+
+def source(labels: int, words: int) -> type[DataSource]:
+    """A data source of every kind, with so many classes."""
+
+    class StandIn(DataSource):
+        kinds = tuple(KINDS)
+
+        def records(self, kind: str, split: str) -> ListRecords:
+            return records(kind, 1, words)
+
+        def classes(self, kind: str = "labelled") -> list[str]:
+            return class_names(labels)
+
+    return StandIn
+
+
+def class_names(labels: int) -> list[str]:
+    """Of so many classes."""
+    return [f"class {number}" for number in range(labels)]
 
 
 def records(kind: str, count: int, words: int) -> ListRecords:
@@ -61,7 +82,7 @@ def _encoded(pixels: np.ndarray) -> bytes:
 
 def meta(config: RunConfig, recipe: Recipe, labels: int) -> tuple[Meta, list[str]]:
     """What the run would have learnt from its records, and what was assumed for it."""
-    made: Meta = {"classes": [f"class {i}" for i in range(labels)], "answers": [_WORD, *map(str, range(1, labels))]}
+    made: Meta = {"classes": class_names(labels), "answers": [_WORD, *map(str, range(1, labels))]}
     made |= tower_meta(config, {})
     words, assumed = tokenizer(config)
     made["tokenizer"] = words.to_json()

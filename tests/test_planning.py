@@ -1,0 +1,140 @@
+"""`vlbeit plan`: its numbers are those of the run, and it needs no data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlbeit import compose, planning, registry
+from vlbeit.cli import main
+from vlbeit.config import OptimConfig
+from vlbeit.engine.optim import build_optimizer
+from vlbeit.errors import UsageError
+from vlbeit.nn import relpos
+from vlbeit.planning import memory, stand_in, trace
+from vlbeit.planning.report import rows
+
+SMALL = ["model=tiny", "text.vocab_size=500", "global_batch_size=64", "micro_batch_size=auto", "steps=100"]
+VL = ["stage=vl", *SMALL]
+PACKED = ["stage=mlm", "stage.pack=true", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def vl() -> planning.Plan:
+    return planning.plan(VL, planning.Machine(devices=4, gib=1.0), planning.Assumed(samples=3200))
+
+
+@pytest.fixture(scope="module")
+def packed() -> planning.Plan:
+    return planning.plan(PACKED, planning.Machine())
+
+
+@pytest.mark.parametrize("words", [VL, PACKED], ids=["vl", "packed"])
+def test_the_trace_is_what_a_run_with_values_costs(words: list[str], vl: planning.Plan, packed: planning.Plan) -> None:
+    found = vl if words is VL else packed
+    with planning.without_data(compose.compose(words).config) as (config, recipe, meta, _):
+        (batch, _) = planning.batches_of(config, recipe, meta)  # of two samples
+    objective = recipe.objective(meta).train()
+    optimizer = build_optimizer(recipe.param_groups(objective, config.optim), config.optim)
+    cost = trace.measure(objective, batch)
+    assert found.forward == pytest.approx(cost.forward / 2, rel=1e-4)
+    assert found.backward == pytest.approx(cost.backward / 2, rel=1e-4)
+    activations = found.memory.activations - (found.micro_batch - 2) * found.activations_per_sample
+    assert activations == pytest.approx(cost.saved, rel=0.01)
+    sum(objective(batch, objective.counts(batch)).losses.values()).backward()
+    optimizer.step()
+    state = [value for each in optimizer.state.values() for value in each.values() if value.ndim]
+    assert found.memory.optimizer == pytest.approx(sum(value.nbytes for value in state), rel=1e-5)
+    assert found.parameters == sum(parameter.numel() for parameter in objective.parameters())
+    assert found.trained == sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
+    assert (found.trained < found.parameters) == (words is PACKED), "the tower of the text stage is frozen"
+
+
+def test_length_and_size_of_a_run(vl: planning.Plan) -> None:
+    assert (vl.steps, vl.samples, vl.epochs) == (100, 6400, 2.0)
+    assert vl.tokens_per_sample == 3 * 3 + 1 + 32 and vl.tokens == 6400 * 42
+    assert vl.total == (vl.forward + vl.backward) * 6400
+    assert vl.seconds == pytest.approx(vl.total / (4 * 312e12 * 0.4))
+    assert (vl.micro_batch, vl.accumulation) == (16, 1)
+    assert vl.memory.weights == 4 * vl.parameters and vl.memory.buckets == vl.memory.gradients
+    assert vl.memory.total == sum(vl.memory) and not vl.notes[1:]
+    assert json.loads(json.dumps(vl.to_json()))["memory"]["total"] == vl.memory.total
+
+
+def test_the_micro_batch_is_the_largest_that_fits(vl: planning.Plan) -> None:
+    fixed = vl.memory.total - vl.memory.activations
+    room = (fixed + 9 * vl.activations_per_sample) / (1 - memory.RESERVE) / planning.GIB
+    machine = planning.Machine(devices=2, gib=room)
+    assert planning._settled(compose.compose(VL).config, machine, fixed, vl.activations_per_sample) == (8, 4)
+    nothing = planning._settled(compose.compose(VL).config, machine._replace(gib=1e-3), fixed, 1.0)
+    assert nothing == (None, None)
+    shown = dict(rows(vl._replace(micro_batch=None, accumulation=None)))
+    assert "not even the smallest fits" in shown["micro-batch"]
+
+
+def test_memory_that_is_shared_out() -> None:
+    module = torch.nn.Linear(100, 100, bias=False, device="meta")
+    options = {"average": True, "bytes_each": 4}
+    ddp = memory.standing(module, OptimConfig(), devices=4, sharded=False, **options)
+    fsdp = memory.standing(module, OptimConfig(), devices=4, sharded=True, **options)
+    assert ddp[:5] == (40_000, 40_000, 80_000, 40_000, 40_000) and fsdp[:5] == (10_000, 10_000, 20_000, 10_000, 0)
+    assert memory.moments(OptimConfig()) == 2 and memory.moments(OptimConfig(name="lion")) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "parameters"),
+    [(["stage=mim", "task=classification", "model=base", "data.image_size=224"], 86_530_984),
+     (["stage=mim", "model=base", "stage.target=pixels", "data.image_size=224"], 91_965_776 - (8192 - 768) * 769)],
+)  # fmt: skip
+def test_parameters_are_the_published_ones(words: list[str], parameters: int) -> None:
+    with planning.without_data(compose.compose(words).config) as (_, recipe, meta, _):
+        objective = trace.on_meta(lambda: recipe.objective(meta))
+    assert sum(parameter.numel() for parameter in objective.parameters()) == parameters
+
+
+def test_on_the_command_line_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["stage=mim", "model=tiny", "stage.target=pixels", "epochs=2", "data=imagefolder", "global_batch_size=8"]
+    words += ["data.image_size=48"]
+    assert main(["plan", *words, "--devices", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= 120 and lines[-1].startswith(
+        "next: accelerate launch --num_processes 2 -m vlbeit"
+    )
+    assert "epochs" in lines[2] and "unknown: give --samples" in lines[2]
+    assert not list(tmp_path.iterdir())
+    assert main(["plan", *words, "--devices", "2", "--samples", "100", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["steps"], found["samples"], found["machine"]["devices"]) == (25, 200, 2)
+
+
+def test_nothing_is_left_behind(vl: planning.Plan) -> None:
+    """No tensors without values in the cache of position indexes, and no data source that stands in for others."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    assert not any(isinstance(each, FakeTensor) for each in relpos._KEPT._kept.values())
+    assert registry.get("data", "pairs").__name__ == "Pairs"
+    assert vl.machine.devices == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "machine", "message"),
+    [
+        (VL, {"devices": 3}, "global_batch_size=64 over --devices 3 leaves a rest"),
+        ([*VL, "micro_batch_size=48"], {}, "in parts of micro_batch_size=48 leaves a rest"),
+        (VL, {"shard": "zero"}, "--shard zero is neither ddp nor fsdp"),
+        (VL, {"utilisation": 0.0}, "--utilisation must lie in"),
+        (["task=probe", "model=tiny"], {}, "mim-probe cannot be planned without its data"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(words: list[str], machine: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        planning.plan(words, planning.Machine(**machine))
+
+
+def test_a_vocabulary_that_needs_no_file() -> None:
+    words = stand_in.plain_tokenizer(30522, 40)
+    assert words.vocab_size == 30522 and words(" ".join(["a"] * 50)) == [2, *[5] * 38, 3]
