@@ -46,7 +46,8 @@ class NLVR2Objective(Objective):
     def pair_logits(self, batch: Batch) -> Tensor:
         """`image_0`, `image_1` [B, 3, height, width], `text_ids`, `text_keep` [B, T] -> logits [B, 2]: false, true."""
         left, right = (self._joined(batch, side) for side in (0, 1))
-        keep_BL = None if left.keep_BL is None else torch.cat([left.keep_BL, right.keep_BL])
+        masks = [side.keep_BL for side in (left, right) if side.keep_BL is not None]  # both have one, or neither
+        keep_BL = torch.cat(masks) if masks else None
         # one pass over both halves: a row knows nothing of the others, and types were added with the embedding
         both = self.encoder(Tokens(torch.cat([left.x_BLD, right.x_BLD]), keep_BL, left.spans))
         left_BD, right_BD = self.heads["pooler"](both.x_BLD).unflatten(0, (2, -1))
