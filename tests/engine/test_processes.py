@@ -61,5 +61,5 @@ def test_all_stop_for_one(ran):
         logs[0]["nan"].startswith("step 2: ")
         and "samples of the batch: step2-sample6, step2-sample7." in logs[0]["nan"]
     )
-    assert logs[0]["stop"].startswith("stopped after step 6 of 12")
-    assert json.loads((ran / "stop" / "last.json").read_text())["step"] == 6
+    assert logs[0]["stop"].startswith("stopped after step 5 of 12")
+    assert json.loads((ran / "stop" / "last.json").read_text())["step"] == 5

@@ -122,6 +122,19 @@ def make_engine(path: str | Path | None = None, *, stream: Any = None, **setting
     return Engine(objective, build_optimizer(groups, config), stream, plan, accelerator, run, callbacks)
 
 
+def in_step(engine: Engine, step: int, action: Callable[[], object]) -> Engine:
+    """The engine, which does something in the first forward pass of a step."""
+    done = []
+
+    def acting(*_: Any) -> None:
+        if engine.state.step == step and engine.objective.training and not done:
+            done.append(action)
+            action()
+
+    engine.objective.register_forward_pre_hook(acting)
+    return engine
+
+
 class Trouble(Samples):
     """Sends this process a signal while the batch of a step is being read."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from vlbeit.config import RunConfig
 from vlbeit.engine.schedule import Schedule, make_schedule
@@ -26,6 +28,9 @@ class FitPlan:
     log_every: int = 20
     metric: str = ""  # the number of the evaluation that picks the exported weights; "-name": lower is better
     resume_command: str = ""  # printed when the run is stopped
+    max_skipped: int = 0  # steps in a row that may be skipped because they are not finite
+    profile: int = 0  # steps that torch's profiler traces, once the first are done; 0: none
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what trackers show as hyperparameters
 
     @classmethod
     def from_config(
@@ -46,6 +51,7 @@ class FitPlan:
             log_every=config.engine.log_every,
             metric=metric,
             resume_command=resume_command,
+            max_skipped=config.engine.max_skipped,
         )
 
     def evaluates_after(self, step: int) -> bool:
