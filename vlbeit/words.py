@@ -123,6 +123,8 @@ def _split(word: str) -> tuple[str, str]:
     key, equals, text = word.partition("=")
     if not equals:
         raise UsageError(f"{word!r} is not key=value, such as stage=mim or optim.lr=1e-3")
+    if key == "hydra/launcher":
+        raise UsageError(f"{word}: runs go into a queue with --multirun")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
         raise UsageError(f"{word!r}: {key!r} is not a key; keys are written section.name=value")
     return key, text
