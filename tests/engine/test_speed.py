@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlbeit.engine.speed import PEAKS, Speed, memory_peak, peak_flops, peak_of
+from vlbeit.engine.speed import PEAKS, Speed, memory_peak, peak_of, speed_on
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,17 @@ def test_peak_of_known_devices(name, precision, tf32, peak):
 
 
 def test_a_cpu_has_no_known_peak():
-    assert peak_flops(torch.device("cpu"), "fp32") is None and len(PEAKS) > 5
+    assert speed_on(torch.device("cpu"), "fp32", compiled=False).peak is None and len(PEAKS) > 5
     assert 0.05 < memory_peak(torch.device("cpu")) < 100
 
 
 def test_operations_of_one_micro_batch_and_utilisation():
     """A linear layer of 20 x 30: 2 x 20 x 30 a row forward, as much for the weight; the input needs no gradient."""
-    speed, layer, x = Speed(torch.device("cpu"), "fp32"), nn.Linear(20, 30, bias=False), torch.ones(8, 20)
+    speed, layer, x = (
+        Speed(torch.device("cpu"), None, counts_flops=True),
+        nn.Linear(20, 30, bias=False),
+        torch.ones(8, 20),
+    )
     for _ in range(3):
         with speed.forward_and_backward(tokens=4):
             layer(x).sum().backward()
@@ -55,7 +59,7 @@ def test_operations_of_one_micro_batch_and_utilisation():
 
 
 def test_nothing_is_said_of_what_is_not_counted():
-    speed = Speed(torch.device("cpu"), "fp32", counts_flops=False)
+    speed = Speed(torch.device("cpu"), 1e12, counts_flops=False)
     with speed.forward_and_backward(tokens=4):
         pass
     assert speed.numbers(1.0).keys() == {"data_wait", "tokens_per_second", "memory_gib"}
@@ -63,13 +67,10 @@ def test_nothing_is_said_of_what_is_not_counted():
 
 def test_counting_does_not_change_a_bit(toy):
     counted, plain = toy.make_engine(), toy.make_engine()
-    plain.meter.speed._counts = False
-    counted.fit(), plain.fit()
-    assert counted.meter.speed.flops_per_token is None, "the toy has no tokens"
-    counted = toy.make_engine()
+    counted.meter.speed = Speed(torch.device("cpu"), None, counts_flops=True)
     counted.objective.tokens = lambda batch: 8
-    counted.fit()
-    assert counted.meter.speed.flops_per_token > 0
+    counted.fit(), plain.fit()
+    assert counted.meter.speed.flops_per_token > 0 and plain.meter.speed.flops_per_token is None
     for name, value in plain.objective.state_dict().items():
         assert torch.equal(value, counted.objective.state_dict()[name])
 

@@ -34,7 +34,7 @@ from vlbeit.engine.plan import FitPlan
 from vlbeit.engine.profile import part
 from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.engine.sinks import Sink
-from vlbeit.engine.speed import Speed
+from vlbeit.engine.speed import speed_on
 from vlbeit.engine.state import TrainingState
 from vlbeit.engine.watching import open_sinks
 from vlbeit.errors import Interrupted
@@ -81,7 +81,7 @@ class Engine:
         self.callbacks = callbacks or Callbacks()
         self.state = TrainingState()
         self.saved_at: int | None = None  # step of the last saved state
-        self.meter = Meter(Speed(accelerator.device, plan.precision, counts_flops=not plan.compile))
+        self.meter = Meter(speed_on(accelerator.device, plan.precision, compiled=plan.compile))
         self.sinks: list[Sink] = []
 
     def fit(self) -> TrainingState:

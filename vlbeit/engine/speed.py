@@ -75,6 +75,11 @@ def memory_peak(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def speed_on(device: torch.device, precision: str, *, compiled: bool) -> Speed:
+    """What is measured there: on a CPU, whose peak nobody knows, no operations, since counting takes torch seconds."""
+    return Speed(device, peak_flops(device, precision), counts_flops=device.type == "cuda" and not compiled)
+
+
 class Speed:
     """Adds up waiting and tokens of this process's steps, and knows the operations of a token.
 
@@ -82,9 +87,8 @@ class Speed:
     that are computed twice count twice. With `torch.compile` they are not seen, and nothing is said of them.
     """
 
-    def __init__(self, device: torch.device, precision: str, *, counts_flops: bool = True) -> None:
-        self.device = device
-        self.peak = peak_flops(device, precision)
+    def __init__(self, device: torch.device, peak: float | None, *, counts_flops: bool) -> None:
+        self.device, self.peak = device, peak
         self._counts = counts_flops
         self.flops_per_token: float | None = None
         self.restart()
