@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 MOUNTS = {"vlbeit": "vlbeit", "vlbeit.tasks": "tasks", "vlbeit.data_prep": "data_prep", "vlbeit.configs": "configs"}
 # A module imports from rows before its own, and from its own unit. A unit is the longest name here that it begins with.
 ROWS = (
-    ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "bootstrap"),
+    ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "bootstrap", "slurm"),
     ("nn", "data"),
     ("models",),
     ("objectives", "engine"),

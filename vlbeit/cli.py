@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import vlbeit
-from vlbeit import dist, inspecting, registry, submitting, table
+from vlbeit import dist, inspecting, registry, slurm, submitting, table
 from vlbeit.errors import Interrupted, UsageError, UserError
 from vlbeit.submitting import Others
 
@@ -42,16 +42,18 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder or checkpoin
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the exit status is 0, 1 (data), 2 (usage) or 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    slurm.take_ranks(os.environ)
     try:
         result = app(arguments or ["--help"], prog_name="vlbeit", standalone_mode=False)
         dist.leave()
         return result if isinstance(result, int) else 0
     except Interrupted as error:  # all processes stop after the same step
         dist.leave()
-        print(error, file=sys.stderr)
+        if not error.quiet:
+            print(error, file=sys.stderr)
         return error.exit_code
     except UserError as error:
-        return _fail(str(error), error.exit_code)
+        return error.exit_code if error.quiet else _fail(str(error), error.exit_code)
     except typer.TyperException as error:
         return _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -36,7 +36,8 @@ GROUPS = ("stage", "task", "model", "data", "recipe")
 _NAMES = {f"{group}.name" for group in GROUPS}  # set by the group itself
 MAY_DIFFER = (
     "epochs", "steps", "device", "run", "resume", "overwrite", "data.workers", "data.cache", "data.max_bad_fraction",
-    "engine.save_every", "engine.log_every", "engine.max_skipped", "engine.trackers", "task.controls",
+    "engine.save_every", "engine.log_every", "engine.checkpoint", "engine.async_save", "engine.timeout",
+    "engine.max_skipped", "engine.trackers", "task.controls",
 )  # fmt: skip
 _TYPE_NAMES: dict[type[Node], str] = {
     FloatNode: "a number",

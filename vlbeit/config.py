@@ -255,6 +255,9 @@ class EngineConfig:
     max_skipped: int = key(
         0, "steps in a row that are skipped where loss or gradient is not finite; 0: the first one ends the run"
     )
+    checkpoint: str = key("auto", "saved states: whole | sharded, every process its part; auto: sharded under FSDP")
+    async_save: bool = key(False, "go on training while a state is written")
+    timeout: float = key(600.0, "seconds that a process waits for the others before it gives up")
 
     def __post_init__(self) -> None:
         require(0 <= self.ema_decay < 1, f"engine.ema_decay={self.ema_decay} must lie in [0, 1)")
@@ -262,6 +265,8 @@ class EngineConfig:
         require(self.log_every > 0, f"engine.log_every={self.log_every} must be positive")
         require(self.max_skipped >= 0, f"engine.max_skipped={self.max_skipped} must not be negative")
         require(self.evaluate_every >= 0, f"engine.evaluate_every={self.evaluate_every} must not be negative")
+        require(self.timeout > 0, f"engine.timeout={self.timeout} must be positive")
+        one_of("engine.checkpoint", self.checkpoint, ("auto", "whole", "sharded"))
 
 
 @dataclass

@@ -12,7 +12,9 @@ the processes and keeps the own rows. Averaged by DDP, that is dL/dtheta of one 
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Value = TypeVar("Value")
+_turns = itertools.count()  # calls of `wait_for_main`: the same number on every process
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
@@ -49,6 +52,25 @@ def barrier() -> None:
     group = _group()
     if group:
         group.barrier()
+
+
+def wait_for_main() -> None:
+    """Wait until the main process comes here too, however long it works: no limit of an exchange holds for that.
+
+    Whether it is still alive, `vlbeit.engine.processes` looks.
+    """
+    group = _group()
+    if not group:
+        return
+    store = group.PrefixStore("vlbeit-main", group.distributed_c10d._get_default_store())
+    turn = f"{next(_turns)}"
+    if is_main():
+        store.set(turn, "here")
+        return
+    pause = 0.01
+    while not store.check([turn]):
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
 
 
 def leave() -> None:
@@ -117,6 +139,7 @@ def on_main(work: Callable[[], Value]) -> Value:
             result = work()
         except (UserError, OSError) as error:
             failed = error
+    wait_for_main()
     result, failed = broadcast_object((result, failed))
     if failed is not None:
         raise failed

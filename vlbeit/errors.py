@@ -9,6 +9,7 @@ class UserError(Exception):
     """Base of what the command line prints in one line; `exit_code` is the process's exit status."""
 
     exit_code = 1
+    quiet = False  # another process of the run says it
 
 
 class UsageError(UserError):
@@ -25,6 +26,7 @@ class Interrupted(UserError):
     """Training was asked to stop by a signal, and the same command goes on (exit code 130)."""
 
     exit_code = 130
+    agreed = True  # whether all processes of the run were told
     signal: int | None = None  # the one that this process got; None: another process was asked
 
 

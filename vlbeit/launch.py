@@ -25,6 +25,7 @@ from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.interrupt import Stopped, StopRequest
 from vlbeit.engine.loop import Engine, FitPlan
 from vlbeit.engine.optim import build_optimizer
+from vlbeit.engine.processes import together
 from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.errors import DataError, Interrupted
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint, read_meta, save_checkpoint
@@ -50,20 +51,28 @@ def train(config: RunConfig, command: str = "", typed: Sequence[str] = (), profi
         Interrupted: asked to stop, by Ctrl-C or a scheduler's signal; the same command goes on.
     """
     command = command or f"run the same command again (run={config.run})"
-    try:
-        with StopRequest() as stop, stop.breaking_off():
-            _train(config, command, typed, profile)
-    except Stopped as error:  # before the first step, or between the runs of a chain
-        interrupted = Interrupted(f"stopped while nothing was being trained: nothing is lost; to go on: {command}")
-        interrupted.signal = error.number
-        raise interrupted from None
-
-
-def _train(config: RunConfig, command: str, typed: Sequence[str], profile: int) -> None:
     ours = logging.getLogger("vlbeit")  # ours alone: what libraries report is not for the user
     ours.setLevel(logging.INFO)
     ours.handlers = [logging.StreamHandler()]
-    accelerator = _accelerator(config)  # makes the process group
+    with StopRequest() as stop, _interrupted(command), stop.breaking_off():
+        accelerator = _accelerator(config)  # makes the process group
+        with together(RunFolder(config.run).say_intact), _interrupted(command):
+            _train(config, accelerator, command, typed, profile)
+
+
+@contextmanager
+def _interrupted(command: str) -> Iterator[None]:
+    """A signal before the first step, or between the runs of a chain, is an interruption like one of training."""
+    try:
+        yield
+    except Stopped as error:
+        interrupted = Interrupted(f"stopped while nothing was being trained: nothing is lost; to go on: {command}")
+        interrupted.agreed, interrupted.signal = False, error.number
+        raise interrupted from None
+
+
+def _train(config: RunConfig, accelerator: Accelerator, command: str, typed: Sequence[str], profile: int) -> None:
+    """The runs before it that are missing, then the run."""
     config = adopt.with_its_tokenizer(config)
     preflight.check(config)
     before = chain.missing_runs(config, typed)
@@ -144,7 +153,8 @@ def _with_weights(
 
 
 def _accelerator(config: RunConfig) -> Accelerator:
-    return make_accelerator(config.device, config.precision, config.engine.trackers, config.run)
+    engine = config.engine
+    return make_accelerator(config.device, config.precision, engine.trackers, config.run, engine.timeout)
 
 
 def say(line: str) -> None:
@@ -239,6 +249,7 @@ def _meta(recipe: Recipe, records: Records, checkpoint: Checkpoint | None, origi
         return read_meta(origin.checkpoint)
     inherited = {} if checkpoint is None else checkpoint.meta
     made = {**recipe.meta(records, inherited), **tower_meta(recipe.config, inherited)} if dist.is_main() else {}
+    dist.wait_for_main()
     return dist.broadcast_object(made)
 
 
@@ -335,4 +346,4 @@ def _on_main_first(work: Any) -> None:
     """Run on the main process while the others wait."""
     if dist.is_main():
         work()
-    dist.barrier()
+    dist.wait_for_main()

@@ -64,6 +64,7 @@ class StepOutput(NamedTuple):
 
     losses: dict[str, Tensor]  # scalars, weighted and normalised; the total is their sum
     logs: dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count), reduced over ranks by the engine
+    seen: tuple[Any, ...] = ()  # in a survey: what the objective wants to know of a micro-batch, tensors in it
 
 
 class Exportable(NamedTuple):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from vlbeit.config import OptimConfig
-from vlbeit.engine.optim import build_optimizer, check_coverage, load_optimizer_state, write_lr
+from vlbeit.engine.moments import load_optimizer_state
+from vlbeit.engine.optim import build_optimizer, check_coverage, write_lr
 from vlbeit.errors import UsageError
 
 

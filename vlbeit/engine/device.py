@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor, nn
 
 from vlbeit import dist
@@ -22,25 +28,71 @@ CPU_MICRO_BATCH = 32  # more at a time is not faster on a CPU
 
 
 def make_accelerator(
-    device: str = "auto", precision: str = "fp32", trackers: Sequence[str] = (), folder: str | Path = "."
+    device: str = "auto",
+    precision: str = "fp32",
+    trackers: Sequence[str] = (),
+    folder: str | Path = ".",
+    timeout: float = 600.0,
 ) -> Accelerator:
-    """The accelerator of a run, and with it the process group that torchrun or `accelerate launch` asked for.
+    """The accelerator of a run, and with it the process group that torchrun, srun or `accelerate launch` asked for.
 
     device: auto | cpu | cuda | mps. precision: fp64 | fp32 | bf16 | fp16. Trackers write below `folder`/trackers.
+    timeout: seconds that a process waits for the others in one exchange. FSDP2 and DeepSpeed come from the environment
+    that `accelerate launch` makes of its config file.
     """
     device = choose_device(device)
     _check_precision(precision, device)
     _check_trackers(trackers)
+    _check_launch()
     # accelerate keeps one state per process and refuses another precision; a run may follow another in one process
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         log_with=list(trackers) or None,
         project_dir=str(Path(folder) / "trackers") if trackers else None,
         # buffers stay equal because every process computes the same; objectives reduce what differs in after_step
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+        ],
     )
+    if _wants_fsdp():
+        _settle_fsdp(accelerator)
+    return accelerator
+
+
+def _settle_fsdp(accelerator: Accelerator) -> None:
+    """FSDP2 as the engine needs it: parameters of full precision, of which autocast makes what is computed with.
+
+    A policy of bf16 would cast what goes into the forward too, counts included, which must be exact; so the numbers
+    are those of DistributedDataParallel. A single process shards nothing.
+    """
+    state = accelerator.state
+    if accelerator.num_processes > 1 and state.distributed_type == DistributedType.MULTI_CPU:
+        # accelerate knows FSDP on accelerators alone; torch's works on CPUs just as well
+        state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if state.distributed_type == DistributedType.FSDP:
+        state.fsdp_plugin.mixed_precision_policy = None
+        state.fsdp_plugin.cpu_ram_efficient_loading = False  # every process has made the weights, equal by the seed
+
+
+def _wants_fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def _check_launch() -> None:
+    """Refuse what of accelerate's config would train something else than what was asked for."""
+    if not _wants_fsdp():
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UsageError("FSDP of the first version is not supported: set fsdp_version: 2 in accelerate's config")
+    if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() == "true":
+        raise UsageError(
+            "fsdp_activation_checkpointing would draw other drop paths in the backward pass: set it to false in "
+            "accelerate's config, and model.grad_checkpointing=true"
+        )
 
 
 def choose_device(device: str) -> str:

@@ -92,6 +92,15 @@ class RunFolder:
             raise DataError(f"{self.last_file} names {folder}, which is missing: restore it, or overwrite=true")
         return folder
 
+    def say_intact(self) -> str:
+        """What a run that was broken off can go on from, and how."""
+        try:
+            state = self.last_state()
+        except DataError as error:
+            return str(error)
+        left = "no state was saved yet" if state is None else f"{state} is intact"
+        return f"{left}: run the same command again"
+
     def is_finished(self, steps: int) -> bool:
         """Whether the run has made at least `steps` steps."""
         step = self.last_step()
@@ -111,24 +120,47 @@ class RunFolder:
 
         Raises DataError where writing fails (a full disk, say); the states saved before stay as they are.
         """
-        final = self.state_of(step)
-        with write_errors(final):
-            self.states.mkdir(parents=True, exist_ok=True)
-            temporary = self.states / f"{TEMPORARY}{final.name}"
-            temporary.mkdir()
+        temporary = self.begin_state(step)
+        with write_errors(self.state_of(step)):
             try:
                 write(temporary)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        self.finish_state(step)
+
+    def begin_state(self, step: int) -> Path:
+        """A new folder for the files of a state, which counts for nothing before `finish_state`."""
+        temporary = self.unfinished(step)
+        with write_errors(self.state_of(step)):
+            self.states.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+        return temporary
+
+    def finish_state(self, step: int) -> None:
+        """Put the state that was begun in place whole, name it in `last.json`, and remove what is older than needed."""
+        final, temporary = self.state_of(step), self.unfinished(step)
+        with write_errors(final):
+            try:
                 _flush_tree(temporary)
                 _discard(final)  # whole, but never named by last.json: a run was killed right here
                 temporary.rename(final)
                 _flush_folder(self.states)
             except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
+                self.abandon_state(step)
                 raise
             write_json(self.last_file, {"step": step, "state": final.name})
             _flush_folder(self.path)
         for old in self._state_folders()[:-KEPT_STATES]:
             _discard(old)
+
+    def abandon_state(self, step: int) -> None:
+        """Remove what was begun."""
+        shutil.rmtree(self.unfinished(step), ignore_errors=True)
+
+    def unfinished(self, step: int) -> Path:
+        """Where a state lies while it is written."""
+        return self.states / f"{TEMPORARY}{self.state_of(step).name}"
 
     def clean(self) -> None:
         """Remove what a killed run left: temporary files, and states that `last.json` does not know yet."""

@@ -3,7 +3,7 @@
 A loss of the objective is weight * sum of terms / counts[name]. The engine adds the counts of all micro-batches and
 processes of a step and divides by the number of processes, because DistributedDataParallel averages gradients: so a
 step is the same at any micro-batch size and on any number of processes. What looks across samples (contrast and
-matching, mixup, batch statistics) sees one micro-batch of every process.
+matching, mixup, batch statistics) sees one micro-batch of every process, unless the objective surveys the step.
 """
 
 from __future__ import annotations
@@ -11,43 +11,41 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from vlbeit import dist
+from vlbeit.engine.best import export, is_new_best
 from vlbeit.engine.callbacks import Callbacks
-from vlbeit.engine.checkpoint import Trained, read_state, weights_of, write_state
+from vlbeit.engine.checkpoint import Trained, read_state, weights_of
+from vlbeit.engine.counts import counts_of_step
 from vlbeit.engine.device import to_device
 from vlbeit.engine.evaluate import evaluation_mode
 from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.guard import check_step, kept_buffers, put_back, skip
 from vlbeit.engine.interrupt import Stopped, StopRequest, listening
 from vlbeit.engine.meter import Meter
+from vlbeit.engine.moments import names_by_group
 from vlbeit.engine.optim import check_coverage, write_lr
 from vlbeit.engine.plan import FitPlan
 from vlbeit.engine.profile import part
 from vlbeit.engine.randomness import preserved_generators, seed_generators
+from vlbeit.engine.saving import Saver
+from vlbeit.engine.sharded import Replica, ShardedAverage, average_scalars, shard, whole
 from vlbeit.engine.sinks import Sink
 from vlbeit.engine.speed import speed_on
 from vlbeit.engine.state import TrainingState
+from vlbeit.engine.stream import Stream
 from vlbeit.engine.watching import open_sinks
 from vlbeit.errors import Interrupted
-from vlbeit.files import finite, write_json
 from vlbeit.types import Batch
-
-
-class Stream(Protocol):
-    """Training data, addressed by the optimizer step."""
-
-    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """For every step from start up to stop: the micro-batches of this process, each with its `sample_id`."""
-        ...
 
 
 class Engine:
@@ -71,13 +69,21 @@ class Engine:
         check_coverage(objective, optimizer)
         self.dtype = torch.float64 if plan.precision == "fp64" else torch.float32
         self.objective = objective.to(accelerator.device, self.dtype if plan.precision == "fp64" else None)
-        # frozen and tied parameters are averaged once each, buffers are copied
-        self.ema = ModelEmaV3(self.objective, plan.ema_decay, exclude_buffers=True) if plan.ema_decay else None
-        model, self.optimizer = accelerator.prepare(self.objective, optimizer)
-        self.model = model
-        self.forward = torch.compile(model) if plan.compile else model
-        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        sharded = accelerator.distributed_type == DistributedType.FSDP
+        self.replica = Replica(self.objective) if sharded else None
+        # of the objective before its forward is prepared; frozen and tied parameters once each, buffers are copied
+        whole_ema = plan.ema_decay and not sharded
+        self.ema: Any = ModelEmaV3(self.objective, plan.ema_decay, exclude_buffers=True) if whole_ema else None
+        self.layout = names_by_group(self.objective, optimizer) if sharded else None
+        if sharded:
+            self.model, self.optimizer = shard(self.objective, optimizer, accelerator)
+            self.ema = ShardedAverage(self.objective, plan.ema_decay) if plan.ema_decay else None
+        else:
+            self.model, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        self.forward = torch.compile(self.model) if plan.compile else self.model
         self.stream, self.plan, self.accelerator, self.folder = stream, plan, accelerator, folder
+        saves_parts = sharded if plan.checkpoint == "auto" else plan.checkpoint == "sharded"
+        self.saver = folder and Saver(folder, sharded=saves_parts, in_background=plan.async_save, timeout=plan.timeout)
         self.callbacks = callbacks or Callbacks()
         self.state = TrainingState()
         self.saved_at: int | None = None  # step of the last saved state
@@ -93,8 +99,8 @@ class Engine:
         self.restore()
         with preserved_generators(), listening() as stop, stop.breaking_off(False), ExitStack() as at_end:
             self.sinks = open_sinks(self.accelerator, self.plan, self.state.step, self.folder)
-            for sink in self.sinks:
-                at_end.callback(sink.close)
+            for closing in (*self.sinks, *filter(None, [self.saver])):
+                at_end.callback(closing.close)
             self.objective.train()
             self.meter.restart(self.state.samples)
             steps = self.stream.steps(self.state.step, self.plan.steps)
@@ -106,6 +112,8 @@ class Engine:
                     self._halt(stop)
                 self.train_step(micro_batches)
                 self._run_clocks(stop)
+            if self.saver is not None:
+                self.saver.finish()
         return self.state
 
     def train_step(self, micro_batches: list[Batch]) -> None:
@@ -113,20 +121,24 @@ class Engine:
         step, plan, accelerator = self.state.step, self.plan, self.accelerator
         write_lr(self.optimizer, plan.schedule(step))
         buffers = kept_buffers(self.objective) if plan.max_skipped else {}
-        counts = self._counts(micro_batches)
+        tokens = [self.objective.tokens(batch) for batch in micro_batches]
+        micro_batches = self._surveyed(micro_batches)
+        counts = counts_of_step(self.objective, micro_batches, accelerator.device, self.dtype)
         parts: list[dict[str, Tensor]] = []  # the losses of each micro-batch
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
-            measured = self.meter.speed.forward_and_backward(self.objective.tokens(batch))
+            measured = self.meter.speed.forward_and_backward(tokens[index])
             with nullcontext() if last else accelerator.no_sync(self.model), measured:
                 seed_generators(plan.seed, step, index, dist.rank())
-                with part("forward"):
+                with part("forward"), accelerator.autocast():  # the prepared forward has it, but not that of FSDP2
                     output = self.forward(self._on_device(batch), counts)
                 with part("backward"):
                     accelerator.backward(torch.stack(list(output.losses.values())).sum())
             parts.append({name: loss.detach() for name, loss in output.losses.items()})
             self.meter.add_logs(output)
-        grad_norm = accelerator.clip_grad_norm_(self.parameters, plan.clip_grad or math.inf)
+        if self.replica is not None:
+            average_scalars(self.objective)
+        grad_norm = whole(accelerator.clip_grad_norm_(self.objective.parameters(), plan.clip_grad or math.inf))
         checked = check_step(parts, grad_norm, micro_batches, scaled=plan.precision == "fp16")
         if checked.wrong:
             skip(checked, self.state, plan.max_skipped)
@@ -159,9 +171,14 @@ class Engine:
         """The numbers of `callbacks.evaluate`, on the averaged weights with EMA; training goes on undisturbed."""
         if self.callbacks.evaluate is None:
             return {}
-        model = self.ema.module if self.ema else self.objective
-        with evaluation_mode(model), self.accelerator.autocast():
+        with self._whole_model() as model, evaluation_mode(model), self.accelerator.autocast():
             return dist.broadcast_object(self.callbacks.evaluate(model))
+
+    def _whole_model(self) -> AbstractContextManager[nn.Module]:
+        """The module whose parts anybody may call: averaged with EMA, and whole where the weights lie in parts."""
+        if self.replica is not None:
+            return self.replica.filled(self.objective, self.ema)
+        return nullcontext(self.ema.module if self.ema else self.objective)
 
     def restore(self) -> None:
         """Take up the folder's last saved state, if it has one, and forget what was written after it."""
@@ -183,23 +200,20 @@ class Engine:
         self.state = read_state(saved, self._trained())
         self.saved_at = self.state.step
 
-    def _counts(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
-        """Terms per loss of the whole step over all processes, divided by the number of processes."""
-        parts = [self.objective.counts(batch) for batch in micro_batches]
-        names = sorted(parts[0])
-        if not names:
-            return {}
-        own = torch.stack([torch.stack([part[name].cpu() for part in parts]).sum() for name in names])
-        counts = dist.sum_over_ranks(own.to(self.accelerator.device, self.dtype)) / dist.world_size()
-        counts = torch.where(counts > 0, counts, 1)  # no terms at all: the loss is 0, not 0/0
-        return dict(zip(names, counts.unbind(), strict=True))
+    def _surveyed(self, micro_batches: list[Batch]) -> list[Batch]:
+        """What the objective makes of all micro-batches of the step before it is asked for losses."""
+
+        @torch.no_grad()
+        def look(index: int) -> tuple[Any, ...]:
+            seed_generators(self.plan.seed, self.state.step, index, dist.rank())
+            return self.forward(self._on_device(micro_batches[index]), {}).seen
+
+        return self.objective.survey(micro_batches, look)
 
     def _next(self, steps: Iterator[list[Batch]], stop: StopRequest) -> list[Batch]:
         """The micro-batches of the next step; empty where this process was asked to stop meanwhile."""
         with part("wait for data"), self.meter.speed.waiting(), suppress(Stopped), stop.breaking_off():
-            batches = next(steps, None)
-            assert batches is not None, f"the stream ended at step {self.state.step}"
-            return batches
+            return next(steps)
         return []
 
     def _run_clocks(self, stop: StopRequest) -> None:
@@ -213,8 +227,8 @@ class Engine:
             self._write_means()
         if evaluates:
             self._evaluate(stop)
-        elif self._is_new_best({}):
-            self._export({})
+        else:
+            self._export_best({})
         if saves:
             self._save()
         if evaluates or saves:
@@ -238,8 +252,7 @@ class Engine:
         if self.state.owes_evaluation:
             return
         self._write({"evaluation": results})
-        if self._is_new_best(results):
-            self._export(results)
+        self._export_best(results)
 
     def _halt(self, stop: StopRequest) -> None:
         """Log and save what is not yet, and raise Interrupted."""
@@ -247,33 +260,21 @@ class Engine:
             self._write_means()
         if self.saved_at != self.state.step:
             self._save()
-        interrupted = Interrupted(self._farewell())
+        if self.saver is not None:
+            self.saver.finish()
+        interrupted = Interrupted(self.plan.farewell(self.state.step, self.folder and self.folder.path))
         interrupted.signal = stop.number
         raise interrupted
 
-    def _is_new_best(self, results: dict[str, float]) -> bool:
-        """Whether the weights of now are the ones to export: the best by the metric so far, or without one the last."""
-        if not self.plan.metric or self.callbacks.evaluate is None:
-            return self.state.step == self.plan.steps
-        if not results:
-            return False
-        lower, name = self.plan.metric.startswith("-"), self.plan.metric.removeprefix("-")
-        if name not in results:
-            raise ValueError(f"metric {name} is not among the evaluation's numbers: {', '.join(results)}")
-        return self.state.update_best(results[name], lower=lower)
-
-    def _export(self, results: dict[str, float]) -> None:
-        """Write the weights for users, and the numbers that belong to them."""
-        if self.folder is None or not dist.is_main():
+    def _export_best(self, results: dict[str, float]) -> None:
+        """Write the weights for users where they are the best so far; every process must call."""
+        evaluates = self.callbacks.evaluate is not None
+        if not is_new_best(self.plan, self.state, results, evaluates=evaluates) or self.folder is None:
             return
-        with write_errors(self.folder.checkpoint):
-            if self.callbacks.export:
-                weights = weights_of(self.ema.module if self.ema else self.objective)
-                self.callbacks.export(weights, self.folder.checkpoint)
-            if results:
-                best = {"metric": self.plan.metric.removeprefix("-")} if self.plan.metric else {}
-                numbers = finite({**results, **best, "step": self.state.step})
-                write_json(self.folder.evaluation_file, numbers, indent=2)
+        averaged = self._trained().averaged
+        weights = weights_of(self.objective if averaged is None else averaged) if self.callbacks.export else {}
+        if dist.is_main():
+            export(self.folder, self.callbacks, weights, results, self.plan.metric, self.state.step)
 
     def _save(self) -> None:
         """Save the whole state."""
@@ -281,11 +282,12 @@ class Engine:
             return
         self.saved_at = self.state.step
         self.state.bad = sorted({i for ids in dist.gather_objects(self.state.bad) for i in ids})
-        if dist.is_main():
-            self.folder.save_state(self.state.step, lambda folder: write_state(folder, self._trained(), self.state))
+        assert self.saver is not None
+        self.saver.save(self._trained(), self.state)
 
     def _trained(self) -> Trained:
-        return Trained(self.objective, self.optimizer, self.ema.module if self.ema else None, self.accelerator.scaler)
+        averaged = self.ema.module if isinstance(self.ema, ModelEmaV3) else self.ema
+        return Trained(self.objective, self.optimizer.optimizer, averaged, self.accelerator.scaler, self.layout)
 
     def _on_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.accelerator.device, torch.float64 if self.plan.precision == "fp64" else None)
@@ -294,8 +296,3 @@ class Engine:
         record = {"step": self.state.step, "time": round(time.time(), 3), **values}
         for sink in self.sinks:
             sink.write(record)
-
-    def _farewell(self) -> str:
-        where = f", state saved in {self.folder.path}" if self.folder else ""
-        go_on = f"; to go on: {self.plan.resume_command}" if self.plan.resume_command else ""
-        return f"stopped after step {self.state.step} of {self.plan.steps}{where}{go_on}"

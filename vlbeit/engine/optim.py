@@ -70,11 +70,3 @@ def write_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set every group's learning rate to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Restore moments and step counts; what the config sets (decay, betas, ...) stays as this run has it."""
-    own = [{key: group[key] for key in OWN_KEYS if key in group} for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved)
-    for group, values in zip(optimizer.param_groups, own, strict=True):
-        group.update(values)

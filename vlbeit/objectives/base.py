@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,16 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, counts: dict[str, Tensor]) -> StepOutput:
         """Every loss = weight * sum of its terms / counts[name]; names and logs are the same for every batch."""
+
+    def survey(self, batches: list[Batch], look: Callable[[int], tuple[Any, ...]]) -> list[Batch]:
+        """The micro-batches of a step as `counts` and `forward` shall get them; called before either, on every process.
+
+        For losses that look across micro-batches, such as contrast over the whole step; as they are, unless overridden.
+        `look(i)` runs micro-batch i without gradient, with the random numbers that its own forward will draw, and gives
+        the `seen` of that output: `forward` gets `counts` that are empty and computes no losses. Parameters may be
+        reached through `look` alone, since they may be spread over processes; all call it in the same order.
+        """
+        return batches
 
     def tokens(self, batch: Batch) -> int:
         """Patches of the pictures and real tokens of the texts in a batch on the CPU: what its speed is told in."""
