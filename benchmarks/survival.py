@@ -4,9 +4,8 @@
 
 Trains stage=vl on small scenes with two gloo processes, once undisturbed and once killed: each time one process, drawn
 at random, dies at a random moment, half of them in a piece of work that was drawn; the other must end by itself, and
-the same command is started again. Reports in what
-the killed ones were, how long the others took to end, and whether the last weights, moments and evaluation are equal to
-the bit. Exit code 1 where they are not.
+the same command is started again. Reports in what the killed ones were, how long the others took to end, and whether
+the last weights, moments and evaluation are equal to the bit. Exit code 1 where they are not.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import chdir
@@ -43,7 +43,7 @@ WORDS = (
     f"steps={STEPS}", "engine.log_every=1", "engine.save_every=4", "engine.evaluate_every=5",
 )  # fmt: skip
 DOING = ("starting", "step", "waiting for data", "evaluation", "writing weights", "saving the state")
-METHODS = {"train_step": 1, "_next": 2, "evaluate": 3, "_export": 4, "_save": 5}
+METHODS = {"train_step": 1, "_next": 2, "evaluate": 3, "_export_best": 4, "_save": 5}
 PATIENCE = 120.0  # seconds that the other process has to end
 
 
@@ -122,17 +122,17 @@ class Pair:
         child = os.fork()
         if child:
             return child
-        os.environ |= {
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "WORLD_SIZE": "2", "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-        }  # fmt: skip
-        log = os.open(f"{self.run}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.dup2(log, 1), os.dup2(log, 2)
-        for name, number in METHODS.items():
-            setattr(Engine, name, telling(getattr(Engine, name), self.shared, rank, number))
         code = 1
-        try:
+        try:  # a copy of this process must never go on above here
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "WORLD_SIZE": "2"}
+            os.environ |= {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            log = os.open(f"{self.run}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.dup2(log, 1), os.dup2(log, 2)
+            for name, number in METHODS.items():
+                setattr(Engine, name, telling(getattr(Engine, name), self.shared, rank, number))
             code = cli.main([*WORDS, f"run={self.run}"])
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)
