@@ -14,15 +14,30 @@ from scipy.stats import t as student
 from vlbeit.files import write_json, write_text
 
 SCRATCH, SCRATCH_EQUAL = "from scratch", "from scratch, equal compute"
-AXES = {
-    "convergence": "epochs of fine-tuning",
-    "labels": "labels in percent",
-    "sizes": "width",
-    "length": "steps of pre-training",
-    "masks": "",
-    "targets": "",
+TOP1, VQA, RECALL = "top-1 in percent", "VQA accuracy in percent", "mean recall@1 in percent"
+
+
+class Shown(NamedTuple):
+    """How the points of a claim are shown."""
+
+    axis: str  # what x is; empty: the arms stand side by side
+    metric: str = TOP1
+    logarithmic: bool = False
+
+
+SHOWN = {
+    "convergence": Shown("epochs of fine-tuning"),
+    "labels": Shown("labels in percent", logarithmic=True),
+    "sizes": Shown("width"),
+    "length": Shown("steps of pre-training", logarithmic=True),
+    "masks": Shown(""),
+    "targets": Shown(""),
+    "pairs_vqa": Shown("pairs in percent", VQA, logarithmic=True),
+    "pairs_recall": Shown("pairs in percent", RECALL, logarithmic=True),
+    "experts_vqa": Shown("", VQA),
+    "experts_recall": Shown("", RECALL),
+    "staged": Shown("", RECALL),
 }
-LOGARITHMIC = ("labels", "length")
 
 
 class Point(NamedTuple):
@@ -32,7 +47,7 @@ class Point(NamedTuple):
     arm: str  # which side of the comparison
     x: float
     seed: int
-    top1: float  # percent
+    value: float  # percent
     steps: int  # of fine-tuning
 
 
@@ -51,12 +66,12 @@ def table(points: Sequence[Point]) -> str:
     """Markdown: a row for each x, a column for each arm, and what the first arm has more than each other one."""
     first, *others = arms = list(dict.fromkeys(point.arm for point in points))
     seeds = sorted({point.seed for point in points})
-    axis = AXES[points[0].claim]
+    axis, metric, _ = SHOWN[points[0].claim]
     header = [axis or points[0].claim, *arms, *(f"{first} less {other}" for other in others)]
-    lines = [f"## {points[0].claim} (top-1 in percent, seeds {', '.join(map(str, seeds))})", ""]
+    lines = [f"## {points[0].claim} ({metric}, seeds {', '.join(map(str, seeds))})", ""]
     lines += [_row(header), _row(["---"] * len(header))]
     for x in sorted({point.x for point in points}):
-        at = {arm: {p.seed: p.top1 for p in points if p.arm == arm and p.x == x} for arm in arms}
+        at = {arm: {p.seed: p.value for p in points if p.arm == arm and p.x == x} for arm in arms}
         cells = [f"{x:g}" if axis else ""] + [_cell(list(at[arm].values())) for arm in arms]
         for other in others:
             both = sorted(at[first].keys() & at[other].keys())
@@ -77,10 +92,11 @@ def plot(points: Sequence[Point], file: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     claim = points[0].claim
+    axis, metric, logarithmic = SHOWN[claim]
     for number, arm in enumerate(dict.fromkeys(point.arm for point in points)):
         xs = sorted({point.x for point in points if point.arm == arm})
-        values = [[p.top1 for p in points if p.arm == arm and p.x == x] for x in xs]
-        places = xs if AXES[claim] else [number]
+        values = [[p.value for p in points if p.arm == arm and p.x == x] for x in xs]
+        places = xs if axis else [number]
         axes.errorbar(
             places,
             [fmean(v) for v in values],
@@ -89,10 +105,10 @@ def plot(points: Sequence[Point], file: Path) -> None:
             marker="o",
             capsize=3,
         )
-    if claim in LOGARITHMIC:
+    if logarithmic:
         axes.set_xscale("log")
-    axes.set(title=f"{claim}, built-in data", xlabel=AXES[claim], ylabel="top-1 (%), 95 % interval over seeds")
-    if not AXES[claim]:
+    axes.set(title=f"{claim}, built-in data", xlabel=axis, ylabel=f"{metric}, 95 % interval over seeds")
+    if not axis:
         axes.set_xticks([])
     figure.legend(loc="outside lower center", ncols=3)  # within the axes it would cover an interval
     figure.savefig(file, dpi=110)

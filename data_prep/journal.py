@@ -28,7 +28,7 @@ def begin(out: Path, arguments: Mapping[str, Any]) -> tuple[list[dict[str, Any]]
     if (out / PREPARED).is_file():
         facts = _json(out / PREPARED)
         found = {name: facts.get(name) for name in ("kind", "format")}
-        _compare(out, {**found, **facts.get("arguments", {})}, arguments)
+        compare(out, {**found, **facts.get("arguments", {})}, arguments)
         return [], ""
     journal = out / JOURNAL
     if not journal.is_file():
@@ -37,7 +37,7 @@ def begin(out: Path, arguments: Mapping[str, Any]) -> tuple[list[dict[str, Any]]
         write_text(journal, json.dumps(arguments) + "\n")
     whole, _, torn = journal.read_bytes().rpartition(b"\n")
     first, *lines = map(json.loads, whole.split(b"\n"))
-    _compare(out, first, arguments)
+    compare(out, first, arguments)
     sound = next((place for place, line in enumerate(lines) if not _there(out, line)), len(lines))
     lost = [line["file"] for line in lines[sound:] if "file" in line]
     if torn or lost:  # torn: the process was killed while it wrote this line
@@ -67,7 +67,8 @@ def _json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged ({error}); remove the folder and prepare it anew") from error
 
 
-def _compare(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def compare(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise `UsageError`, naming what differs, unless a folder was begun with the same arguments."""
     wanted = json.loads(json.dumps(wanted))
     if differing := [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
         has = ", ".join(f"{name}={found.get(name)}" for name in differing)

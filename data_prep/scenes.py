@@ -13,6 +13,7 @@
     classes.txt                                 names of 1..K, in the columns of ADE20K's objectInfo150.txt
     instances_{train2014,val2014}.json          COCO boxes and outlines, one category a shape
     imagefolder/{train,val}/CLASS/NAME.jpg      pictures of one dominant thing; CLASS is such as outlined_cross
+    nlvr2/                                      statements about pairs of further scenes, as NLVR2: scene_nlvr2.py
     scenes.json                                 the arguments, written last
 
 The same arguments give the same bytes (with the same versions of numpy and Pillow). All randomness is counter-based:
@@ -39,6 +40,7 @@ from vlbeit.files import write_json, write_text
 from .scene_answers import annotate
 from .scene_captions import captions, sentences
 from .scene_draw import STYLES, Drawing, draw, draw_single, jpeg, outline, png
+from .scene_nlvr2 import FOLDER, write_nlvr2
 from .scene_questions import ask
 from .scene_world import SHAPES, Scene, make_scene
 
@@ -70,15 +72,15 @@ def prepare(
     """Write the built-in data into `out`; a folder with the same arguments is left as it is.
 
     `images` pictures in all: a tenth each for val and test, the rest for train. Everything is written beside `out`
-    and renamed at the end, so that an interrupted preparation leaves no half folder. UsageError: numbers out of
-    range, or `out` holds something else.
+    and renamed at the end, so that an interrupted preparation leaves no half folder. A folder of an older version gets
+    what it lacks, nlvr2/, and nothing in it changes. UsageError: numbers out of range, or `out` holds something else.
     """
     say = report or (lambda message: None)
     arguments = {"version": VERSION, "images": images, "size": size, "seed": seed}
     _check_arguments(images, size, seed)
     out = Path(out)
     if _is_there(out, arguments):
-        say(f"{out}: already there")
+        _extend(out, images, size, seed, say)
         return
     partial = _partial_folder(out)
     try:
@@ -94,6 +96,26 @@ def prepare(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     say(f"{out}: {counts['questions']} questions about {images} pictures")
+
+
+def _extend(out: Path, images: int, size: int, seed: int, say: Report) -> None:
+    """What folders of older versions lack."""
+    if (out / FOLDER).is_dir():
+        say(f"{out}: already there")
+        return
+    try:
+        found = write_nlvr2(out, _lengths(images), size, seed, BUCKETS)
+    except OSError as error:
+        if not (out / FOLDER).is_dir():  # else another process was faster
+            raise DataError(f"{out}: cannot write {FOLDER}/: {error.strerror or error}") from error
+        return
+    say(f"{out}: added {FOLDER}/, {found} statements about pairs of pictures")
+
+
+def _lengths(images: int) -> dict[str, int]:
+    """Pictures of each split."""
+    tenth = max(1, images // 10)
+    return {"train": images - 2 * tenth, "val": tenth, "test": tenth}
 
 
 def _check_arguments(images: int, size: int, seed: int) -> None:
@@ -136,8 +158,7 @@ def _partial_folder(out: Path) -> Path:
 
 
 def _write_all(folder: Path, images: int, size: int, seed: int, say: Report) -> dict[str, int]:
-    tenth = max(1, images // 10)
-    lengths = {"train": images - 2 * tenth, "val": tenth, "test": tenth}
+    lengths = _lengths(images)
     shape_pixels = {split: np.zeros(len(SHAPES) + 1, np.int64) for split in PARTS}
     first_id, questions = 1, 0
     for split, part in PARTS.items():
@@ -152,6 +173,8 @@ def _write_all(folder: Path, images: int, size: int, seed: int, say: Report) -> 
     say("writing plain text and pictures of single things")
     _write_text(folder, {"train": 5 * images, "val": images // 2}, seed)
     _write_imagefolder(folder, {"train": 3 * images // 10, "val": images // 10}, size, seed)
+    say("writing statements about pairs of pictures")
+    write_nlvr2(folder, lengths, size, seed, BUCKETS)
     return {"questions": questions}
 
 

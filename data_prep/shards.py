@@ -7,6 +7,9 @@ vlbeit.data.prepared reads them.
 Formats: `parquet` keeps the encoded pictures inside the shards, plainly, with their lengths in a column of their own,
 so that a reader finds each by its first byte; `folder` writes them as files and `index` leaves them
 where they are: the shards hold paths, relative to the folder or absolute.
+
+Of the kind `pairs` a row is a picture with the list of its texts, and each text becomes a record of its own when it is
+read: the picture is stored once.
 """
 
 from __future__ import annotations
@@ -37,15 +40,17 @@ _ROWS = 20_000  # of a shard at most
 _GROUP_ROWS, _GROUP_BYTES = 64, 32 * 2**20  # of a row group at most, which is kept in memory and becomes one page
 _LOOKAHEAD = 64  # items examined at a time,
 _LOOKAHEAD_BYTES = 2**28  # or fewer: no more are read when these many bytes are in memory
-_FILES = ("image", "mask")
-_SHARING = ("vqa",)  # kinds of which several records have one picture: it is written, and its bytes count, once
+_FILES = ("image", "mask", "image_0", "image_1")
+_SHARING = ("vqa", "nlvr2")  # kinds of which several records have one picture: it is written, and its bytes count, once
 _TYPES = {
     "id": pa.string(), "label": pa.int64(), "image_id": pa.int64(), "boxes": pa.list_(pa.list_(pa.float64())),
     "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
     "outlines": pa.list_(pa.string()), "question": pa.string(), "question_id": pa.int64(),
     "question_type": pa.string(), "answer_type": pa.string(), "answers": pa.list_(pa.string()),
-    "multiple_choice_answer": pa.string(),
+    "multiple_choice_answer": pa.string(), "text": pa.string(), "picture": pa.string(), "title": pa.string(),
+    "sentence": pa.string(),
 }  # fmt: skip
+_LISTS = {"pairs": "text"}  # kind -> the field of which a row has a list, and each value makes a record
 Position = tuple[int, ...]
 
 
@@ -80,6 +85,7 @@ class Layout(NamedTuple):
     kind: str
     format: str  # index | folder | parquet
     arguments: Mapping[str, Any]
+    more: tuple[str, ...] = ()  # columns beside the fields of the kind
 
 
 class Folder:
@@ -109,7 +115,7 @@ class Folder:
 
     def records(self, split: str) -> int:
         """Records in the whole shards of a split."""
-        return sum(line["rows"] for line in self.lines if line["split"] == split and "file" in line)
+        return sum(_records(line) for line in self.lines if line["split"] == split and "file" in line)
 
     def write(
         self, split: str, items: Iterable[Item], examine: Callable[[Item], Finding], threads: int
@@ -168,7 +174,7 @@ class Folder:
         sizes = [size for line in lines for size in line["sizes"]]
         area = sorted(sizes, key=lambda size: size[0] * size[1])
         return {
-            "records": sum(line["rows"] for line in lines),
+            "records": sum(map(_records, lines)),
             "bytes": sum(line["bytes"] for line in lines),
             "smallest": area[0] if area else None,
             "largest": area[-1] if area else None,
@@ -190,6 +196,11 @@ class Folder:
                 for name in pq.read_table(self.out / line["file"], columns=["id"])["id"].to_pylist():
                     names.add(name)
         return names
+
+
+def _records(line: Mapping[str, Any]) -> int:
+    """Records of a shard, by its line of the journal."""
+    return line.get("texts", line["rows"])
 
 
 def _sort(entry: Mapping[str, Any]) -> str:
@@ -225,7 +236,7 @@ class _Shard:
 
     def __init__(self, out: Path, layout: Layout, split: str, number: int, names: Names, stored: set[str]) -> None:
         """`stored`: targets of the pictures that this and earlier shards have."""
-        self.rows = self.bytes = self._left_out = self._noted = 0
+        self.rows = self.bytes = self._texts = self._left_out = self._noted = 0
         self._out, self._layout, self._split, self._names, self._stored = out, layout, split, names, stored
         self._path = out / f"{split}-{number:05d}.parquet"
         self._temporary = out / f".tmp-{self._path.name}"
@@ -250,7 +261,7 @@ class _Shard:
         self._noted += bool(faults) and not left_out
         self._bad += [{"id": item.record["id"], "what": what, "left_out": out} for what, out in faults]
         new = [name for name in _FILES if name in item.record and item.targets.get(name) not in self._stored]
-        size = sum(_length(item.record[name]) for name in new)
+        size = sum(_length(item.record[name]) for name in new) + _text_bytes(item.record, self._layout)
         self.bytes += size
         if not left_out:
             files = {name: self._store(item, name) for name in _FILES if name in item.record}
@@ -262,6 +273,7 @@ class _Shard:
             self._classes.update([item.record["label"]] if "label" in item.record else finding.classes)
             self._sizes += [finding.size] if finding.size else []
             self.rows += 1
+            self._texts += len(item.record[_LISTS[self._layout.kind]]) if self._layout.kind in _LISTS else 0
         if len(self._waiting) == _GROUP_ROWS or self._waiting_bytes >= _GROUP_BYTES:
             self._write()
         return size
@@ -281,6 +293,7 @@ class _Shard:
             "split": self._split, "file": self._path.name, "rows": self.rows, "size": self._path.stat().st_size,
             "bytes": self.bytes, "position": self._position, "sizes": [*area[:1], *area[-1:]],
             "classes": dict(self._classes), "left_out": self._left_out, "noted": self._noted, "bad": self._bad,
+            **({"texts": self._texts} if self._layout.kind in _LISTS else {}),
         }  # fmt: skip
 
     def abandon(self) -> None:
@@ -293,8 +306,8 @@ class _Shard:
     def _write(self) -> None:
         if self._writer is None:  # pictures are compressed already, and no two are alike
             self._writer = pq.ParquetWriter(
-                self._temporary, self._schema, compression="none", use_dictionary=False, write_statistics=False,
-                data_page_size=2**30,
+                self._temporary, self._schema, compression="zstd" if self._layout.kind == "text" else "none",
+                use_dictionary=False, write_statistics=False, data_page_size=2**30,
             )  # fmt: skip
         if self._waiting:
             self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))
@@ -322,9 +335,15 @@ def schema(layout: Layout) -> pa.Schema:
     """Columns of a shard: those of the kind, and the lengths of what lies inside. None is ever null."""
     inside = layout.format == "parquet"
     files = pa.binary() if inside else pa.string()
-    fields = [(name, _TYPES.get(name, files)) for name in KINDS[layout.kind]]
+    types = _TYPES | {name: pa.list_(pa.string()) for kind, name in _LISTS.items() if kind == layout.kind}
+    fields = [(name, types.get(name, files)) for name in (*KINDS[layout.kind], *layout.more)]
     lengths = [(f"{name}_bytes", pa.int64()) for name in _FILES if inside and name in KINDS[layout.kind]]
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in (*fields, *lengths)])
+
+
+def _text_bytes(record: Record, layout: Layout) -> int:
+    """Of a record that is text alone; beside pictures texts do not count."""
+    return len(record["text"].encode()) if layout.kind == "text" and "text" in record else 0
 
 
 def _length(value: bytes | Path) -> int:

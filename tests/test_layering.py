@@ -15,6 +15,7 @@ MOUNTS = {"vlbeit": "vlbeit", "vlbeit.tasks": "tasks", "vlbeit.data_prep": "data
 # A module imports from rows before its own, and from its own unit. A unit is the longest name here that it begins with.
 ROWS = (
     ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "bootstrap", "slurm"),
+    ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "http", "bootstrap"),
     ("nn", "data"),
     ("models",),
     ("objectives", "engine"),
@@ -25,6 +26,7 @@ ROWS = (
         "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes", "scoring",
         "submitting", "submission", "asked", "answer_parts", "ledger", "leaderboard",
         "health", "multirun",
+        "health", "planning",
         "submitting", "submission", "asked", "answer_parts", "ledger", "evaluation_file", "comparing",
     ),
     ("cli",),
@@ -37,7 +39,7 @@ PURE = {
     for name in (
         "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
         "picture_names", "row_files", "vqa_rows", "vqa_splits",
-        "answer_file", "answer_check", "following",
+        "answer_file", "answer_check", "following", "nlvr2_files",
         "picture_names", "row_files", "storable", "vqa_rows", "vqa_splits",
         "answer_file", "answer_check",
     )

@@ -46,6 +46,7 @@ CASES = {
     "mim": ("stage=mim", "stage.target=pixels"),
     "mim, 2 workers": ("stage=mim", "stage.tokenizer=whole/tokenizer", "data.workers=2", "model.drop_path=0.3"),
     "mlm": ("stage=mlm", "init=none"),
+    "mlm, packed": ("stage=mlm", "init=none", "stage.pack=true", "data.limit=70", "data.workers=2"),
     "tokenizer": ("stage=tokenizer", "stage.vocab_size=32", "stage.hidden=8", "micro_batch_size=2"),
     "vl": ("stage=vl", "init=none", "model.drop_path=0.3"),
     "vqa, 2 workers": ("task=vqa", "stage=mim", "init=whole/mim", "task.min_count=1", "data.workers=2"),

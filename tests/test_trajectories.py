@@ -25,6 +25,8 @@ from vlbeit.models.groups import Rule, beit_decays, param_groups, vlmo_decays
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.objectives.base import Objective
+from vlbeit.objectives.contrastive import ContrastRule
+from vlbeit.objectives.global_contrast import GlobalContrast
 from vlbeit.objectives.matching import hardest
 from vlbeit.objectives.mim import MIMObjective
 from vlbeit.objectives.mlm import MLMObjective
@@ -89,7 +91,8 @@ def textmlm(config: dict[str, Any]) -> Objective:
 
 
 def vl(config: dict[str, Any]) -> Objective:
-    return VLObjective(MoMEEncoder(vlmo_spec(config)), vl_heads(DIM, config["vocab"]), draw=hardest)
+    published = GlobalContrast(ContrastRule(same_picture_negatives=True), hardest)
+    return VLObjective(MoMEEncoder(vlmo_spec(config)), vl_heads(DIM, config["vocab"]), contrast=published)
 
 
 def vqa(config: dict[str, Any]) -> Objective:

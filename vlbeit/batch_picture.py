@@ -28,6 +28,7 @@ _COLUMNS = 4
 _GREY = 0.5  # of a masked patch
 _BOXED = 288  # longer side of a picture whose boxes carry names, at least, in pixels
 _MOST_LABELS = 6  # classes of one picture that are named
+_BETWEEN = "  |  "  # packed texts
 _TEXT_WIDTH = 420  # of a cell without a picture, in pixels
 
 
@@ -57,6 +58,8 @@ def _remarks(batch: Batch, config: RunConfig) -> list[str]:
         remarks.append(f"grey: masked patches{beside_it}")
     if any(getattr(config.task, name, 0) for name in ("mixup", "cutmix")):
         remarks.append("mixup and cutmix come later, inside the objective: they and mixed labels are not shown")
+    if "text_segments" in batch:
+        remarks.append("packed texts: those between bars do not see each other")
     if "segments" in batch:
         remarks.append("right: the class of every pixel; those without a colour are not scored")
     if bad := batch.get("bad"):
@@ -78,6 +81,9 @@ class _Drawn:
     def cell(self, batch: Batch, index: int) -> Cell:
         """One sample: its picture, or pictures beside each other, and its lines."""
         pictures = []
+        for name in ("image_0", "image_1"):
+            if _is_pictures(batch.get(name)):
+                pictures.append(sized(_pil(self._pixels(batch[name][index]))))
         if _is_pictures(batch.get("image")):
             image = self._picture(batch, index)
             pictures.append(self._with_boxes(image, batch, index) if "boxes" in batch else sized(image))
@@ -91,10 +97,14 @@ class _Drawn:
 
     def _picture(self, batch: Batch, index: int) -> Image.Image:
         """The image as it was before it was normalised, masked patches grey."""
-        pixels_CHW = batch["image"][index].float().cpu() * self.std + self.mean
+        pixels_CHW = self._pixels(batch["image"][index])
         if "mask" in batch:
             pixels_CHW = _greyed(pixels_CHW, batch["mask"][index].cpu())
         return _pil(pixels_CHW)
+
+    def _pixels(self, image_CHW: Tensor) -> Tensor:
+        """In [0, 1]."""
+        return image_CHW.float().cpu() * self.std + self.mean
 
     def _with_boxes(self, image: Image.Image, batch: Batch, index: int) -> Image.Image:
         """Enlarged, so that the names can be read, with boxes and what they hold."""
@@ -130,11 +140,16 @@ class _Drawn:
         """Question or caption, and what it looks like with words masked."""
         if self.tokenizer is None or "text_ids" not in batch:
             return []
-        keep_T = batch["text_keep"][index].bool()
-        texts = [self._text(batch["text_ids"][index][keep_T].tolist())]
+        number_T = batch.get("text_segments", batch["text_keep"])[index].int()
+        texts = [self._row(batch["text_ids"][index], number_T)]
         if "mlm_ids" in batch:
-            texts.append("masked: " + self._text(batch["mlm_ids"][index][keep_T].tolist()))
+            texts.append("masked: " + self._row(batch["mlm_ids"][index], number_T))
         return texts
+
+    def _row(self, ids_T: Tensor, number_T: Tensor) -> str:
+        """The texts of a row, a bar between them: token t is of text `number_T[t]`, 0 is padding."""
+        numbers = range(1, int(number_T.max()) + 1)
+        return _BETWEEN.join(self._text(ids_T[number_T == number].tolist()) for number in numbers)
 
     def _text(self, ids: list[int]) -> str:
         """The text of token ids, masked ones as [MASK]."""

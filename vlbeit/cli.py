@@ -117,6 +117,34 @@ def _swept(words: list[str], profile: int, dry_run: bool) -> list[Any]:
 
 
 @app.command(context_settings=_FREE)
+def plan(
+    words: Words = None,
+    devices: Annotated[int, typer.Option(help="accelerators, all processes together")] = 1,
+    memory: Annotated[float, typer.Option(help="GiB of each")] = 80.0,
+    shard: Annotated[str, typer.Option(help="ddp | fsdp: how weights lie on them")] = "ddp",
+    peak: Annotated[float, typer.Option(help="TFLOP/s of each in the run's precision; 312: an A100 in bf16")] = 312.0,
+    utilisation: Annotated[float, typer.Option(help="share of the peak that is reached")] = 0.4,
+    samples: Annotated[int | None, typer.Option(help="records of the training split", show_default=False)] = None,
+    labels: Annotated[int | None, typer.Option(help="classes or answers of the head", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Print what `vlbeit train` with these words would cost: steps, FLOPs, memory of a device, time. Needs no data."""
+    from vlbeit import planning
+
+    found = planning.plan(
+        words or [], planning.Machine(devices, memory, shard, peak, utilisation), planning.Assumed(samples, labels)
+    )
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    from vlbeit.planning.report import rows
+
+    table.show((found.title, ""), rows(found))
+    print(*(f"note: {note}" for note in found.notes), sep="\n", end="\n" if found.notes else "")
+    print(f"wrote nothing\nnext: vlbeit train {shlex.join(words or [])}")
+
+
+@app.command(context_settings=_FREE)
 def evaluate(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="run folder or checkpoint")] = None,
     words: Words = None,
@@ -185,21 +213,42 @@ def _score_file(
 @app.command()
 def predict(
     run: Run,
-    image: Annotated[Path, typer.Argument(help="image file", show_default=False)],
+    subject: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="image file; with --images a text", show_default=False)
+    ],
     question: Annotated[str | None, typer.Argument(help="for tasks that take one", show_default=False)] = None,
+    statement: Annotated[
+        str | None, typer.Argument(help="about two images, the second in place of the question", show_default=False)
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="retrieval: pictures to search by a text", show_default=False)
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="retrieval: texts to choose from, a line each, or JSON", show_default=False),
+    ] = None,
     top: Annotated[int, typer.Option(help="number of answers", min=1)] = 5,
     out: Annotated[
         Path | None, typer.Option(help="picture to write, the result drawn on it: overlay.png", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print what a task's run finds in one image: the most probable answers, or what is where."""
-    from vlbeit.data.records import open_named
+    """Print what a task's run finds in one image, or says about two: the most probable answers, or what is where.
 
-    open_named(image)  # what is wrong with it is said before torch is loaded
-    from vlbeit import inference
+    A run of task=retrieval searches: vlbeit predict RUN "a red circle" --images DIR, or RUN picture.jpg --texts FILE.
+    One of task=nlvr2 judges: vlbeit predict RUN left.jpg right.jpg "both pictures show a circle".
+    """
+    if images is not None or texts is not None:
+        rows = _search(run, subject, question or statement, images, texts, top, out)
+    else:
+        from vlbeit.data.records import open_named
 
-    rows = inference.predict(run, image, question, top=top, out=out)
+        seen, text = ([subject], question) if statement is None else ([subject, question or ""], statement)
+        for each in seen:
+            open_named(Path(each))  # what is wrong with it is said before torch is loaded
+        from vlbeit import inference
+
+        rows = inference.predict(run, list(map(Path, seen)), text, top=top, out=out)
     columns = getattr(rows[0], "_fields", ("answer", "probability")) if rows else ()
     if as_json:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False))
@@ -209,6 +258,21 @@ def predict(
     else:
         print("nothing found")
     print(*([] if out is None else [f"wrote {out}"]), f"next: vlbeit evaluate {shlex.quote(run)}", sep="\n")
+
+
+def _search(
+    run: str, subject: str, question: str | None, images: Path | None, texts: Path | None, top: int, out: Path | None
+) -> Any:
+    from vlbeit import searching
+
+    if question is not None or (images is not None and texts is not None):
+        raise UsageError(
+            'write vlbeit predict RUN "a text" --images DIR, or vlbeit predict RUN picture.jpg --texts FILE'
+        )
+    if images is not None:
+        return searching.search_pictures(run, subject, images, top=top, out=out)
+    assert texts is not None
+    return searching.search_texts(run, Path(subject), texts, top=top, out=out)
 
 
 @app.command()

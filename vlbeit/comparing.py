@@ -20,7 +20,7 @@ from vlbeit.bootstrap import Interval, mean_interval, statistic_interval
 from vlbeit.data.areas import Areas, set_numbers, stacked
 from vlbeit.errors import DataError, UsageError, some
 
-GROUP = "answer_type"  # field of a row by which samples are also compared apart, where the rows have it
+GROUPS = ("answer_type", "direction")  # field of a row by which samples are also compared apart: the first they have
 
 
 class Measured(NamedTuple):
@@ -90,6 +90,9 @@ def compare(a: Path, b: Path) -> Comparison:
     else:
         score, rows = next(iter(first.evaluation.get("interval", {})), "score"), _differences(first, second, keys)
     over = str(first.evaluation.get("interval_over", "samples"))
+    told = first.evaluation.get("compared")  # where a score is of something else than the intervals are
+    if isinstance(told, dict):
+        score, over = str(told.get("score", score)), str(told.get("over", over))
     return Comparison(first, second, over, score, rows, notes, _list_of(first.file))
 
 
@@ -162,8 +165,11 @@ def _columns(
         raise DataError(
             f"{path}: a row has no score ({type(error).__name__}: {error}); evaluate the run again"
         ) from error
-    grouped, drawn = (all(field in row for row in scored.values()) for field in (GROUP, "areas"))
-    groups = {key: str(row[GROUP]) for key, row in scored.items()} if grouped else {}
+    group, drawn = (
+        next((field for field in fields if all(field in row for row in scored.values())), None)
+        for fields in (GROUPS, ("areas",))
+    )
+    groups = {key: str(row[group]) for key, row in scored.items()} if group else {}
     return scores, groups, {key: row["areas"] for key, row in scored.items()} if drawn else {}
 
 

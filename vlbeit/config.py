@@ -6,6 +6,8 @@ The settings of one stage or task live beside its class as a dataclass derived f
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlbeit.errors import UsageError
@@ -55,6 +57,21 @@ def foreign_tower(value: str) -> TowerName | None:
     return TowerName(library, name, weights)
 
 
+def with_tag(value: str) -> str:
+    """open_clip:NAME/TAG, as its users write it, as open_clip:NAME@TAG; all else as it is.
+
+    NAME must be one of the models that open_clip ships: else it is a folder, or a repository of the hub.
+    """
+    library, _, rest = value.partition(":")
+    name, slash, tag = rest.partition("/")
+    if library != "open_clip" or not slash or "/" in tag or "@" in rest or not tag:
+        return value
+    spec = find_spec("open_clip")
+    folders = spec.submodule_search_locations if spec is not None else None
+    known = any(Path(folder, "model_configs", f"{name}.json").is_file() for folder in folders or ())
+    return f"{library}:{name}@{tag}" if known else value
+
+
 @dataclass
 class Settings:
     """Base of the settings of a stage or a task."""
@@ -82,14 +99,18 @@ class ModelConfig:
     drop_path: float = key(0.1, "stochastic depth of the last block, linear from 0 at the first")
     positions: str = key("relative", "relative | absolute")
     fused_layers: int = key(2, "top blocks that own a fused (vision-language) expert")
+    experts: str = key("modality", "modality: a feed-forward expert for each | shared: one for all, VLMo's ablation")
     image_tower: str = key(
         "own",
-        "own | timm:NAME | open_clip:NAME@TAG: a pre-trained network before the blocks; "
+        "own | timm:NAME | open_clip:NAME/TAG (or NAME@TAG): a pre-trained network before the blocks; "
         "@FILE takes its weights from a file, @none leaves them random",
     )
     text_tower: str = key(
         "own",
-        "own | transformers:NAME (of the hub, or a folder) | open_clip:NAME@TAG, as above; text.tokenizer follows it",
+        "own | transformers:NAME (of the hub, or a folder) | open_clip:NAME/TAG, as above; text.tokenizer follows it",
+    )
+    train_towers: bool = key(
+        True, "false: the networks before the blocks stay as they are; their adapters and the blocks are trained"
     )
     grad_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")
 
@@ -109,13 +130,19 @@ class ModelConfig:
             f"model.fused_layers={self.fused_layers} must lie in 0..model.depth={self.depth}",
         )
         one_of("model.positions", self.positions, ("relative", "absolute"))
+        one_of("model.experts", self.experts, ("modality", "shared"))
         for modality, libraries in LIBRARIES.items():
-            value = getattr(self, f"{modality}_tower")
+            value = with_tag(getattr(self, f"{modality}_tower"))
+            setattr(self, f"{modality}_tower", value)
             tower = foreign_tower(value)
             require(
                 tower is None or (tower.library in libraries and tower.name != ""),
                 f"model.{modality}_tower={value} is not own or {' or '.join(f'{each}:NAME' for each in libraries)}",
             )
+        require(
+            self.train_towers or {self.image_tower, self.text_tower} != {"own"},
+            "model.train_towers=false is for others' networks (model.image_tower, model.text_tower); here both are own",
+        )
 
 
 def share_or_number(held_out: float) -> bool:

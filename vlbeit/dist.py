@@ -110,6 +110,27 @@ def gather_with_grad(x_BD: Tensor) -> Tensor:
     return _gather_function().apply(x_BD) if _group() else x_BD
 
 
+def fetch_rows(take: Callable[[Tensor], Tensor], rows: int, wanted_B: Tensor) -> Tensor:
+    """Rows `wanted_B` of those of all processes in rank order, without gradient: [B, ...] on the device of `wanted_B`.
+
+    Every process has `rows` rows and asks for as many as the others; only what was asked for is sent, once a process.
+    `take(indices)` gives rows of this process by their index here, also none of them, for indices on the CPU.
+    """
+    group, device = _group(), wanted_B.device
+    if not group:
+        return take(wanted_B.cpu()).detach().to(device)
+    import torch
+
+    asked = [torch.unique(part) for part in gather(wanted_B).cpu().view(group.get_world_size(), -1)]
+    own = rank()
+    sent = [part[part // rows == own] % rows for part in asked]
+    received = [int((asked[own] // rows == other).sum()) for other in range(len(asked))]  # sorted, and so by owner
+    outgoing = take(torch.cat(sent)).detach().to(device).contiguous()
+    incoming = outgoing.new_empty((sum(received), *outgoing.shape[1:]))
+    group.all_to_all_single(incoming, outgoing, received, [len(part) for part in sent])
+    return incoming[torch.searchsorted(asked[own], wanted_B.cpu()).to(device)]
+
+
 def gather_objects(value: Value) -> list[Value]:
     """The value of every process in rank order, for picklable values."""
     group = _group()

@@ -21,7 +21,8 @@ from vlbeit.errors import DataError
 from vlbeit.types import Evaluator, Records
 
 Table = list[dict[str, Any]]
-_UNREAD = ("image", "mask", "outlines")  # of a record, what is large; all the rest says what is asked and what is right
+_UNREAD = ("image", "image_0", "image_1", "mask", "outlines")
+"""Fields of a record that are large; all the rest says what is asked and what is right."""
 
 
 class Findings(NamedTuple):

@@ -183,26 +183,34 @@ def pipeline(path: str | Path, device: str = "auto") -> Predictor:
 
 
 def predict(
-    path: str, image: Path, question: str | None = None, *, top: int = 5, out: Path | None = None
+    path: str, image: Path | Sequence[Path], question: str | None = None, *, top: int = 5, out: Path | None = None
 ) -> Sequence[tuple[Any, ...]]:
-    """The rows of a task's predictor for one picture, best first; with `out` the picture with the result drawn on it.
+    """The rows of a task's predictor, best first, for one picture, or as many as the task takes at once.
+
+    With `out` the picture with the result drawn on it.
 
     Raises DataError, before the run is read, for a picture that cannot be read; UsageError for a task that draws
     nothing, and for an `out` that is no picture file.
     """
-    picture = open_named(image)
+    images = [image] if isinstance(image, Path) else list(image)
+    pictures = [open_named(each) for each in images]
     if out is not None:
         drawing.check_picture_file(out)
-        check_out(out, image)
+        check_out(out, *images)
     run = Trained(path)
     task = task_of(run, path)
+    if len(pictures) != task.pictures:
+        wanted = "one picture" if task.pictures == 1 else f"{task.pictures} pictures and a statement"
+        typed = "picture.jpg" if task.pictures == 1 else 'left.jpg right.jpg "both pictures show a dog"'
+        raise UsageError(f"task={run.config.task.name} takes {wanted}: vlbeit predict {path} {typed}")
+    picture = pictures[0] if task.pictures == 1 else pictures
     predictor: Any = task.predictor(run.objective.to(choose_device("auto")), run.meta)
     if out is None:
         return predictor(picture, question, top=top)
     if not hasattr(predictor, "draw"):
         raise UsageError(
             f"--out {out}: task={run.config.task.name} has nothing to draw, its result is a table: leave --out out; "
-            f"`vlbeit inspect attention {path} {image}` shows where its tower looks"
+            f"`vlbeit inspect attention {path} {images[0]}` shows where its tower looks"
         )
     rows, drawn = predictor.draw(picture, question, top=top)
     drawing.write_picture(out, drawn)

@@ -61,6 +61,7 @@ def check_init(config: RunConfig) -> None:
         text_positions=config.text.positions if chain.reads_text(config) else source.text_positions,
         mask_token=False,
         image_tower=model.image_tower.partition("@")[0],
+        shared_expert=model.experts == "shared",
     )
     check_fits(source, target, init)
 

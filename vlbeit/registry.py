@@ -11,7 +11,8 @@ from __future__ import annotations
 import ast
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -37,6 +38,9 @@ _GROUPS = {
 }
 
 
+_INSTEAD: dict[str, Any] = {}
+
+
 class _Found(NamedTuple):
     module: str
     symbol: str
@@ -58,6 +62,8 @@ def get(group: str, name: str) -> Any:
 
     Raises `UsageError` for an unknown name (with the nearest ones), a name taken twice, a plug-in that does not load.
     """
+    if group in _INSTEAD:
+        return _INSTEAD[group]
     found = _find(group)
     noun = _GROUPS[group].noun
     if name not in found:
@@ -73,6 +79,16 @@ def get(group: str, name: str) -> Any:
         except Exception as error:  # whatever a plug-in raises is its own fault, and is said in one line
             raise UsageError(f"{group}={name}: {origin} does not load: {type(error).__name__}: {error}") from error
     return value
+
+
+@contextmanager
+def instead(group: str, value: Any) -> Iterator[None]:
+    """Within it `get` gives `value` for every name of the group: data that need not be there, say."""
+    _INSTEAD[group] = value
+    try:
+        yield
+    finally:
+        del _INSTEAD[group]
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

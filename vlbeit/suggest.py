@@ -15,6 +15,11 @@ _FOLLOWING = {
     "mlm": "vlbeit train stage=vl",
     "vl": "vlbeit train stage=vl task=vqa",
 }
+_ASKED = {  # kind of record -> what a task on it is asked
+    "vqa": 'picture.jpg "how many are there?"',
+    "pairs": '"a red circle" --images DIR',
+    "nlvr2": 'left.jpg right.jpg "both pictures show the same thing"',
+}
 
 
 def after_training(config: RunConfig) -> str:
@@ -43,8 +48,8 @@ def after_evaluation(config: RunConfig) -> str:
     """An answer for one picture; for a stage what would follow its training."""
     if config.task is None:
         return after_training(config)
-    question = ' "how many are there?"' if chain.recipe_of(config).kind == "vqa" else ""
-    return f"vlbeit predict {shlex.quote(config.run)} picture.jpg{question}"
+    asked = _ASKED.get(chain.recipe_of(config).kind, "picture.jpg")
+    return f"vlbeit predict {shlex.quote(config.run)} {asked}"
 
 
 def after_adoption(weights: str, words: Sequence[str], sizes: Sequence[str]) -> str:

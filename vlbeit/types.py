@@ -25,13 +25,16 @@ Sample: TypeAlias = dict[str, Any]
 Batch: TypeAlias = dict[str, Any]
 """Collated samples. Keys that the package itself uses (absent where a stage does not need them):
 
-`sample_id` list[str] · `image` float [B, 3, height, width], normalised · `mask` bool [B, N], True = masked patch ·
+`sample_id` list[str] · `image` float [B, 3, height, width], normalised; of a pair of pictures `image_0` and `image_1` ·
+`mask` bool [B, N], True = masked patch ·
 `pixels` float [B, 3, height, width] in [0, 1], the tokenizer's view · `text_ids` int [B, T] ·
-`text_keep` bool [B, T], True = real token · `mlm_ids` int [B, T] and `mlm_labels` int [B, T], -100 = not predicted ·
+`text_keep` bool [B, T], True = real token ·
+`text_segments` int [B, T], of packed sequences: the number of each token's text, 0 = padding ·
+`mlm_ids` int [B, T] and `mlm_labels` int [B, T], -100 = not predicted ·
 `picture` int [B], a number per picture, whatever its text · `label` int [B] · `target` float [B, V], soft scores ·
 `segments` int [B, height, width], a class per pixel, 255 = not scored · `boxes` list of float [n, 4], left, top, right,
 bottom in pixels of `image`, with `box_labels` list of int [n] and `box_masks` list of bool [n, height, width] ·
-`bad` list[str], unreadable samples that were replaced.
+`bad` list[str], unreadable samples that were replaced. An objective that surveys the step adds keys of its own.
 """
 
 Meta: TypeAlias = dict[str, Any]
@@ -57,6 +60,7 @@ class Tokens(NamedTuple):
     x_BLD: Tensor
     keep_BL: Tensor | None  # True = real token; None = nothing is padded
     spans: tuple[Span, ...]
+    segments_BL: Tensor | None = None  # several texts in a row: the number of each token's; None = one
 
 
 class StepOutput(NamedTuple):
@@ -149,7 +153,8 @@ class Predictor(Protocol):
     Rows are tuples, best first; a named tuple (`Detection(label, score, box)`) names the columns of the table and the
     keys of `--json`, a plain pair is `answer` and `probability`. A task whose result is a place in the picture also has
     `draw`, of the same arguments: the rows and a PIL image, the picture with the result on it, both of one pass of the
-    model, for `vlbeit predict RUN PICTURE --out FILE`.
+    model, for `vlbeit predict RUN PICTURE --out FILE`. Of a task on several pictures
+    (`Task.pictures`) `image` is a list.
     """
 
     def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> Sequence[tuple[Any, ...]]: ...

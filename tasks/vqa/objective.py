@@ -14,6 +14,7 @@ from torch import Tensor
 from vlbeit.models.encoder import MoMEEncoder, join
 from vlbeit.models.heads import Heads
 from vlbeit.objectives.base import Objective
+from vlbeit.objectives.joint import freeze_idle_experts
 from vlbeit.types import Batch, StepOutput
 
 
@@ -40,10 +41,7 @@ class VQAObjective(Objective):
         super().__init__()
         self.encoder = encoder
         self.heads = heads
-        for block in encoder.blocks:
-            if "fused" in block.names:
-                for name, expert in block.experts.items():
-                    expert.requires_grad_(name == "fused")
+        freeze_idle_experts(encoder)
 
     def answer_logits(self, batch: Batch) -> Tensor:
         """`image` [B, 3, height, width], `text_ids` and `text_keep` [B, T] -> logits [B, V]."""

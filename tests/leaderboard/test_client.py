@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from vlbeit.errors import DataError, UsageError, UserError
+from vlbeit.http import WAITS, httpx, retry_after
 from vlbeit.leaderboard import client as client_module
 from vlbeit.leaderboard.client import Client
 from vlbeit.leaderboard.refusals import Refused, Unavailable, Unsure
-from vlbeit.models.http import WAITS, httpx, retry_after
 
 TOKEN = "tok3n-of-nobody"  # of conftest.py
 

@@ -17,12 +17,12 @@ import pytest
 from vlbeit import ledger
 from vlbeit.cli import main
 from vlbeit.errors import DataError, Interrupted, UsageError
+from vlbeit.http import WAITS
 from vlbeit.leaderboard import account, sending, upload
 from vlbeit.leaderboard.client import Client
 from vlbeit.leaderboard.receipts import Receipt
 from vlbeit.leaderboard.refusals import Refused, Unavailable
 from vlbeit.leaderboard.sending import Order
-from vlbeit.models.http import WAITS
 
 TOKEN = "tok3n-of-nobody"  # of conftest.py
 SMALL_CHUNK = 52  # bytes: the answer file is five of them

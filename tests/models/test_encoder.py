@@ -250,3 +250,18 @@ def test_pinned_output() -> None:
     both = encoder(join(encoder.embed_text(torch.arange(6)[None]), encoder.embed_image(image))).x_BLD
     torch.testing.assert_close(both.std(), torch.tensor(1.014038), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(both[0, 0, :3], torch.tensor([-0.316718, 2.569716, -0.718114]), rtol=1e-4, atol=1e-4)
+
+
+def test_one_expert_for_all() -> None:
+    """`shared_expert`: a plain transformer; its image pass is that of the tower, its joint pass one feed-forward."""
+    shared = build(**JOINT, shared_expert=True)
+    assert {tuple(block.names) for block in shared.blocks} == {("image",)}
+    ids, image = torch.randint(0, 50, (2, 5)), torch.randn(2, 3, 32, 32)
+    own = build(**JOINT)
+    with torch.no_grad():
+        for one, other in zip(own.blocks, shared.blocks, strict=True):
+            for expert in one.experts.values():
+                expert.load_state_dict(other.experts["image"].state_dict())
+        own.load_state_dict(shared.state_dict(), strict=False)
+        joint = [encoder(join(encoder.embed_text(ids), encoder.embed_image(image))) for encoder in (own, shared)]
+    torch.testing.assert_close(joint[0].x_BLD, joint[1].x_BLD)

@@ -160,6 +160,14 @@ def test_vocabulary_of_another_size_is_refused() -> None:
         check_fits(EncoderSpec(**SMALL, **text, vocab_size=40), EncoderSpec(**SMALL, **text, vocab_size=50), "runs/mlm")
 
 
+def test_one_expert_for_all_is_not_one_for_each() -> None:
+    text = {"experts": ("image", "text"), "text_positions": 12, "vocab_size": 40}
+    tower, shared = EncoderSpec(**SMALL), EncoderSpec(**SMALL, **text, shared_expert=True)
+    check_fits(tower, shared, "runs/mim")  # the one expert of a tower of pictures is either
+    with pytest.raises(UsageError, match="this run modality: set"):
+        check_fits(shared, EncoderSpec(**SMALL, **text), "runs/vl")
+
+
 def test_checkpoint_round_trip(tmp_path) -> None:
     tower = Tower({"answer": {"kind": "vqa", "dim": 32, "num_answers": 2}})
     save_checkpoint(tmp_path, tower.state_dict(), tower.describe(), {"seed": 1}, {"answers": ["yes", "nö"]})

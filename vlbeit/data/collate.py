@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vlbeit.types import Batch, Sample
 
-PADDING = {"text_ids": 0, "text_keep": False, "mlm_ids": 0, "mlm_labels": -100}
+PADDING = {"text_ids": 0, "text_keep": False, "text_segments": 0, "mlm_ids": 0, "mlm_labels": -100}
 """Fields [T] of a text and what fills them up. The id is arbitrary: `text_keep` says what is padding."""
 
 

@@ -25,8 +25,10 @@ _TYPES = {
     "boxes": pa.list_(pa.list_(pa.float64())),
     "labels": pa.list_(pa.int64()), "areas": pa.list_(pa.float64()), "crowd": pa.list_(pa.bool_()),
     "outlines": pa.list_(pa.string()), "shard": pa.int64(), "image_at": pa.int64(), "image_bytes": pa.int64(),
-    "mask_at": pa.int64(), "mask_bytes": pa.int64(), "split": pa.string(), "fault": pa.string(),
+    "mask_at": pa.int64(), "mask_bytes": pa.int64(), "image_0_at": pa.int64(), "image_0_bytes": pa.int64(),
+    "image_1_at": pa.int64(), "image_1_bytes": pa.int64(), "split": pa.string(), "fault": pa.string(),
     "height": pa.int64(), "width": pa.int64(), "picture": pa.string(),
+    "image_0": pa.string(), "image_1": pa.string(), "sentence": pa.string(),
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ class JsonFile:
             self._text = (Path(path).read_bytes() if data is None else data).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{path}, byte {error.start}: not UTF-8; get the file again") from error
+
+    def print(self) -> str:
+        """By what the same file is known again: its length and check sum."""
+        data = self._text.encode()
+        return f"{len(data)}-{zlib.crc32(data):08x}"
 
     def items(self, key: str) -> Iterator[tuple[int, Any]]:
         """Where each item of the array under `key` begins, and its value.

@@ -15,6 +15,9 @@ class MaskedText:
         self.tokenizer, self.probability = tokenizer, probability
 
     def __call__(self, text: str) -> Sample:
-        ids = self.tokenizer(text)
+        return self.of_ids(self.tokenizer(text))
+
+    def of_ids(self, ids: list[int]) -> Sample:
+        """The same of a text, or several in a row, that is tokenised already: no word goes on after a [CLS]."""
         mlm_ids, mlm_labels = mask_words(ids, self.tokenizer.words(ids), self.tokenizer, drawn(), self.probability)
         return {"text_ids": ids, "mlm_ids": mlm_ids, "mlm_labels": mlm_labels}

@@ -3,6 +3,8 @@
 Pictures and masks are either paths (relative ones to the folder) or encoded bytes inside the shards. Bytes stay there:
 the shards hold them uncompressed one behind the other (Parquet's PLAIN encoding: four bytes of length, then the value),
 and the memory-mapped index of the other fields says at which byte each begins. A read costs what it reads.
+
+A row of the kind `pairs` is a picture with the list of its texts; each text is a record.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ ORIGIN = "vlbeit:origin"
 it. Who keeps something that was computed from a picture knows by it whether that is still the picture."""
 
 _VERSION = 1  # of the layout of prepared.json and the shards; the writer is vlbeit.data_prep.shards
-_FILES = ("image", "mask")  # fields that are a path or the encoded bytes
+_FILES = ("image", "mask", "image_0", "image_1")  # fields that are a path or the encoded bytes
 _PREFIX = struct.Struct("<I")  # before every value of a plain Parquet page
 
 
@@ -34,12 +36,13 @@ def prepared_records(root: Path, kind: str, split: str, cache: str | Path = "") 
     """Records of a prepared folder; None where `root` was not made by `vlbeit prepare`.
 
     `image` and `mask` come as encoded bytes or as absolute paths (str). Any folder with pictures also gives the kind
-    `images`. Raises `DataError` for another kind or an unknown split, and for shards that are missing or cut short.
+    `images`, and one of `pairs` the kind `text`. Raises `DataError` for another kind or an unknown split, and for
+    shards that are missing or cut short.
     """
     facts = _facts(root)
     if facts is None:
         return None
-    if kind not in (facts["kind"], "images"):
+    if kind not in _given(facts["kind"]):
         raise DataError(f"{root} was prepared for {facts['kind']} records, not {kind}; choose the data= that fits")
     if split not in facts["splits"]:
         raise DataError(
@@ -66,6 +69,11 @@ def prepared_arguments(root: Path) -> dict[str, Any] | None:
     """What a folder was prepared with; None where `root` was not made by `vlbeit prepare`."""
     facts = _facts(root)
     return None if facts is None else dict(facts.get("arguments", {}))
+
+
+def _given(kind: str) -> set[str]:
+    """The kinds of record that a folder of this kind gives."""
+    return {kind} | ({"images"} if "image" in KINDS[kind] else set()) | ({"text"} if kind == "pairs" else set())
 
 
 class _Shard(NamedTuple):
@@ -111,9 +119,17 @@ def _rows(shards: Sequence[_Shard], outside: list[str], inside: list[str]) -> It
                         for row, place in zip(rows, places, strict=True):
                             row |= {f"{name}_at": place, "shard": number}
                         _check_place(shard.path, places[-1], rows[-1][f"{name}_bytes"])
-                    yield from rows
+                    yield from (record for row in rows for record in _each_text(row))
         except (ValueError, pa.ArrowException) as error:
             raise DataError(f"{shard.path} is damaged ({error}); remove the folder and prepare it anew") from error
+
+
+def _each_text(row: Record) -> list[Record]:
+    """The row itself; of a picture with a list of texts a record for each of them."""
+    texts = row.get("text")
+    if not isinstance(texts, list):
+        return [row]
+    return [{**row, "id": f"{row['id']}#{place}", "text": text} for place, text in enumerate(texts)]
 
 
 def _places(file: pq.ParquetFile, group: int, name: str, lengths: Sequence[int]) -> list[int]:

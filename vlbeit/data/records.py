@@ -33,12 +33,15 @@ KINDS: dict[str, tuple[str, ...]] = {
         "id", "image", "question", "question_id", "image_id", "question_type", "answer_type", "answers",
         "multiple_choice_answer",
     ),
+    "nlvr2": ("id", "image_0", "image_1", "text", "label", "sentence"),
     "masks": ("id", "image", "mask"),
     "boxes": ("id", "image", "image_id", "boxes", "labels", "areas", "crowd", "outlines"),
 }  # fmt: skip
 """Fields of a record by kind. `id` str · `image` path or encoded bytes · `label` int · `text` str · `picture`
 str, the same for all texts of one picture · `question_id` and `image_id` int · `answers` list[str], the raw answers of
 the annotators, [] where they are hidden ·
+`image_0`, `image_1` left and right picture of a pair, as `image`, `label` 1 where the text is true of them, 0 where it
+is false, -1 unknown, `sentence` str, the same for all pairs that a statement was written for ·
 `multiple_choice_answer` str, the one that the data set itself lets stand for them, "" where it names none ·
 `mask` path or encoded bytes, an index of a class per pixel · `boxes` list of [x, y, width, height] in pixels, and for
 each of them `labels` int, `areas` float in square pixels, `crowd` bool (COCO's iscrowd), `outlines` str: COCO's
@@ -115,7 +118,7 @@ def described(value: str | Path | bytes) -> str:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    return _upright(_plain(image)).convert("RGB")
+    return upright(_plain(image)).convert("RGB")
 
 
 def _unturned(image: Image.Image) -> Image.Image:
@@ -133,8 +136,8 @@ def _plain(image: Image.Image) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF data says: as people saw it who wrote captions, questions and answers.
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data says: as people saw it who wrote captions, questions and answers.
 
     differs from timm and torchvision, which leave such a picture (from a phone, say) lying on its side.
     """
@@ -171,6 +174,11 @@ class TableRecords:
     def __init__(self, table: Dataset) -> None:
         self._table = table
 
+    @property
+    def identity(self) -> str:
+        """What differs where the records do: made of the table's file, not of its rows."""
+        return str(self._table._fingerprint)
+
     def __len__(self) -> int:
         return len(self._table)
 
@@ -201,6 +209,12 @@ class FirstRecords:
 
     def __init__(self, records: Records, count: int) -> None:
         self._records, self._count = records, count
+
+    @property
+    def identity(self) -> str | None:
+        """As of `TableRecords`; None where the other records do not tell."""
+        known = getattr(self._records, "identity", None)
+        return None if known is None else f"{known} {self._count}"
 
     def __len__(self) -> int:
         return self._count

@@ -16,11 +16,14 @@ _SIZE = (64, 64)  # width and height where nothing is known
 
 
 def stand_in(record: Record) -> Record:
-    """The record with a mid-grey image in place of its own.
+    """The record with a mid-grey image in place of its own; of two pictures the one that can be read stays.
 
     Of a `masks` record only what cannot be read is replaced, in the size of the other: the image by a grey one, which
     is scored against the mask, the mask by one that is not scored anywhere.
     """
+    if "image_0" in record:
+        pair = {name: record[name] for name in ("image_0", "image_1")}
+        return record | {name: _png("RGB", _SIZE, (_GREY,) * 3) for name in pair if _image_size(pair[name]) is None}
     if "mask" not in record:
         return {**record, "image": _png("RGB", _SIZE, (_GREY,) * 3)}
     image_size, mask_size = _image_size(record["image"]), _mask_size(record["mask"])

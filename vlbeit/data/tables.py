@@ -71,6 +71,11 @@ class TextTable:
         self._rows = np.repeat(np.arange(len(table)), counts)  # record -> row
         self._first = np.cumsum(counts) - counts  # row -> its first record
 
+    @property
+    def identity(self) -> str:
+        """As of `TableRecords`."""
+        return f"{self._kind} {self._text} {self._table._fingerprint}"
+
     def __len__(self) -> int:
         return len(self._rows)
 

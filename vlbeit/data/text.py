@@ -43,6 +43,10 @@ class Tokenizer(ABC):
         """Tokens of each text, [CLS] and [SEP] included, before anything is cut."""
         return [count + 2 for count in self._counts(texts)]
 
+    def encoded(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Token ids of each text, without [CLS] and [SEP], nothing cut."""
+        return (self._encode(text) for text in texts)
+
     def words(self, ids: Sequence[int]) -> list[int | None]:
         """Number of the word that each token belongs to; None for special tokens."""
         numbers: list[int | None] = []
@@ -112,6 +116,10 @@ class SubwordTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encoded(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        for chunk in _chunks(texts):
+            yield from (found.ids for found in self._backend.encode_batch_fast(chunk, add_special_tokens=False))
 
     def _counts(self, texts: Iterable[str]) -> Iterator[int]:
         for chunk in _chunks(texts):  # the library takes several at a time in less than half the time

@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from vlbeit.errors import DataError
+from vlbeit.http import LATER, WAITS, httpx, open_client, retry_after
 from vlbeit.leaderboard import clock
 from vlbeit.leaderboard.refusals import Refused, Unavailable, Unsure, refusal, said
-from vlbeit.models.http import LATER, WAITS, httpx, open_client, retry_after
 
 LONGEST_WAIT = 120.0  # seconds that one request waits when a server asks for it; its limit is 60 requests a minute
 MOST_BYTES = 64 << 20  # of a result or error file

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlbeit.errors import DataError
+from vlbeit.http import WAITS
 from vlbeit.leaderboard import account, clock, evalai
 from vlbeit.leaderboard.client import Client
 from vlbeit.leaderboard.refusals import Refused, Unavailable, Unsure
-from vlbeit.models.http import WAITS
 
 CHUNK = 20 << 20  # bytes, as the official client
 _BLOCK = 1 << 18  # bytes read at a time

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from vlbeit.errors import DataError
-from vlbeit.models.http import LATER, WAITS, httpx, open_client, retry_after
+from vlbeit.http import LATER, WAITS, httpx, open_client, retry_after
 
 SECONDS = 30.0  # without a byte, and a connection counts as stalled
 LONGEST_WAIT = 60.0  # that a server may ask for

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from vlbeit.models.resizing import resize_embedding
 from vlbeit.models.spec import EncoderSpec
 from vlbeit.models.towers import TowerPatches, TowerWords
+from vlbeit.nn import packed
 from vlbeit.nn.block import Block, Route, route
 from vlbeit.nn.embed import PatchEmbed, TextEmbed
 from vlbeit.nn.relpos import RelativePositionBias, within
@@ -64,6 +65,8 @@ class MoMEEncoder(nn.Module):
         spec = self.spec
         top = index >= spec.depth - spec.fused_layers
         experts = (*spec.experts, "fused") if top else spec.experts
+        if spec.shared_expert:
+            experts = ("image",)
         hidden = int(spec.embed_dim * spec.mlp_ratio)
         return Block(spec.embed_dim, spec.num_heads, hidden, experts, spec.layer_scale, drop_path)
 
@@ -113,13 +116,22 @@ class MoMEEncoder(nn.Module):
             x_BLD = x_BLD + self.type_embed.weight[type_id]
         return Tokens(x_BLD, None, (Span("image", 0, x_BLD.shape[1], grid, type_id),))
 
-    def embed_text(self, ids_BT: Tensor, keep_BT: Tensor | None = None) -> Tokens:
-        """Token ids [B, T] to text tokens; False in `keep_BT` marks padding. Raises ValueError without a text part."""
+    def embed_text(self, ids_BT: Tensor, keep_BT: Tensor | None = None, segments_BT: Tensor | None = None) -> Tokens:
+        """Token ids [B, T] to text tokens; False in `keep_BT` marks padding.
+
+        `segments_BT` [B, T]: several texts in a row, the number of each token's, 0 for padding. Each is then what it is
+        alone. Raises ValueError without a text part, and for packed texts where another network reads them.
+        """
         if self.text_embed is None or self.type_embed is None:
             raise ValueError("this encoder has no text part: it was built for images alone")
         keep_BT = None if keep_BT is None else keep_BT.bool()
-        x_BTD = self.text_embed(ids_BT, keep_BT) + self.type_embed.weight[0]
-        return Tokens(x_BTD, keep_BT, (Span("text", 0, ids_BT.shape[1]),))
+        spans = (Span("text", 0, ids_BT.shape[1]),)
+        if segments_BT is None:
+            return Tokens(self.text_embed(ids_BT, keep_BT) + self.type_embed.weight[0], keep_BT, spans)
+        if not isinstance(self.text_embed, TextEmbed):
+            raise ValueError(f"{self.spec.text_tower} lets every word see all others: texts cannot be packed for it")
+        x_BTD = self.text_embed(ids_BT, keep_BT, packed.places(segments_BT)) + self.type_embed.weight[0]
+        return Tokens(x_BTD, keep_BT, spans, segments_BT)
 
     def forward(
         self, tokens: Tokens, *, start: int = 0, stop: int | None = None, fused: bool | None = None, norm: bool = True
@@ -157,6 +169,8 @@ class MoMEEncoder(nn.Module):
         return self._biases(tokens)(block)
 
     def _path(self, tokens: Tokens, index: int, fused: bool | None) -> Route:
+        if self.spec.shared_expert:
+            return (("image", tokens.spans[0].start, tokens.spans[-1].stop),)
         names: Any = self.blocks[index].names
         return route(tokens.spans, names, fused)
 
@@ -167,6 +181,8 @@ class MoMEEncoder(nn.Module):
 
     def _biases(self, tokens: Tokens) -> Any:
         """Block index -> what is added to its scores: positions, and -inf on the keys that are padding."""
+        if tokens.segments_BL is not None:
+            return self._packed_biases(tokens.segments_BL, tokens.spans)
         padding = None
         if tokens.keep_BL is not None:
             padding = torch.zeros(tokens.keep_BL.shape, dtype=torch.float32, device=tokens.x_BLD.device)
@@ -178,6 +194,17 @@ class MoMEEncoder(nn.Module):
 
         return of
 
+    def _packed_biases(self, segments_BL: Tensor, spans: tuple[Span, ...]) -> Any:
+        """As `_biases`, where several texts stand in a row; the masks say what is padding too."""
+        if not self.rel_pos:
+            apart = packed.separation(segments_BL)
+            return lambda index: apart
+        index_BLL = packed.packed_index(segments_BL, self.spec.text_positions)
+        if self.spec.positions == "shared":
+            shared = self.rel_pos[0](spans, index_BLL)
+            return lambda index: shared
+        return lambda index: self.rel_pos[index](spans, index_BLL)
+
     def _bias(self, index: int, spans: tuple[Span, ...], padding: Tensor | None) -> Tensor | None:
         if not self.rel_pos:
             return padding
@@ -186,7 +213,12 @@ class MoMEEncoder(nn.Module):
 
 
 def join(*parts: Tokens) -> Tokens:
-    """One sequence of several; the order of arguments is the order of tokens. VLMo: text first."""
+    """One sequence of several; the order of arguments is the order of tokens. VLMo: text first.
+
+    Raises ValueError for packed texts: a picture belongs to one of them.
+    """
+    if any(part.segments_BL is not None for part in parts):
+        raise ValueError("packed texts cannot be joined with anything: embed each text of its own")
     spans, offset = [], 0
     for part in parts:
         spans += [span._replace(start=span.start + offset, stop=span.stop + offset) for span in part.spans]

@@ -229,8 +229,8 @@ def _repository(address: str) -> Path:
     """Folder of a hub repository: weights (safetensors where it has them) and the small files beside them."""
     from huggingface_hub import errors, snapshot_download
 
+    from vlbeit.http import httpx
     from vlbeit.models.download import Failed
-    from vlbeit.models.http import httpx
 
     repository, _, revision = address.partition("@")
     try:

@@ -23,12 +23,13 @@ def beit_decays(name: str, parameter: Tensor) -> bool:
 def vlmo_decays(name: str, parameter: Tensor) -> bool:
     """VLMo: biases, position tables (their name there holds "bias") and most norms do not decay.
 
-    The norms of the experts and of the VQA head, the layer scales and the temperatures do.
+    The norms of the experts and of the VQA head, the layer scales and the temperatures do. The bias of a sigmoid
+    contrast, which VLMo has not, does not.
     """
     *path, last = name.split(".")
     if "tower" in path:
         return beit_decays(name, parameter)  # a foreign network has norms by any name
-    if last in ("bias", "q_bias", "v_bias") or "rel_pos" in path:
+    if last in ("bias", "q_bias", "v_bias", "logit_bias") or "rel_pos" in path:
         return False
     is_norm = last == "weight" and path[-1] in ("norm", "norm1")
     return "experts" in path or not is_norm

@@ -6,7 +6,7 @@ Legend: B batch, N patches, L all tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,14 +55,30 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(x_BLD[:, 0]))
 
 
-class ContrastHead(nn.Module):
-    """The two projections and the temperature of one contrastive pair; unit vectors out."""
+class Compared(NamedTuple):
+    """Texts and pictures that belong together row by row, as a contrastive loss compares them."""
 
-    def __init__(self, dim: int) -> None:
+    text_BD: Tensor  # unit vectors
+    image_BD: Tensor
+    scale: Tensor  # factor of their products: 1 / temperature
+    bias: Tensor | None = None  # added to the products
+
+
+class ContrastHead(nn.Module):
+    """The two projections and the temperature of one contrastive pair; unit vectors out.
+
+    Args:
+        dim: D.
+        scale: factor of the products at first, 1 / temperature (CLIP, VLMo); learned as its logarithm.
+        bias: added to the products at first, and learned (SigLIP); None builds none.
+    """
+
+    def __init__(self, dim: int, scale: float = 1 / 0.07, bias: float | None = None) -> None:
         super().__init__()
         self.text = nn.Linear(dim, dim, bias=False)
         self.image = nn.Linear(dim, dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         _normal(self)
 
     def embed_text(self, x_BLD: Tensor) -> Tensor:
@@ -73,9 +89,10 @@ class ContrastHead(nn.Module):
         """First token -> unit vector [B, D]."""
         return F.normalize(self.image(x_BLD[:, 0]), dim=-1)
 
-    def forward(self, text_BLD: Tensor, image_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors of texts and images [B, D] and the factor of their products (1 / temperature)."""
-        return self.embed_text(text_BLD), self.embed_image(image_BLD), self.logit_scale.exp()
+    def forward(self, text_BLD: Tensor, image_BLD: Tensor) -> Compared:
+        """Unit vectors of texts and images [B, D] with the factor and the bias of their products."""
+        text_BD, image_BD = self.embed_text(text_BLD), self.embed_image(image_BLD)
+        return Compared(text_BD, image_BD, self.logit_scale.exp(), self.logit_bias)
 
 
 class MatchHead(nn.Linear):

@@ -15,9 +15,11 @@ class EncoderSpec:
     """Everything that the shape of an encoder depends on; JSON values only, kept in checkpoint/config.json.
 
     `experts` are the modalities with an expert in every block; the top `fused_layers` blocks own a fused one too.
+    With `shared_expert` the one of pictures serves every modality, alone or together: a plain transformer.
     `positions`: "per_layer" or "shared" relative tables, or "absolute" embeddings. `vocab_size` None: no text.
-    `image_tower`, `text_tower`: own, or LIBRARY:NAME of the network that stands before the blocks; `towers` has, by
-    modality, what `vlbeit.models.towers` builds them of, so that a checkpoint needs no other file.
+    `image_tower`, `text_tower`: own, or LIBRARY:NAME of the network that stands before the blocks, frozen unless
+    `train_towers`; `towers` has, by modality, what `vlbeit.models.towers` builds them of, so that a checkpoint needs no
+    other file.
     """
 
     embed_dim: int
@@ -31,6 +33,7 @@ class EncoderSpec:
     drop_path: float = 0.0
     experts: tuple[str, ...] = ("image",)
     fused_layers: int = 0
+    shared_expert: bool = False
     positions: str = "per_layer"
     vocab_size: int | None = None
     text_positions: int = 196
@@ -41,6 +44,7 @@ class EncoderSpec:
     image_tower: str = "own"
     text_tower: str = "own"
     towers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    train_towers: bool = True
 
     def __post_init__(self) -> None:
         if self.mask_token and self.image_tower != "own":
@@ -80,6 +84,7 @@ class EncoderSpec:
             self,
             experts=("image",),
             fused_layers=0,
+            shared_expert=False,
             vocab_size=None,
             mask_token=False,
             text_tower="own",
@@ -131,12 +136,14 @@ def encoder_spec(
         drop_path=model.drop_path,
         experts=experts,
         fused_layers=model.fused_layers if fused else 0,
+        shared_expert=model.experts == "shared",
         positions=relative if model.positions == "relative" else "absolute",
         vocab_size=vocab_size,
         text_positions=config.text.positions,
         mask_token=mask_token,
         final_norm=final_norm,
         grad_checkpointing=model.grad_checkpointing,
+        train_towers=model.train_towers,
         **_towers(config, "image" in experts, vocab_size is not None, meta or {}),
     )
 

@@ -10,7 +10,7 @@ Legend: B batch, C width of the network, N patches, T text tokens, D width of th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -40,10 +40,12 @@ class TowerPatches(nn.Module):
         super().__init__()
         assert spec.image_size is not None
         height, width = spec.image_size
-        with _named("image", spec.image_tower, f"data.image_size={height}x{width}"):
+        with _named(f"model.image_tower={spec.image_tower}", f"data.image_size={height}x{width}"):
             facts = _completed("image", spec.image_tower, spec.towers.get("image", {}))
             self.tower = _build("image", spec.image_tower, facts, spec.image_size)
             map_BCyx = _freeze_unused(self.tower, torch.zeros(1, 3, height, width))
+        self.trained = spec.train_towers
+        _freeze(self, self.trained)
         self.facts = {**facts, "grid": list(map_BCyx.shape[2:])}
         self.proj = nn.Linear(map_BCyx.shape[1], spec.embed_dim)
         mean, std = torch.tensor(facts["mean"]), torch.tensor(facts["std"])
@@ -58,7 +60,14 @@ class TowerPatches(nn.Module):
 
     def features(self, image_BCHW: Tensor) -> Tensor:
         """[B, 3, height, width], normalised as the run does -> the network's own map [B, C, rows, columns]."""
-        return self.tower(self.own_image(image_BCHW))
+        with nullcontext() if self.trained else torch.no_grad():
+            return self.tower(self.own_image(image_BCHW))
+
+    def train(self, mode: bool = True) -> TowerPatches:
+        """A frozen tower stays in evaluation."""
+        super().train(mode)
+        _freeze(self, self.trained)
+        return self
 
     def own_image(self, image_BCHW: Tensor) -> Tensor:
         """The pictures of the run as the network was trained on them."""
@@ -70,15 +79,25 @@ class TowerWords(nn.Module):
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
-        with _named("text", spec.text_tower):
+        with _named(f"model.text_tower={spec.text_tower}"):
             self.facts = _completed("text", spec.text_tower, spec.towers.get("text", {}))
             self.tower = _build("text", spec.text_tower, self.facts, spec.vocab_size)
             x_BTC = _freeze_unused(self.tower, torch.zeros(1, 2, dtype=torch.long))
+        self.trained = spec.train_towers
+        _freeze(self, self.trained)
         self.proj = nn.Linear(x_BTC.shape[-1], spec.embed_dim)
 
     def forward(self, ids_BT: Tensor, keep_BT: Tensor | None = None) -> Tensor:
         """[B, T] -> [B, T, D]; False in `keep_BT` marks padding."""
-        return self.proj(self.tower(ids_BT, keep_BT))
+        with nullcontext() if self.trained else torch.no_grad():
+            x_BTC = self.tower(ids_BT, keep_BT)
+        return self.proj(x_BTC)
+
+    def train(self, mode: bool = True) -> TowerWords:
+        """A frozen tower stays in evaluation."""
+        super().train(mode)
+        _freeze(self, self.trained)
+        return self
 
 
 def tower_meta(config: RunConfig, inherited: Meta) -> Meta:
@@ -93,7 +112,7 @@ def tower_meta(config: RunConfig, inherited: Meta) -> Meta:
         if tower is None:
             continue
         facts = known.get(modality, {})
-        with _named(modality, value):
+        with _named(f"model.{modality}_tower={value}"):
             facts = facts if facts.get("network") == tower.network else _completed(modality, value, {})
         longest = facts.get("longest") or config.text.max_length
         require(
@@ -120,11 +139,24 @@ def load_pretrained(encoder: nn.Module, model: ModelConfig, source: EncoderSpec 
             continue
         if source is not None and getattr(source, f"{modality}_tower") == own:
             continue
-        with _named(modality, value, "no weights", _OFFLINE):
+        with _named(f"model.{modality}_tower={value}", "no weights", _OFFLINE):
             pretrained = _build(modality, value, spec.towers[modality], size, tower.weights)
             encoder.get_submodule(place).load_state_dict(pretrained.state_dict())
         loaded.append(f"model.{modality}_tower={value}")
     return loaded
+
+
+def image_network(value: str, size: tuple[int, int], setting: str) -> tuple[nn.Module, Facts]:
+    """A pre-trained image network of another library, by its name, and its facts, `mean` and `std` among them.
+
+    It gives a map [B, C, rows, columns] of pictures normalised by those. Raises UsageError, which begins with the
+    `setting`, KEY=VALUE, where it cannot be had.
+    """
+    with _named(setting, "", _OFFLINE.partition(", or @none")[0]):
+        facts = _completed("image", value, {})
+        tower = foreign_tower(value)
+        assert tower is not None
+        return _build("image", value, facts, size, tower.weights), facts
 
 
 def resized(state: dict[str, Tensor], source: EncoderSpec, size: tuple[int, int]) -> dict[str, Tensor]:
@@ -158,15 +190,21 @@ def _completed(modality: str, value: str, facts: Facts) -> Facts:
 
 
 @contextmanager
-def _named(modality: str, value: str, part: str = "", remedy: str = "") -> Iterator[None]:
-    """Whatever a library raises, and there is much that it may, becomes one line that names the key."""
+def _named(setting: str, part: str = "", remedy: str = "") -> Iterator[None]:
+    """Whatever a library raises, and there is much that it may, becomes one line that names the setting, KEY=VALUE."""
     try:
         with hub.asked():
             yield
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        line = ": ".join(filter(None, (f"model.{modality}_tower={value}", part, reason)))
+        line = ": ".join(filter(None, (setting, part, reason)))
         raise UsageError(f"{line}; {remedy}" if remedy else line) from error
+
+
+def _freeze(part: Any, trained: bool) -> None:
+    """With `trained=False` no parameter of the tower learns, and nothing in it is random or collects statistics."""
+    if not trained:
+        part.tower.requires_grad_(False).eval()
 
 
 def _freeze_unused(tower: nn.Module, *inputs: Tensor) -> Tensor:

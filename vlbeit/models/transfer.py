@@ -57,6 +57,9 @@ def check_fits(source: EncoderSpec, target: EncoderSpec, origin: str) -> None:
             f"set model.image_tower={source.image_tower}, or init=none"
         )
     both_text = source.vocab_size is not None and target.vocab_size is not None
+    if both_text and source.shared_expert != target.shared_expert:
+        theirs, ours = ("shared" if spec.shared_expert else "modality" for spec in (source, target))
+        raise UsageError(f"init={origin} has model.experts={theirs}, this run {ours}: set model.experts={theirs}")
     if both_text and source.text_tower != target.text_tower:
         raise UsageError(
             f"init={origin} has model.text_tower={source.text_tower} and its tokenizer, this run {target.text_tower}: "
@@ -95,7 +98,7 @@ def transfer(
     report = LoadReport()
     own = objective.state_dict()
     state = _adapt_positions(dict(state), source, target, report)
-    left = _drop_other_towers(state, source, target)
+    left = _drop_other_towers(state, source, target) + _drop_other_scales(state, own)
     if target.vocab_size is None:
         _fold_type(state, report)
     else:
@@ -191,6 +194,19 @@ def _drop_other_towers(state: State, source: EncoderSpec, target: EncoderSpec) -
     for name in replaced:
         del state[name]
     return replaced
+
+
+def _drop_other_scales(state: State, own: State) -> list[str]:
+    """Remove the scale of a contrast head that was learned with a bias where there is none now, or without; its name.
+
+    Softmax does not feel a shift of all products, a sigmoid does: what is right for one is far off for the other.
+    """
+    scales = [name for name in state if name.endswith(".logit_scale")]
+    biases = {name: name.removesuffix("scale") + "bias" for name in scales}
+    dropped = [name for name, bias in biases.items() if name in own and (bias in state) != (bias in own)]
+    for name in dropped:
+        del state[name]
+    return dropped
 
 
 def _fold_type(state: State, report: LoadReport) -> None:

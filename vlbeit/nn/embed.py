@@ -6,6 +6,7 @@ Legend: B batch, N patches, T text tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -44,8 +45,11 @@ class TextEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids_BT: Tensor, keep_BT: Tensor | None = None) -> Tensor:
-        """[B, T] -> [B, T, D]. No word sees another here, so that `keep_BT` changes nothing."""
+    def forward(self, ids_BT: Tensor, keep_BT: Tensor | None = None, places_BT: Tensor | None = None) -> Tensor:
+        """[B, T] -> [B, T, D]; `places_BT`: positions of the words, where they are not 0, 1, 2, ...
+
+        No word sees another here, so that `keep_BT` changes nothing.
+        """
         x_BTD = self.word_embeddings(ids_BT) + self.token_type_embeddings(torch.zeros_like(ids_BT))
         if self.position_embeddings is not None:
             length = ids_BT.shape[1]
@@ -53,5 +57,6 @@ class TextEmbed(nn.Module):
                 raise ValueError(
                     f"a text of {length} tokens is longer than the {self.position_embeddings.num_embeddings} positions"
                 )
-            x_BTD = x_BTD + self.position_embeddings.weight[:length]
+            weight = self.position_embeddings.weight
+            x_BTD = x_BTD + (weight[:length] if places_BT is None else F.embedding(places_BT, weight))
         return self.dropout(self.norm(x_BTD))

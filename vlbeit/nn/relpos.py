@@ -6,6 +6,8 @@ Legend: H heads, L all tokens, W rows or columns of the patch grid, T0 longest t
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,9 +84,17 @@ class RelativePositionBias(nn.Module):
         self.cross = nn.Parameter(torch.zeros(2, num_heads)) if both else None
         self.text = nn.Parameter(torch.zeros(text_rows(text_length), num_heads)) if text_length else None
 
-    def forward(self, spans: tuple[Span, ...]) -> Tensor:
-        """Bias [H, L, L] for a sequence of image and text spans, in the tables' dtype."""
+    def forward(self, spans: tuple[Span, ...], packed_BLL: Tensor | None = None) -> Tensor:
+        """Bias [H, L, L] for a sequence of image and text spans, in the tables' dtype.
+
+        Of packed texts, which share a sequence: [B, H, L, L] for the rows of `vlbeit.nn.packed.packed_index`, with
+        -inf between two of them.
+        """
         table = torch.cat([part for part in (self.image, self.cross, self.text) if part is not None])
+        if packed_BLL is not None:
+            assert self.text is not None, "the encoder that embedded the texts has a table for them"
+            unseen = torch.full_like(table[:1], float("-inf"))  # a row, not a second tensor of that size to add
+            return F.embedding(packed_BLL + len(table) - len(self.text), torch.cat([table, unseen])).permute(0, 3, 1, 2)
         index_LL = self._index(spans, table.device)
         return F.embedding(index_LL, table).permute(2, 0, 1)
 
@@ -164,3 +174,14 @@ class KeptIndexes:
 
 
 _KEPT = KeptIndexes(2**28)
+
+
+@contextmanager
+def keeping_apart() -> Iterator[None]:
+    """Within it other indexes are kept: those of tensors without values are for nobody else."""
+    global _KEPT
+    before, _KEPT = _KEPT, KeptIndexes(_KEPT.most)
+    try:
+        yield
+    finally:
+        _KEPT = before

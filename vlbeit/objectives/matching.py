@@ -1,20 +1,24 @@
 """Hard negatives of image-text matching: pairs that the contrast takes for likely, and that do not belong together.
 
-Legend: B local batch, G global batch.
+Legend: B local rows, G rows of all processes, T text tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlbeit import dist
 from vlbeit.errors import UsageError
+from vlbeit.objectives.contrastive import Likenesses
+from vlbeit.types import Batch
 
 Draw = Callable[[Tensor], Tensor]
-"""Probabilities [B, G], 0 on the pair itself -> the chosen column of every row, [B]."""
+"""Probabilities [B, G], 0 on what must not be chosen -> the chosen column of every row, [B]."""
 
 
 def sampled(weights_BG: Tensor) -> Tensor:
@@ -30,9 +34,35 @@ def hardest(weights_BG: Tensor) -> Tensor:
 DRAWS: dict[str, Draw] = {"sampled": sampled, "hardest": hardest}
 
 
+class Chosen(NamedTuple):
+    """Columns of all processes that were drawn for the local rows."""
+
+    image_of_text_B: Tensor
+    text_of_image_B: Tensor
+    there_B: Tensor  # False: the row has no negative, and what stands in its place must not count
+
+
+class Negatives(NamedTuple):
+    """A wrong picture for every local text, and a wrong text for every local picture."""
+
+    image: Tensor  # [B, 3, height, width]
+    text_ids: Tensor  # [B, T]
+    text_keep: Tensor  # [B, T]
+    there_B: Tensor  # as above
+
+
 @torch.no_grad()
-def negatives(logits_BG: Tensor, draw: Draw) -> Tensor:
-    """For every local row a column of the global batch that is not its own pair, [B].
+def choose(likely: Likenesses, own_B: Tensor, left_out_BG: Tensor | None, draw: Draw) -> Chosen:
+    """Negatives of all local rows; `left_out_BG` are more pairs that are none, beside a row with itself."""
+    excluded_BG = torch.zeros_like(likely.text_BG, dtype=torch.bool) if left_out_BG is None else left_out_BG.clone()
+    excluded_BG.scatter_(1, own_B[:, None], True)
+    image_of_text_B, text_of_image_B = (negatives(logits_BG, excluded_BG, draw) for logits_BG in likely)
+    return Chosen(image_of_text_B, text_of_image_B, ~excluded_BG.all(1))
+
+
+@torch.no_grad()
+def negatives(logits_BG: Tensor, excluded_BG: Tensor, draw: Draw) -> Tensor:
+    """For every local row a column that is not excluded, by its likelihood, [B]; any where all are.
 
     Raises UsageError where the global batch holds a single pair: there is no negative.
     """
@@ -40,9 +70,39 @@ def negatives(logits_BG: Tensor, draw: Draw) -> Tensor:
         raise UsageError("matching needs at least two pairs a micro-batch: raise micro_batch_size or global_batch_size")
     # NaN of weights that have run away shows in the loss, where the engine names the samples
     weights_BG = logits_BG.float().softmax(1).nan_to_num(0)
-    rows = torch.arange(len(weights_BG), device=weights_BG.device)
-    own = rows + dist.rank() * len(weights_BG)
     # a softmax that is all on the pair itself leaves zeros: a floor keeps every other pair drawable
     weights_BG = weights_BG.clamp_min(torch.finfo(weights_BG.dtype).tiny)
-    weights_BG[rows, own] = 0
+    weights_BG[excluded_BG & ~excluded_BG.all(1, keepdim=True)] = 0
     return draw(weights_BG)
+
+
+def exchange(batches: Sequence[Batch], chosen: Sequence[Chosen]) -> list[Negatives]:
+    """What was chosen for each micro-batch, from those of all processes; only that is sent.
+
+    All micro-batches are of one size. Columns count the processes, in each its micro-batches, in these their rows.
+    Everything lies where the rows of the batches lie.
+    """
+    width = max(dist.gather_objects(max(batch["text_ids"].shape[1] for batch in batches)))
+    images = [batch["image"] for batch in batches]
+    texts = [
+        torch.stack([F.pad(part, (0, width - part.shape[1])) for part in (ids, keep.to(ids.dtype))], 1)
+        for ids, keep in ((batch["text_ids"], batch["text_keep"]) for batch in batches)
+    ]
+    found = []
+    for image_of_text_B, text_of_image_B, there_B in chosen:
+        ids, keep = _fetch(texts, text_of_image_B).unbind(1)
+        found.append(Negatives(_fetch(images, image_of_text_B), ids, keep.bool(), there_B))
+    return found
+
+
+def _fetch(parts: Sequence[Tensor], wanted_B: Tensor) -> Tensor:
+    """Rows of the parts of all processes, which lie one after the other."""
+    size = len(parts[0])
+
+    def take(indices: Tensor) -> Tensor:
+        if len(parts) == 1:
+            return parts[0][indices.to(parts[0].device)]
+        rows = [parts[index // size][index % size] for index in indices.tolist()]
+        return torch.stack(rows) if rows else parts[0][:0]
+
+    return dist.fetch_rows(take, size * len(parts), wanted_B).to(parts[0].device)

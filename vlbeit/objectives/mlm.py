@@ -28,7 +28,7 @@ def masked_word_terms(head: nn.Module, x_BTD: Tensor, labels_BT: Tensor) -> tupl
 
 
 class MLMObjective(Objective):
-    """Predict masked words from the rest of the sentence, text expert only.
+    """Predict masked words from the rest of their text, text expert only; packed texts do not see each other.
 
     Args:
         encoder: with a text part.
@@ -46,7 +46,8 @@ class MLMObjective(Objective):
 
     def forward(self, batch: Batch, counts: dict[str, Tensor]) -> StepOutput:
         """Loss `mlm`; logs `mlm` and `accuracy` over masked tokens."""
-        tokens = self.encoder(self.encoder.embed_text(batch["mlm_ids"], batch["text_keep"]))
+        segments_BT = batch.get("text_segments")
+        tokens = self.encoder(self.encoder.embed_text(batch["mlm_ids"], batch["text_keep"], segments_BT))
         terms_M, hits_M = masked_word_terms(self.heads["mlm"], tokens.x_BLD, batch["mlm_labels"])
         number = torch.as_tensor(len(terms_M), device=terms_M.device)
         logs = {"mlm": (terms_M.detach().sum(), number), "accuracy": (hits_M.sum(), number)}

@@ -1,4 +1,4 @@
-"""What masked image modeling predicts for a patch: visual tokens (BEiT), or pixel values (its ablation).
+"""What masked image modeling predicts for a patch: visual tokens (BEiT), pixel values (its ablation), or features.
 
 Legend of shape suffixes: B batch, N patches, M masked patches of the batch, V vocabulary, P values of a patch.
 """
@@ -143,8 +143,63 @@ class PixelTarget(Target):
         return {"target": "pixels", "pixels": {"patch_size": self.patch_size}}
 
 
+class FeatureTarget(Target):
+    """Patch features of a frozen network on `batch["pixels"]`, the unmasked view; 1 - cosine to the prediction.
+
+    As in EVA (arXiv 2211.07636) and MVP (arXiv 2203.05175), whose loss is the negative cosine similarity: the length of
+    a feature does not count. Where the network has another grid of patches than the encoder, its map is resampled to
+    the encoder's (bilinear). The network is no part of the module: it is in no checkpoint and no saved state, and is
+    given anew, by `teach`, whenever a run begins or goes on.
+
+    Args:
+        width: of the features.
+        size: height and width of the view.
+        facts: what else `describe` says: how the network is called, of which weights.
+    """
+
+    kind = "values"
+
+    def __init__(self, width: int, size: tuple[int, int], facts: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.head_width = width
+        self.size = (size[0], size[1])
+        self.facts = dict(facts)
+        self._teacher: list[nn.Module] = []  # a list, so that it is no sub-module
+
+    def teach(self, teacher: nn.Module) -> None:
+        """Take the network: pictures in [0, 1], [B, 3, *size], to a map [B, width, rows, columns]."""
+        self._teacher = [teacher]
+
+    def view(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """That of the network, whatever the encoder's grid."""
+        return self.size
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
+        assert self._teacher, "MIM.prepare gives it"
+        pixels_BCHW = batch["pixels"]
+        teacher = self._teacher[0].to(pixels_BCHW.device, pixels_BCHW.dtype)
+        map_BPyx = teacher(pixels_BCHW)
+        if tuple(map_BPyx.shape[-2:]) != tuple(grid):
+            smaller = map_BPyx.shape[-2] > grid[0] or map_BPyx.shape[-1] > grid[1]
+            map_BPyx = F.interpolate(at_least_float(map_BPyx), grid, mode="bilinear", antialias=smaller)
+        return map_BPyx.flatten(2).transpose(1, 2)
+
+    def terms(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return 1 - F.cosine_similarity(at_least_float(prediction), at_least_float(target), dim=-1)
+
+    def correct(self, prediction: Tensor, target: Tensor) -> Tensor | None:
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        return {"target": "features", "features": {**self.facts, "width": self.head_width, "size": list(self.size)}}
+
+
 def build_target(description: Mapping[str, Any]) -> Target:
     """A target from a description that holds what `describe` gave; the weights are fresh."""
     if description["target"] == "pixels":
         return PixelTarget(**description["pixels"])
+    if description["target"] == "features":
+        facts = dict(description["features"])
+        return FeatureTarget(facts.pop("width"), facts.pop("size"), facts)
     return TokenTarget(build_tokenizer(description))

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torchvision.transforms import InterpolationMode
 
-from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
+from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require, with_tag
 from vlbeit.data.collate import collate
 from vlbeit.data.labelled import LabelledSample
 from vlbeit.data.masking import BlockwiseMask, RandomMask
@@ -19,20 +19,25 @@ from vlbeit.data.randomness import drawn
 from vlbeit.data.records import open_image
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.data.transforms import ClassificationEval, TwoViews
+from vlbeit.engine.randomness import preserved_generators
 from vlbeit.errors import DataError, UsageError
 from vlbeit.models.checkpoint import read_checkpoint, read_head
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import beit_decays, param_groups
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import encoder_spec
+from vlbeit.models.teacher import Teacher, read_teacher
 from vlbeit.models.tokenizer_kinds import kind_of
 from vlbeit.objectives.evaluation import MeanLogs
 from vlbeit.objectives.mim import MIMObjective
 from vlbeit.objectives.online_probe import Labelled, OnlineProbe, some_of
-from vlbeit.objectives.targets import PixelTarget, Target, TokenTarget, build_target
+from vlbeit.objectives.targets import FeatureTarget, PixelTarget, Target, TokenTarget, build_target
 from vlbeit.objectives.variational import VariationalTerms, left_out
 from vlbeit.task import Stage
 from vlbeit.types import DataSpec, Evaluator, Meta, Record, Records, Sample
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +46,20 @@ log = logging.getLogger(__name__)
 class MIMSettings(Settings):
     """Settings of masked image modeling; the defaults are BEiT's."""
 
-    target: str = key("dvae", "dvae: visual tokens, of whatever tokenizer | pixels: the paper's ablation")
+    target: str = key(
+        "dvae",
+        "dvae: visual tokens, of whatever tokenizer | pixels: the paper's ablation | features: those of stage.teacher",
+    )
     tokenizer: str = key(
         "runs/tokenizer",
         "what makes the visual tokens: a run of stage=tokenizer, or published weights of VQ-KD, DALL-E or FLAVA",
     )
+    teacher: str = key(
+        "",
+        "frozen network whose patch features are predicted: timm:NAME | open_clip:NAME/TAG | a run or checkpoint; "
+        "@FILE takes the weights from a file",
+    )
+    teacher_size: int = key(0, "pixels of a side that the teacher sees; 0: as many as the encoder (data.image_size)")
     masking: str = key("blockwise", "blockwise | random: single patches, the paper's ablation")
     mask_ratio: float = key(75 / 196, "share of patches that is masked")
     min_block: float = key(16 / 196, "blockwise: smallest masked block as a share of all patches")
@@ -57,7 +71,9 @@ class MIMSettings(Settings):
     probe_images: int = key(1000, "pictures of each split that stage.probe looks at, at most")
 
     def __post_init__(self) -> None:
-        one_of("stage.target", self.target, ("dvae", "pixels"))
+        one_of("stage.target", self.target, ("dvae", "pixels", "features"))
+        self.teacher = with_tag(self.teacher)
+        self._check_teacher()
         one_of("stage.masking", self.masking, ("blockwise", "random"))
         require(0 < self.mask_ratio < 1, f"stage.mask_ratio={self.mask_ratio} must lie between 0 and 1")
         require(0 < self.min_block < 1, f"stage.min_block={self.min_block} must lie between 0 and 1")
@@ -69,6 +85,17 @@ class MIMSettings(Settings):
         require(self.color_jitter >= 0, f"stage.color_jitter={self.color_jitter} must not be negative")
         require(0 <= self.hflip <= 1, f"stage.hflip={self.hflip} must lie in [0, 1]")
         require(self.probe_images > 1, f"stage.probe_images={self.probe_images} must be at least 2")
+
+    def _check_teacher(self) -> None:
+        wanted = self.target == "features"
+        require(
+            bool(self.teacher) == wanted,
+            "stage.target=features needs stage.teacher: timm:NAME, open_clip:NAME/TAG, or a run or checkpoint of ours"
+            if wanted
+            else f"stage.teacher={self.teacher} is for stage.target=features, here it is {self.target}",
+        )
+        require(self.teacher_size >= 0, f"stage.teacher_size={self.teacher_size} must not be negative")
+        require(wanted or not self.teacher_size, "stage.teacher_size is for stage.target=features: leave it out")
 
 
 class MIM(Stage):
@@ -90,6 +117,9 @@ class MIM(Stage):
         """`target`: what the patches stand for."""
         if self.settings.target == "pixels":
             return {"target": PixelTarget(self.spec.patch_size).describe()}
+        if self.settings.target == "features":
+            facts = {"teacher": self.settings.teacher, "weights": self._teacher.fingerprint()}
+            return {"target": FeatureTarget(self._teacher.width(self._seen), self._seen, facts).describe()}
         description = read_head(self.settings.tokenizer)["description"]
         kind = kind_of(description)
         if kind is None:
@@ -116,6 +146,31 @@ class MIM(Stage):
             state = read_checkpoint(self.settings.tokenizer).state
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             objective.target.tokenizer.load_state_dict(own)
+
+    def prepare(  # type: ignore[override]
+        self, objective: MIMObjective, splits: Mapping[str, Records], accelerator: Accelerator
+    ) -> None:
+        """The teacher, which no checkpoint has. Raises UsageError where it is gone, DataError where it has changed."""
+        target = objective.target
+        if not isinstance(target, FeatureTarget):
+            return
+        if self._teacher.fingerprint() != target.facts["weights"]:
+            raise DataError(
+                f"stage.teacher={self.settings.teacher} has other weights than when this run began: bring them back, "
+                f"or begin anew with overwrite=true"
+            )
+        target.teach(self._teacher.to(accelerator.device))
+
+    @cached_property
+    def _teacher(self) -> Teacher:
+        with preserved_generators():  # networks are built with random weights first
+            return read_teacher(self.settings.teacher, self._seen)
+
+    @property
+    def _seen(self) -> tuple[int, int]:
+        """Height and width of the pictures that the teacher gets."""
+        side = self.settings.teacher_size
+        return (side, side) if side else self.config.data.size
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         target = build_target(meta["target"])
@@ -178,6 +233,8 @@ class MIMTransform:
         )
         if isinstance(target, TokenTarget):
             self.views.second_interpolation = InterpolationMode(target.tokenizer.interpolation)
+        elif isinstance(target, FeatureTarget):
+            self.views.second_interpolation = InterpolationMode.BICUBIC  # as pictures of any network
         patches = grid[0] * grid[1]
         masked = max(1, round(settings.mask_ratio * patches))
         self.mask: BlockwiseMask | RandomMask

@@ -9,6 +9,7 @@ from typing import Any
 from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
 from vlbeit.data.collate import collate
 from vlbeit.data.masked_text import MaskedText
+from vlbeit.data.packing import PackedTransform, packed
 from vlbeit.data.text import Tokenizer, choose_tokenizer
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import param_groups, vlmo_decays
@@ -25,6 +26,9 @@ class MLMSettings(Settings):
     """Settings of masked language modeling; the defaults are VLMo's."""
 
     probability: float = key(0.15, "share of words that is masked")
+    pack: bool = key(
+        False, "training texts packed into full sequences, without attention between them; false: one a row (VLMo)"
+    )
     freeze: str = key("auto", "auto: with init, attention and image parts are frozen (VLMo) | never: train all")
 
     def __post_init__(self) -> None:
@@ -43,6 +47,11 @@ class MLM(Stage):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.settings: MLMSettings = config.stage
+        require(
+            not self.settings.pack or config.model.text_tower == "own",
+            f"stage.pack=true packs texts for our own text tower: model.text_tower={config.model.text_tower} would let "
+            f"them see each other; leave one of the two",
+        )
 
     @property
     def on_tower(self) -> bool:
@@ -66,7 +75,11 @@ class MLM(Stage):
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         tokenizer = Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length)
-        return DataSpec(records, MLMTransform(MaskedText(tokenizer, self.settings.probability)), collate)
+        masked = MaskedText(tokenizer, self.settings.probability)
+        if train and self.settings.pack:
+            return DataSpec(packed(records, tokenizer, self.config.data.cache), PackedTransform(masked), collate)
+        # evaluated one text a row, packed or not: the numbers of both are of the same words
+        return DataSpec(records, MLMTransform(masked), collate)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         return {"logs": MeanLogs()}

@@ -18,7 +18,9 @@ from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import param_groups, vlmo_decays
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import encoder_spec
+from vlbeit.objectives.contrastive import GATHERS, LOSSES, ContrastRule, contrast_head
 from vlbeit.objectives.evaluation import MeanLogs
+from vlbeit.objectives.global_contrast import GlobalContrast
 from vlbeit.objectives.matching import DRAWS
 from vlbeit.objectives.vl import VLObjective
 from vlbeit.task import Stage
@@ -31,17 +33,36 @@ class VLSettings(Settings):
 
     mlm_weight: float = key(0.25, "weight of the masked-word loss beside contrast and matching")
     mlm_probability: float = key(0.15, "share of words that is masked")
+    contrastive: str = key(
+        "softmax", "softmax: each text among all pictures, as VLMo | sigmoid: pair by pair, as SigLIP"
+    )
+    gather: str = key(
+        "gradient", "gradient: as one process with the whole batch | published: none through the gather, as VLMo"
+    )
     negatives: str = key("sampled", "sampled: by their likelihood | hardest: always the likeliest")
+    same_picture_negatives: bool = key(
+        False, "whether other captions of a picture count as wrong ones in contrast and matching; VLMo: true"
+    )
+    cache_gradients: bool = key(
+        False, "contrast and negatives over the whole global batch at any micro_batch_size, for one more forward pass"
+    )
     min_scale: float = key(0.5, "smallest random crop as a share of the picture")
     hflip: float = key(0.0, "probability of a horizontal flip; differs from VLMo (0.5): it turns left into right")
     randaugment: bool = key(True, "RandAugment (2 operations, magnitude 7), as VLMo")
 
     def __post_init__(self) -> None:
+        one_of("stage.contrastive", self.contrastive, tuple(LOSSES))
+        one_of("stage.gather", self.gather, GATHERS)
         one_of("stage.negatives", self.negatives, tuple(DRAWS))
         require(self.mlm_weight >= 0, f"stage.mlm_weight={self.mlm_weight} must not be negative")
         require(0 < self.mlm_probability < 1, f"stage.mlm_probability={self.mlm_probability} must lie in (0, 1)")
         require(0 < self.min_scale <= 1, f"stage.min_scale={self.min_scale} must lie in (0, 1]")
         require(0 <= self.hflip <= 1, f"stage.hflip={self.hflip} must lie in [0, 1]")
+
+    @classmethod
+    def upgraded(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """Runs from before `same_picture_negatives` took every other pair for a negative."""
+        return {"same_picture_negatives": True, **stored}
 
 
 class VL(Stage):
@@ -56,10 +77,12 @@ class VL(Stage):
         super().__init__(config)
         self.settings: VLSettings = config.stage
         require(config.model.fused_layers > 0, "stage=vl needs model.fused_layers of at least 1")
-        own = config.global_batch_size if config.micro_batch_size == "auto" else config.micro_batch_size
+        whole = config.micro_batch_size == "auto" or self.settings.cache_gradients
+        own = config.global_batch_size if whole else config.micro_batch_size
         require(
             own * dist.world_size() > 1,
-            "stage=vl needs a global_batch_size and a micro_batch_size of at least 2: matching wants negatives",
+            "stage=vl needs a global_batch_size and a micro_batch_size of at least 2: matching wants negatives; with "
+            "stage.cache_gradients=true they come from the whole batch",
         )
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
@@ -70,8 +93,13 @@ class VL(Stage):
     def objective(self, meta: Meta) -> VLObjective:
         vocab_size = Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length).vocab_size
         spec = encoder_spec(self.config, experts=("image", "text"), fused=True, vocab_size=vocab_size, meta=meta)
-        draw = DRAWS[self.settings.negatives]
-        return VLObjective(MoMEEncoder(spec), vl_heads(spec.embed_dim, vocab_size), self.settings.mlm_weight, draw)
+        heads = vl_heads(spec.embed_dim, vocab_size, self.settings.contrastive)
+        return VLObjective(MoMEEncoder(spec), heads, self.settings.mlm_weight, self._contrast())
+
+    def _contrast(self) -> GlobalContrast:
+        settings = self.settings
+        rule = ContrastRule(settings.contrastive, settings.gather, settings.same_picture_negatives)
+        return GlobalContrast(rule, DRAWS[settings.negatives], settings.cache_gradients)
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         tokenizer = Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length)
@@ -99,12 +127,12 @@ class VL(Stage):
         return param_groups(objective, optim, vlmo_decays)
 
 
-def vl_heads(dim: int, vocab_size: int) -> Heads:
+def vl_heads(dim: int, vocab_size: int, contrastive: str = "softmax") -> Heads:
     """The five heads of the three losses."""
     return Heads(
         {
-            "contrast": {"kind": "contrast", "dim": dim},
-            "contrast_fused": {"kind": "contrast", "dim": dim},
+            "contrast": contrast_head(dim, contrastive),
+            "contrast_fused": contrast_head(dim, contrastive),
             "pooler": {"kind": "pooler", "dim": dim},
             "match": {"kind": "match", "dim": dim},
             "mlm": {"kind": "mlm", "dim": dim, "vocab_size": vocab_size},

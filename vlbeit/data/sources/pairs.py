@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vlbeit.data.index import cached_table
+from vlbeit.data.prepared import prepared_records
 from vlbeit.data.records import KINDS
 from vlbeit.data.sources.base import DataSource, missing_files, split_files
 from vlbeit.data.tables import TextTable, is_saved_table, saved_table
@@ -21,11 +22,16 @@ _LAYOUT = (
 
 
 class Pairs(DataSource):
-    """Images with captions: JSON lines with image and caption (paths relative to the file), or a `datasets` table."""
+    """Images with captions: JSON lines with image and caption (paths relative to the file), or a `datasets` table.
+
+    Of a root that `vlbeit prepare` made, what it wrote is read.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("pairs", "images", "text")
 
     def records(self, kind: str, split: str) -> Records:
+        if (prepared := prepared_records(self.root, kind, split, self.config.cache)) is not None:
+            return prepared
         if is_saved_table(self.root):
             files = []
         else:

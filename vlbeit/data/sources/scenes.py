@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +14,7 @@ from vlbeit.data.sources.base import DataSource
 from vlbeit.data.sources.coco import Coco
 from vlbeit.data.sources.imagefolder import ImageFolder
 from vlbeit.data.sources.masks import pair_records, split_folder
+from vlbeit.data.sources.nlvr2 import NLVR2
 from vlbeit.data.sources.pairs import Pairs
 from vlbeit.data.sources.text import Text
 from vlbeit.data.sources.vqa_v2 import VQAv2
@@ -38,7 +41,7 @@ class SceneMasks(DataSource):
 class Scenes(DataSource):
     """The built-in scenes (`vlbeit prepare scenes`): images, classes, text, captions, questions, masks, boxes."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("images", "labelled", "text", "pairs", "vqa", "masks", "boxes")
+    kinds: ClassVar[tuple[str, ...]] = ("images", "labelled", "text", "pairs", "vqa", "masks", "boxes", "nlvr2")
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -47,6 +50,7 @@ class Scenes(DataSource):
         self._readers: dict[str, DataSource] = {
             "images": questions, "labelled": folders, "text": text, "pairs": captions, "vqa": questions,
             "masks": SceneMasks(config), "boxes": Coco(config),
+            "nlvr2": NLVR2(replace(config, root=str(self.root / "nlvr2"))),
         }  # fmt: skip
 
     def check(self) -> None:
@@ -58,7 +62,18 @@ class Scenes(DataSource):
         super().check()
 
     def records(self, kind: str, split: str) -> Records:
+        if kind == "nlvr2" and not (self.root / "nlvr2").is_dir():
+            raise DataError(
+                f"{self.root} is of an older version, without statements about pairs of pictures; this adds them, and "
+                f"changes nothing: {self._preparation()}"
+            )
         return self._readers[kind].records(kind, split)
+
+    def _preparation(self) -> str:
+        """The command that made the folder."""
+        made = json.loads((self.root / "scenes.json").read_text(encoding="utf-8"))
+        options = " ".join(f"--{name} {made[name]}" for name in ("images", "size", "seed") if name in made)
+        return f"vlbeit prepare scenes --out {shlex.quote(str(self.root))} {options}"
 
     def question_file(self, split: str) -> Path | None:
         """As of VQA v2."""

@@ -1,4 +1,4 @@
-"""HTTP as downloads and the leaderboard client do it: the library, when to ask again, how long a server may ask for.
+"""HTTP as all that asks servers does it: the library, when to ask again, how long a server may ask for.
 
 httpx2 is what huggingface-hub is built on too: its errors are caught beside ours.
 """

@@ -1,0 +1,311 @@
+"""The pictures of a list of URLs as WebDataset shards: limited in rate, tried again, gone on with after any end.
+
+One thread decides what is asked for when and writes what came; the others wait for servers and make pictures small.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from vlbeit.data.records import ImageError
+from vlbeit.errors import DataError, Interrupted, UsageError
+from vlbeit.files import write_json
+from vlbeit.http import WAITS, httpx
+
+from .fetching import Bounds, Unfetched, client, fetch
+from .journal import compare
+from .pace import Pace
+from .preparation import alone
+from .progress import Report, counted
+from .resizing import Resize, resized
+from .tally import Tally
+from .tar_shards import NOT_FETCHED, NOT_READ, SUCCESS, Row, TarShard, stats_of
+from .url_lists import UrlList, Wish
+
+FACTS = "download.json"
+_LONGEST_WAIT = 300.0  # seconds that a server may ask for
+_SILENT = 100  # rows without any answer, one after the other, and it is asked whether there is a network at all
+_POLL = 0.5  # seconds
+
+# Options of all downloads: a type, and the text that --help shows.
+Threads = Annotated[int, "requests at a time"]
+PerSecond = Annotated[float, "requests a second to all hosts together; 0: no limit"]
+PerHost = Annotated[float, "requests a second to each host; 0: no limit"]
+ImageSize = Annotated[int, "side in pixels that larger pictures are brought to"]
+Retries = Annotated[int, "further tries after a timeout, a lost connection, 429 or 5xx"]
+MaxMB = Annotated[float, "pictures of more megabytes are not taken"]
+ShardRows = Annotated[int, "rows of the list a shard"]
+AllowLocal = Annotated[bool, "ask private and loopback addresses too"]
+
+
+class Manner(NamedTuple):
+    """How it is done. Of this only `image_size`, `resize` and `shard_rows` change what comes out."""
+
+    threads: int = 32
+    per_second: float = 100
+    per_host: float = 10
+    image_size: int = 384
+    resize: Resize = "keep_ratio"
+    retries: int = 2
+    max_mb: float = 20
+    shard_rows: int = 10_000
+    allow_local: bool = False
+
+    def check(self) -> None:
+        """Raise `UsageError` for a number out of range."""
+        least = {"threads": 1, "per_second": 0, "per_host": 0, "image_size": 32, "retries": 0, "shard_rows": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: give {low} or more")
+        if self.max_mb <= 0:
+            raise UsageError(f"--max-mb {self.max_mb}: give more than 0")
+
+
+def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Report | None) -> dict[str, Any]:
+    """Bring the pictures of each split's list to `out/SPLIT/`; returns what download.json holds.
+
+    Raises `UsageError` where `out` is something else's or was begun otherwise, `DataError` where no server answers or
+    not one picture came, `Interrupted` for Ctrl-C. The same call goes on behind what is there.
+    """
+    say = report or (lambda line: None)
+    manner.check()
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        facts = _begin(out, lists, manner, say)
+        for split, urls in lists.items():
+            folder = out / split
+            folder.mkdir(exist_ok=True)
+            tally = Tally(split, facts["arguments"]["rows"][split], say)
+            try:
+                _Download(folder, urls, tally, manner).run()
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"stopped; {out} knows {tally.done:,} of {tally.total:,} rows of {split}, and the same command "
+                    f"goes on behind them"
+                ) from None
+            facts["splits"][split] = {"rows": tally.total, "reasons": dict(tally.reasons.most_common())}
+            say(f"{split}: {tally.reasons[SUCCESS]:,} pictures of {tally.total:,} rows: {tally.shares(8)}")
+            if not tally.reasons[SUCCESS]:
+                raise DataError(f"{out}: not one picture of {split} came: {tally.shares(8)}")
+        write_json(out / FACTS, facts, indent=1)
+    say(f"wrote {out / FACTS}; NNNNN.parquet beside each shard names the rows that failed, and why")
+    return facts
+
+
+def _begin(out: Path, lists: Mapping[str, UrlList], manner: Manner, say: Report) -> dict[str, Any]:
+    """What download.json holds, written at the beginning with the arguments that a restart must have too."""
+    path = out / FACTS
+    arguments: dict[str, Any] = {
+        "from": {split: urls.prints() for split, urls in lists.items()},
+        **{name: getattr(manner, name) for name in ("image_size", "resize", "shard_rows")},
+    }
+    if path.is_file():
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            found = {name: value for name, value in facts["arguments"].items() if name != "rows"}
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"{path} is damaged ({error}); remove {out} and prepare it anew") from error
+        compare(out, found, arguments)
+        return facts
+    if any(entry.name != ".lock" for entry in out.iterdir()):
+        raise UsageError(f"{out} is there but was not begun by `vlbeit prepare`; choose another folder with --out")
+    arguments["rows"] = {
+        split: sum(1 for _ in counted(urls.rows(), "counting: {} rows", say)) for split, urls in lists.items()
+    }
+    if empty := [split for split, rows in arguments["rows"].items() if not rows]:
+        raise DataError(f"the list of {empty[0]} has no rows: {', '.join(map(str, lists[empty[0]].paths))}")
+    facts = {"version": 1, "arguments": arguments, "splits": {}}
+    write_json(path, facts, indent=1)
+    return facts
+
+
+@dataclass
+class _Task:
+    """A row that is asked for."""
+
+    row: int
+    wish: Wish
+    host: str
+    tries: int = 0
+
+
+class _Download:
+    """One split."""
+
+    def __init__(self, folder: Path, urls: UrlList, tally: Tally, manner: Manner) -> None:
+        self._folder, self._urls, self._tally, self._manner = folder, urls, tally, manner
+        self._pace: Pace[_Task] = Pace(manner.per_second, manner.per_host)
+        self._bounds = Bounds(int(manner.max_mb * 10**6), manner.allow_local)
+        self._shards: dict[int, TarShard] = {}  # in the making
+        self._whole: dict[int, bool] = {}
+        self._waiting = 0  # tasks that are neither recorded nor silent
+        self._running = 0
+        self._silent: list[Row] = []  # rows whose servers did not answer, the last ones of all
+        self._answered = ""  # an address that gave a picture
+        self._results: SimpleQueue[Future[tuple[_Task, Row | Unfetched]]] = SimpleQueue()
+
+    def run(self) -> None:
+        """Do all rows that are not done yet."""
+        rows = enumerate(self._urls.rows())
+        asker = client(self._manner.threads, self._bounds)
+        pool = ThreadPoolExecutor(self._manner.threads)
+        try:
+            while self._fill(rows) or self._waiting:
+                wait = self._start(pool, asker)
+                try:
+                    self._finished(self._results.get(timeout=min(wait, _POLL)), asker)
+                except Empty:
+                    continue
+            self._settle(asker)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            asker.close()
+            for shard in self._shards.values():
+                shard.close()
+
+    def _fill(self, rows: enumerate[Wish]) -> bool:
+        """Take in rows as long as not too many wait; returns whether there may be more."""
+        most = max(2 * self._manner.shard_rows, 4 * self._manner.threads)
+        while self._waiting < most:
+            row, wish = next(rows, (-1, Wish("", "")))
+            if row < 0:
+                return False
+            shard = self._shard(row // self._manner.shard_rows)
+            if shard is None or row in shard.done:
+                continue
+            if wish.fault:
+                self._record(Row(row, wish.url, wish.caption, NOT_FETCHED, wish.fault))
+                continue
+            host = _host(wish.url)
+            self._pace.put(_Task(row, wish, host), host)
+            self._waiting += 1
+        return True
+
+    def _start(self, pool: ThreadPoolExecutor, asker: httpx.Client) -> float:
+        """Send out what may go; returns the seconds until more may."""
+        while self._running < self._manner.threads:
+            task = self._pace.next(time.monotonic())
+            if not isinstance(task, _Task):
+                return max(task, 0.001)
+            pool.submit(self._work, asker, task).add_done_callback(self._results.put)
+            self._running += 1
+        return _POLL
+
+    def _work(self, asker: httpx.Client, task: _Task) -> tuple[_Task, Row | Unfetched]:
+        """In a thread: the row with its picture or its fault, or why nothing came."""
+        wish = task.wish
+        try:
+            data = fetch(asker, wish.url, self._bounds)
+            picture = resized(data, self._manner.image_size, self._manner.resize)
+            return task, Row(task.row, wish.url, wish.caption, SUCCESS, "", picture)
+        except Unfetched as error:
+            return task, error
+        except ImageError as error:
+            return task, Row(task.row, wish.url, wish.caption, NOT_READ, _fault(error))
+
+    def _finished(self, future: Future[tuple[_Task, Row | Unfetched]], asker: httpx.Client) -> None:
+        self._running -= 1
+        task, found = future.result()
+        now = time.monotonic()
+        if isinstance(found, Unfetched):
+            wait = max(min(found.wait, _LONGEST_WAIT), WAITS[min(task.tries, len(WAITS) - 1)])
+            if found.wait:
+                self._pace.delay(task.host, now + wait)
+            if found.again and task.tries < self._manner.retries:
+                task.tries += 1
+                self._pace.put(task, task.host, now + wait)
+                return
+        self._waiting -= 1
+        wish = task.wish
+        if isinstance(found, Unfetched) and not found.answered:
+            self._silent.append(Row(task.row, wish.url, wish.caption, NOT_FETCHED, found.reason))
+            if len(self._silent) >= _SILENT:
+                self._settle(asker)
+            return
+        if isinstance(found, Row):
+            self._answered = wish.url
+        else:
+            found = Row(task.row, wish.url, wish.caption, NOT_FETCHED, found.reason)
+        for row in (*self._silent, found):
+            self._record(row)
+        self._silent.clear()
+
+    def _settle(self, asker: httpx.Client) -> None:
+        """Record the rows whose servers were silent, if it was they: an address that answered before must do so again.
+
+        Else `DataError`: rows that failed for want of a network are not counted as failed.
+        """
+        if self._silent and not self._network(asker):
+            first = self._silent[0]
+            raise DataError(
+                f"no server answers any more: {len(self._silent)} rows without an answer, the first {first.url} "
+                f"({first.reason}); when the network is there the same command goes on"
+            )
+        for row in self._silent:
+            self._record(row)
+        self._silent.clear()
+
+    def _network(self, asker: httpx.Client) -> bool:
+        if not self._answered:
+            return False
+        try:
+            fetch(asker, self._answered, self._bounds)
+        except Unfetched as error:
+            return error.answered
+        return True
+
+    def _record(self, row: Row) -> None:
+        shard = self._shards[row.number // self._manner.shard_rows]
+        shard.add(row)
+        self._tally.add(row.reason or SUCCESS)
+        self._close(shard)
+
+    def _shard(self, number: int) -> TarShard | None:
+        """The shard in the making, taken up where it is half done; None where it is whole."""
+        if number in self._shards:
+            return self._shards[number]
+        if number not in self._whole:
+            stats = stats_of(self._folder, number)
+            self._whole[number] = stats is not None
+            if stats is not None:
+                self._tally.found(stats["status_dict"])
+            else:
+                per_shard = self._manner.shard_rows
+                rows = min(per_shard, self._tally.total - number * per_shard)
+                shard = self._shards[number] = TarShard(self._folder, number, rows, per_shard)
+                self._tally.found(shard.reasons())
+                self._answered = self._answered or shard.address
+                self._close(shard)
+        return self._shards.get(number)
+
+    def _close(self, shard: TarShard) -> None:
+        if shard.full:
+            shard.finish()
+            del self._shards[shard.number]
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _fault(error: ImageError) -> str:
+    """One of a few reasons, so that they can be counted."""
+    text = str(error)
+    known = ("not an image in a known format", "smaller than 16 pixels", "decompression bomb")
+    return next((reason for reason in known if reason in text), "cannot be read")

@@ -1,0 +1,122 @@
+"""One picture from one address: what came, or why it did not and whether to ask again."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.request import getproxies
+
+import httpcore2
+
+from vlbeit.http import LATER, httpx, open_client, retry_after
+
+from .addresses import PublicTransport, Refused, is_public
+
+REDIRECTS = 5
+SECONDS = 10.0  # to connect, and without a byte
+LONGEST = 60.0  # seconds for a whole picture
+_OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex"}  # of X-Robots-Tag, as img2dataset honours them
+_MOVED = {301, 302, 303, 307, 308}
+_NETWORK = (httpx.TransportError, httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, OSError)
+_TIMEOUT = (httpx.TimeoutException, httpcore2.TimeoutException)
+
+
+class Bounds(NamedTuple):
+    """What is asked of a server at most."""
+
+    bytes: int
+    allow_local: bool = False
+
+
+class Unfetched(Exception):
+    """Why an address gave no picture; the reason is one of few, so that it can be counted."""
+
+    def __init__(self, reason: str, *, again: bool = False, wait: float = 0.0, answered: bool = True) -> None:
+        """`again`: another try may help; `wait`: seconds that the server asks for; `answered`: a server was there."""
+        super().__init__(reason)
+        self.reason, self.again, self.wait, self.answered = reason, again, wait, answered
+
+
+def client(connections: int, bounds: Bounds) -> httpx.Client:
+    """For `fetch`. Where the environment names a proxy it connects, and it looks up the names: only literal addresses
+    are checked then. UsageError where that proxy cannot be used."""
+    timeout = httpx.Timeout(SECONDS, pool=LONGEST)
+    headers = {"Accept-Encoding": "identity", "Accept": "image/*,*/*;q=0.5"}
+    if bounds.allow_local or getproxies():
+        limits = httpx.Limits(max_connections=connections)
+        return open_client(timeout=timeout, headers=headers, limits=limits, trust_env=not bounds.allow_local)
+    return open_client(timeout=timeout, headers=headers, transport=PublicTransport(connections))
+
+
+def fetch(asker: httpx.Client, address: str, bounds: Bounds) -> bytes:
+    """The bytes at an address. Raises `Unfetched`."""
+    try:
+        url = httpx.URL(address)
+        for _ in range(REDIRECTS + 1):
+            _check(url, bounds)
+            with asker.stream("GET", url) as response:
+                if response.status_code not in _MOVED:
+                    return _body(response, bounds.bytes)
+                url = url.join(response.headers.get("location", ""))
+        raise Unfetched(f"more than {REDIRECTS} redirects")
+    except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+        raise Unfetched("no URL that can be asked for") from error
+    except Refused as error:
+        raise Unfetched(f"refused: {error}") from error
+    except _NETWORK as error:
+        raise _failure(error) from error
+
+
+def _check(url: httpx.URL, bounds: Bounds) -> None:
+    if url.scheme not in ("http", "https") or not url.host:
+        raise Unfetched("no URL that can be asked for")
+    if not bounds.allow_local and getproxies():  # else the transport looks at every address
+        try:
+            public = is_public(ipaddress.ip_address(url.host))
+        except ValueError:  # a name
+            public = url.host != "localhost" and not url.host.endswith(".localhost")
+        if not public:
+            raise Refused("private or loopback address")
+
+
+def _body(response: httpx.Response, most: int) -> bytes:
+    status = response.status_code
+    if status != 200:
+        wait = retry_after(response) if status in (429, 503) else 0.0
+        raise Unfetched(f"HTTP {status}", again=status in LATER, wait=wait)
+    if refused := _OPT_OUT & set(_directives(response)):
+        raise Unfetched(f"opted out: X-Robots-Tag {min(refused)}")
+    if response.headers.get("content-type", "").startswith("text/html"):
+        raise Unfetched("a web page instead of a picture")
+    if int(response.headers.get("content-length", "0") or 0) > most:
+        raise Unfetched(f"more than {most / 10**6:g} MB")
+    parts, size, started = [], 0, time.monotonic()
+    for chunk in response.iter_raw():
+        parts.append(chunk)
+        size += len(chunk)
+        if size > most:
+            raise Unfetched(f"more than {most / 10**6:g} MB")
+        if time.monotonic() - started > LONGEST:
+            raise Unfetched("too slow", again=True)
+    return b"".join(parts)
+
+
+def _directives(response: httpx.Response) -> Iterator[str]:
+    """Of X-Robots-Tag, those that are not meant for one crawler alone (`googlebot: noindex`)."""
+    for line in response.headers.get_list("x-robots-tag"):
+        if ":" not in line:
+            yield from (part.strip().lower() for part in line.split(","))
+
+
+def _failure(error: Exception) -> Unfetched:
+    causes = [error, error.__cause__, error.__context__]
+    if any(isinstance(cause, _TIMEOUT) for cause in causes):
+        return Unfetched("timed out", again=True, answered=False)
+    if any(isinstance(cause, ssl.SSLError) for cause in causes) or "certificate" in str(error).lower():
+        return Unfetched("no valid certificate")
+    if "no such host" in str(error) or "Name or service not known" in str(error):
+        return Unfetched("no such host", answered=False)
+    return Unfetched("connection failed", again=True, answered=False)

@@ -1,0 +1,129 @@
+"""The dual encoder of retrieval: each modality through its own experts, contrast alone (VLMo's fine-tuning).
+
+Legend: B batch, T text tokens, E width of the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlbeit.models.encoder import MoMEEncoder, join
+from vlbeit.models.heads import Heads
+from vlbeit.objectives.base import Objective
+from vlbeit.objectives.contrastive import contrast_head
+from vlbeit.objectives.global_contrast import GlobalContrast
+from vlbeit.objectives.matching import Negatives
+from vlbeit.types import Batch, StepOutput, Tokens
+
+
+def retrieval_heads(dim: int, contrastive: str, matching: bool) -> Heads:
+    """`contrast` for a loss of `vlbeit.objectives.contrastive`, and for matching `pooler` and `match`."""
+    specs = {"contrast": contrast_head(dim, contrastive)}
+    if matching:
+        specs |= {name: {"kind": kind, "dim": dim} for name, kind in (("pooler", "pooler"), ("match", "match"))}
+    return Heads(specs)
+
+
+class RetrievalObjective(Objective):
+    """Losses `itc` and, with a weight, `itm`.
+
+    Args:
+        encoder: with image and text experts; with fused ones and the heads `pooler` and `match` it also compares a
+            text and a picture word by patch.
+        heads: as of `retrieval_heads`.
+        contrast: what is compared, over which batches; it draws negatives where there is a matching loss.
+        matching_weight: of the matching loss; 0: what only the fused pass uses is kept as it came, frozen.
+    """
+
+    def __init__(
+        self, encoder: MoMEEncoder, heads: Heads, contrast: GlobalContrast, matching_weight: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = heads
+        self.contrast = contrast
+        self.matching_weight = matching_weight
+        if not matching_weight:
+            for name, parameter in self.named_parameters():
+                if _of_fused_pass(name):
+                    parameter.requires_grad_(False)
+
+    @property
+    def matches(self) -> bool:
+        """Whether it has a matching head."""
+        return "match" in self.heads
+
+    def image_vectors(self, image_BCHW: Tensor) -> Tensor:
+        """Pictures [B, 3, height, width] -> unit vectors [B, E]."""
+        return self.heads["contrast"].embed_image(self.encoder(self.encoder.embed_image(image_BCHW)).x_BLD)
+
+    def text_vectors(self, ids_BT: Tensor, keep_BT: Tensor | None = None) -> Tensor:
+        """Texts [B, T] -> unit vectors [B, E]."""
+        return self.heads["contrast"].embed_text(self.encoder(self.encoder.embed_text(ids_BT, keep_BT)).x_BLD)
+
+    def match_logits(self, ids_BT: Tensor, keep_BT: Tensor | None, pictures: Tokens) -> Tensor:
+        """Texts and as many embedded pictures -> logits [B, 2] of mismatch and match, by the fused experts."""
+        both = self.encoder(join(self.encoder.embed_text(ids_BT, keep_BT), pictures))
+        return self.heads["match"](self.heads["pooler"](both.x_BLD))
+
+    def survey(self, batches: list[Batch], look: Callable[[int], tuple[Any, ...]]) -> list[Batch]:
+        """Contrast and negatives of the whole step, where they are to be cached and it is more than one micro-batch."""
+        return batches if len(batches) == 1 else self.contrast.survey(batches, look)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """`itc`: pairs; `itm`, if it is trained: one match a pair, and two mismatches where there are any."""
+        pairs, device = len(batch["text_ids"]), batch["text_ids"].device
+        counts = {"itc": torch.as_tensor(pairs, device=device)}
+        if self.matching_weight:
+            counts["itm"] = torch.as_tensor(pairs + 2 * self.contrast.with_negatives(batch), device=device)
+        return counts
+
+    def forward(self, batch: Batch, counts: dict[str, Tensor]) -> StepOutput:
+        """Losses `itc` and perhaps `itm`; the same names with `_accuracy` in the logs."""
+        encoder = self.encoder
+        text = encoder(encoder.embed_text(batch["text_ids"], batch["text_keep"]))
+        pair = self.heads["contrast"](text.x_BLD, encoder(encoder.embed_image(batch["image"])).x_BLD)
+        if not counts:
+            return StepOutput({}, {}, (pair,))
+        terms_B, hits_B, negatives = self.contrast((pair,), batch)
+        losses = {"itc": terms_B.sum() / counts["itc"]}
+        logs = {"itc": _log(terms_B), "itc_accuracy": _log(hits_B)}
+        if self.matching_weight:
+            assert negatives is not None, "the contrast draws them"
+            itm, hits = self._match(batch, negatives)
+            losses["itm"] = self.matching_weight * itm.sum() / counts["itm"]
+            logs |= {"itm": _log(itm), "itm_accuracy": _log(hits)}
+        return StepOutput(losses, logs)
+
+    def _match(self, batch: Batch, negatives: Negatives) -> tuple[Tensor, Tensor]:
+        """Terms and hits of true pairs, of texts with wrong pictures and of pictures with wrong texts."""
+        ids, keep, image = batch["text_ids"], batch["text_keep"].bool(), batch["image"]
+        extra = (0, negatives.text_ids.shape[1] - ids.shape[1])  # to the longest of all
+        ids, keep = F.pad(ids, extra), F.pad(keep, extra)
+        logits = self.match_logits(
+            torch.cat([ids, ids, negatives.text_ids]),
+            torch.cat([keep, keep, negatives.text_keep]),
+            self.encoder.embed_image(torch.cat([image, negatives.image, image])),
+        )
+        labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        labels[: len(ids)] = 1
+        there = torch.cat([torch.ones_like(negatives.there_B), *[negatives.there_B] * 2])
+        return F.cross_entropy(logits, labels, reduction="none")[there], (logits.argmax(1) == labels)[there]
+
+    def describe(self) -> dict[str, Any]:
+        return {"encoder": self.encoder.spec.to_dict(), "heads": self.heads.specs}
+
+
+def _log(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.detach().sum(), torch.as_tensor(values.numel(), device=values.device)
+
+
+def _of_fused_pass(name: str) -> bool:
+    """Whether a parameter has a say only where a text and a picture are one sequence."""
+    parts = name.split(".")
+    return "fused" in parts or name.startswith(("heads.pooler.", "heads.match.")) or parts[-1] == "cross"

@@ -1,0 +1,189 @@
+"""The best texts for a picture, the best pictures of a folder for a text.
+
+Legend: P pictures, M texts, E width of the vectors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlbeit.config import DataConfig
+from vlbeit.data.collate import collate
+from vlbeit.data.loader import EvalLoader
+from vlbeit.data.records import ListRecords, open_image
+from vlbeit.data.sources.base import walk_images
+from vlbeit.data.text import Tokenizer
+from vlbeit.data.transforms import EvalImage
+from vlbeit.engine.progress import counting
+from vlbeit.errors import DataError, UsageError
+from vlbeit.models.features import digest
+from vlbeit.types import DataSpec
+
+from .folder import FolderVectors
+from .objective import RetrievalObjective
+from .records import PictureAlone
+from .reranking import match_scores, placed, text_tensors
+
+log = logging.getLogger(__name__)
+
+_PICTURES, _TEXTS = 32, 256  # that go through a tower at a time
+
+
+class FoundText(NamedTuple):
+    """A text and how near it is to the picture."""
+
+    text: str
+    similarity: float  # cosine
+
+
+class FoundPicture(NamedTuple):
+    """A picture and how near it is to the text."""
+
+    picture: str
+    similarity: float
+
+
+class MatchedText(NamedTuple):
+    """A text of the first ones, put in order by the fused experts."""
+
+    text: str
+    match: float  # probability
+    similarity: float
+
+
+class MatchedPicture(NamedTuple):
+    """A picture of the first ones, put in order by the fused experts."""
+
+    picture: str
+    match: float
+    similarity: float
+
+
+class RetrievalPredictor:
+    """Compares pictures and texts by their vectors; with `rerank` the first so many by the fused experts too.
+
+    Args:
+        objective: on its device.
+        image: a PIL picture to a tensor.
+        data: of the run: cache, loader processes and what pictures are normalised by.
+        rerank: how many; 0: none.
+    """
+
+    def __init__(
+        self, objective: RetrievalObjective, image: EvalImage, tokenizer: Tokenizer, data: DataConfig, rerank: int = 0
+    ) -> None:
+        self.objective: Any = objective.eval()
+        self.image, self.tokenizer, self.data, self.rerank = image, tokenizer, data, rerank
+
+    def __call__(self, image: Any, text: str | None = None, *, top: int = 5) -> Sequence[FoundText | MatchedText]:
+        """A picture and texts, a line each -> the best `top`. Raises UsageError without a text."""
+        texts = [line.strip() for line in (text or "").splitlines() if line.strip()]
+        if not texts:
+            raise UsageError(
+                "a retrieval run needs what it is to search: vlbeit predict RUN picture.jpg --texts FILE, "
+                'or vlbeit predict RUN "a red circle" --images DIR'
+            )
+        return self.texts(image, texts, top=top)
+
+    @torch.no_grad()
+    def texts(self, image: Any, texts: Sequence[str], *, top: int = 5) -> Sequence[FoundText | MatchedText]:
+        """Path, bytes or PIL image -> the `top` nearest of the texts, best first.
+
+        Raises ImageError for a picture that cannot be read, UsageError without a text.
+        """
+        if not texts:
+            raise UsageError("there are no texts to choose from")
+        look = placed(self.image(open_image(image))[None], self.objective)
+        vector_E = self.objective.image_vectors(look).float()[0].cpu()
+        similarity_M = self._text_vectors(texts) @ vector_E
+        first = _best(similarity_M, max(top, self.rerank))
+        if not self.rerank:
+            return [FoundText(texts[place], float(similarity_M[place])) for place in first]
+        picture = self.objective.encoder.embed_image(look)
+        scores = match_scores(self.objective, self.tokenizer, picture, [texts[place] for place in first])
+        order = _by(first, scores)[:top]
+        return [MatchedText(texts[p], _probability(s), float(similarity_M[p])) for p, s in order]
+
+    @torch.no_grad()
+    def pictures(self, text: str, folder: str | Path, *, top: int = 5) -> Sequence[FoundPicture | MatchedPicture]:
+        """A text -> the `top` nearest pictures below a folder, best first. Vectors of pictures are kept in the cache.
+
+        Raises UsageError for an empty text, DataError where the folder has no picture that can be read.
+        """
+        if not text.strip():
+            raise UsageError("the text is empty: say what is to be found")
+        folder = Path(folder).expanduser()
+        paths = [Path(top_folder, name) for top_folder, names in walk_images(folder) for name in names]
+        kept = FolderVectors(self.data.cache, self._facts, folder)(paths, self._picture_vectors)
+        if not kept.pictures:
+            raise DataError(f"{folder} has no picture that can be read")
+        if kept.unreadable:
+            log.warning("%d of %d pictures cannot be read and are left out", len(kept.unreadable), len(paths))
+        similarity_P = torch.from_numpy(kept.vectors_PE) @ self._text_vectors([text])[0]
+        first = _best(similarity_P, max(top, self.rerank))
+        if not self.rerank:
+            return [FoundPicture(str(kept.pictures[place]), float(similarity_P[place])) for place in first]
+        scores = [self._match(kept.pictures[place], text) for place in first]
+        order = _by(first, scores)[:top]
+        return [MatchedPicture(str(kept.pictures[p]), _probability(s), float(similarity_P[p])) for p, s in order]
+
+    @cached_property
+    def _facts(self) -> str:
+        """What the vectors of pictures hang on."""
+        weights = digest(self.objective.encoder, [self.objective.heads["contrast"]])
+        view = {"size": self.image.size, "mean": self.image.mean, "std": self.image.std}
+        return json.dumps([weights, view])
+
+    def _match(self, path: Path, text: str) -> float:
+        look = placed(self.image(open_image(path))[None], self.objective)
+        return float(match_scores(self.objective, self.tokenizer, self.objective.encoder.embed_image(look), [text])[0])
+
+    def _text_vectors(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors [M, E] on the CPU."""
+        parts = []
+        with counting("read texts", len(texts)) as add:
+            for start in range(0, len(texts), _TEXTS):
+                some = texts[start : start + _TEXTS]
+                parts.append(
+                    self.objective.text_vectors(*text_tensors(self.objective, self.tokenizer, some)).float().cpu()
+                )
+                add(len(some))
+        return torch.cat(parts)
+
+    def _picture_vectors(self, paths: Sequence[Path]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """A few at a time; those that cannot be read are left out, which the log names."""
+        records = ListRecords([{"id": str(path), "image": str(path)} for path in paths])
+        spec = DataSpec(records, PictureAlone(self.image), collate)
+        workers = self.data.workers if len(paths) > _PICTURES else 0
+        loader = EvalLoader(spec, batch_size=_PICTURES, workers=workers, max_bad_fraction=1.0)
+        place_of = {str(path): place for place, path in enumerate(paths)}
+        with counting("read pictures", len(paths)) as add:
+            for batch in loader:
+                vectors_BE = self.objective.image_vectors(placed(batch["image"], self.objective)).float().cpu().numpy()
+                bad = set(batch["bad"])
+                rows = [row for row, name in enumerate(batch["sample_id"]) if name not in bad]
+                yield [place_of[batch["sample_id"][row]] for row in rows], vectors_BE[rows]
+                add(len(batch["sample_id"]))
+
+
+def _best(similarity_N: Tensor, count: int) -> list[int]:
+    """Places of the nearest, best first; of equal ones the first."""
+    return similarity_N.sort(descending=True, stable=True).indices[: max(count, 1)].tolist()
+
+
+def _by(places: Sequence[int], scores: Sequence[float] | np.ndarray) -> list[tuple[int, float]]:
+    """Places with their scores, the highest first."""
+    return sorted(zip(places, map(float, scores), strict=True), key=lambda pair: -pair[1])
+
+
+def _probability(log_odds: float) -> float:
+    return float(torch.tensor(log_odds).sigmoid())
