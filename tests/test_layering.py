@@ -14,8 +14,7 @@ ROOT = Path(__file__).parents[1]
 MOUNTS = {"vlbeit": "vlbeit", "vlbeit.tasks": "tasks", "vlbeit.data_prep": "data_prep", "vlbeit.configs": "configs"}
 # A module imports from rows before its own, and from its own unit. A unit is the longest name here that it begins with.
 ROWS = (
-    ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "bootstrap", "slurm"),
-    ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "http", "bootstrap"),
+    ("types", "errors", "registry", "dist", "config", "files", "table", "hub", "http", "bootstrap", "slurm"),
     ("nn", "data"),
     ("models",),
     ("objectives", "engine"),
@@ -25,8 +24,7 @@ ROWS = (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
         "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes", "scoring",
         "submitting", "submission", "asked", "answer_parts", "ledger", "leaderboard",
-        "health", "multirun",
-        "health", "planning",
+        "health", "planning", "multirun",
         "submitting", "submission", "asked", "answer_parts", "ledger", "evaluation_file", "comparing",
     ),
     ("cli",),

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlbeit.models.encoder import MoMEEncoder, join, split
 from vlbeit.models.heads import Compared, Heads
 from vlbeit.objectives.base import Objective
-from vlbeit.objectives.contrastive import ContrastRule
+from vlbeit.objectives.contrastive import ContrastRule, learned_logs
 from vlbeit.objectives.global_contrast import GlobalContrast
 from vlbeit.objectives.matching import Negatives
 from vlbeit.objectives.mlm import IGNORED, masked_word_terms
@@ -59,7 +59,7 @@ class VLObjective(Objective):
         }
 
     def forward(self, batch: Batch, counts: dict[str, Tensor]) -> StepOutput:
-        """Losses `itc`, `itm`, `mlm`; the same names with `_accuracy` in the logs."""
+        """Losses `itc`, `itm`, `mlm`; the same names with `_accuracy` in the logs, beside what contrast learns."""
         pairs = self._features(batch)
         if not counts:
             return StepOutput({}, {}, pairs)
@@ -70,7 +70,7 @@ class VLObjective(Objective):
         labels[: len(itc_B)] = 1
         there = torch.cat([torch.ones_like(negatives.there_B), *[negatives.there_B] * 2])
         itm = F.cross_entropy(match_logits, labels, reduction="none")[there]
-        logs = {"itc": _log(itc_B), "itc_accuracy": _log(hits_B)}
+        logs = {"itc": _log(itc_B), "itc_accuracy": _log(hits_B), **learned_logs(pairs)}
         logs |= mlm_logs | {"itm": _log(itm), "itm_accuracy": _log((match_logits.argmax(1) == labels)[there])}
         losses = {
             "itc": itc_B.sum() / counts["itc"],
