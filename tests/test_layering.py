@@ -24,7 +24,7 @@ ROWS = (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
         "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes", "scoring",
         "submitting", "submission", "asked", "answer_parts", "ledger", "leaderboard",
-        "health", "planning", "multirun",
+        "health", "planning", "searching", "multirun",
         "submitting", "submission", "asked", "answer_parts", "ledger", "evaluation_file", "comparing",
     ),
     ("cli",),
