@@ -62,7 +62,7 @@ class Job:
             print(f"error: {error}", file=sys.stderr, flush=True)
             if isinstance(error, Interrupted):
                 dist.leave()
-                if error.signal == task._usr_sig():
+                if error.signal is not None and error.signal == task._usr_sig():
                     signal.raise_signal(error.signal)  # submitit listens again: the first task queues the job anew
             raise
         dist.leave()

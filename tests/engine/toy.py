@@ -24,6 +24,7 @@ from vlbeit.config import OptimConfig
 from vlbeit.engine import checkpoint, folder
 from vlbeit.engine.callbacks import Callbacks
 from vlbeit.engine.device import make_accelerator
+from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.folder import RunFolder
 from vlbeit.engine.loop import Engine
 from vlbeit.engine.optim import build_optimizer
@@ -190,6 +191,26 @@ def deadly(function: Callable[..., Any], call: int) -> Callable[..., Any]:
     return killing
 
 
+class Stopping:
+    """An evaluator that gets a signal on rank 1, in the second of its batches."""
+
+    batches = 0
+
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        self.batches += 1
+        if dist.rank() == 1 and self.batches == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            raise AssertionError("not broken off")
+
+    def compute(self) -> dict[str, float]:
+        raise AssertionError("one of the processes has not seen all")
+
+
+def broken_off_on_rank_1(model: nn.Module) -> dict[str, float]:
+    batches = [{"sample_id": ["a"]}] * 3
+    return run_evaluators(model, batches, {"it": Stopping()}, make_accelerator("cpu", "fp64"), 6)
+
+
 def one_of_two(root: Path) -> None:
     """What one of two processes does: a whole run, one with a NaN on rank 1, one where only rank 1 is stopped."""
     make_accelerator("cpu", "fp64")  # the process group, before anything asks for ranks
@@ -202,6 +223,10 @@ def one_of_two(root: Path) -> None:
             make_engine(root / name, stream=stream, **own).fit()
         except UserError as error:
             log[name] = str(error)
+    try:
+        make_engine(root / "evaluation", callbacks=Callbacks(broken_off_on_rank_1, export), **own).fit()
+    except UserError as error:
+        log["evaluation"] = str(error)
     (root / f"rank{dist.rank()}.json").write_text(json.dumps(log))
     dist.barrier()
 

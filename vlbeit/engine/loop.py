@@ -98,9 +98,9 @@ class Engine:
         """
         self.restore()
         with preserved_generators(), listening() as stop, stop.breaking_off(False), ExitStack() as at_end:
-            self.sinks = open_sinks(self.accelerator, self.plan, self.state.step, self.folder)
-            for closing in (*self.sinks, *filter(None, [self.saver])):
-                at_end.callback(closing.close)
+            self.sinks = open_sinks(self.accelerator, self.plan, self.state.step, self.folder, at_end)
+            if self.saver is not None:
+                at_end.callback(self.saver.close)
             self.objective.train()
             self.meter.restart(self.state.samples)
             steps = self.stream.steps(self.state.step, self.plan.steps)
@@ -262,7 +262,7 @@ class Engine:
             self._save()
         if self.saver is not None:
             self.saver.finish()
-        interrupted = Interrupted(self.plan.farewell(self.state.step, self.folder and self.folder.path))
+        interrupted = Interrupted(self.plan.farewell(self.state.step, self.folder.path if self.folder else None))
         interrupted.signal = stop.number
         raise interrupted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -15,8 +16,13 @@ from vlbeit.engine.sinks import JsonLines, Sink, Terminal, Trackers
 from vlbeit.files import write_json
 
 
-def open_sinks(accelerator: Accelerator, plan: FitPlan, start: int, folder: RunFolder | None) -> list[Sink]:
-    """File, terminal, trackers and profiler on the main process, for what follows step `start`; none elsewhere."""
+def open_sinks(
+    accelerator: Accelerator, plan: FitPlan, start: int, folder: RunFolder | None, at_end: ExitStack
+) -> list[Sink]:
+    """File, terminal, trackers and profiler on the main process, for what follows step `start`; none elsewhere.
+
+    They are closed with `at_end`.
+    """
     if not dist.is_main() or start >= plan.steps:
         return []
     sinks: list[Sink] = [Terminal(start, plan.steps)]
@@ -30,4 +36,6 @@ def open_sinks(accelerator: Accelerator, plan: FitPlan, start: int, folder: RunF
         sinks.append(Trackers(accelerator, "vlbeit", path, start, plan.settings))
     if plan.profile:
         sinks.append(Profile(path / "profile", start, plan.profile))
+    for sink in sinks:
+        at_end.callback(sink.close)
     return sinks
