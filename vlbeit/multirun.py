@@ -59,7 +59,8 @@ class Job:
         try:
             launch.train(config, command, typed, self.profile)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            if not error.quiet:
+                print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr, flush=True)
             if isinstance(error, Interrupted):
                 dist.leave()
                 if error.signal is not None and error.signal == task._usr_sig():
