@@ -25,7 +25,7 @@ from .scene_world import Scene, make_scene
 
 FOLDER = "nlvr2"
 SPLITS = {"train": "train", "dev": "val", "test1": "test"}  # here -> whose buckets its scenes have
-_PICTURES_A_SET = 4  # of the other files there are so many for each set
+_PICTURES_A_SET = 2  # of the other files there are so many for each set
 _SETS_A_DIRECTORY = 100
 
 

@@ -54,7 +54,7 @@ def _number(scene: Scene, words: Words) -> int:
 
 def _words(rng: Random) -> Words:
     """Of what is spoken: mostly a colour or a shape, which are there in about every second picture."""
-    chosen = rng.choices((("shape",), ("color",), ("color", "shape")), weights=(5, 4, 2))[0]
+    chosen = rng.choices((("shape",), ("color",), ("color", "shape")), weights=(5, 4, 1))[0]
     values = {"shape": SHAPES, "color": COLORS}
     return {name: rng.choice(values[name]) for name in chosen}
 
@@ -144,4 +144,7 @@ def _placed(rng: Random) -> Statement:
     return Statement(text, holds)
 
 
-_KINDS = (_both, _both, _either, _only_one, _neither, _total, _total, _more, _as_many, _sides, _placed)
+_KINDS = (  # most are about what is there, which is learned before numbers and places
+    *(_both, _both, _both, _either, _either, _neither, _neither, _only_one),
+    *(_total, _more, _as_many, _sides, _placed),
+)

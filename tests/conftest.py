@@ -84,6 +84,12 @@ def tokenizer_files(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     return load_module(Path(__file__).with_name("tokenizer_files.py"))
 
 
+@pytest.fixture(scope="session")
+def made(load_module: Callable[[Path], ModuleType]) -> ModuleType:
+    """The module shard_files.py beside this file."""
+    return load_module(Path(__file__).with_name("shard_files.py"))
+
+
 @pytest.fixture
 def again(scenes: Path) -> dict[str, list[str]]:
     """The words of `vlbeit train` that made each run of the chain."""

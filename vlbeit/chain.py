@@ -20,7 +20,7 @@ from vlbeit.models.foreign import is_foreign
 from vlbeit.task import Recipe, Stage
 
 BUILT_IN = "scenes"
-_USUAL = {"vqa": ("vqa_v2",)}  # the source to name where many give a kind of record
+_USUAL = {"vqa": ("vqa_v2",), "pairs": ("pairs",), "text": ("text",)}  # the source to name where many give a kind
 
 
 def recipe_of(config: RunConfig) -> Recipe:
@@ -200,6 +200,7 @@ def data_words(config: RunConfig, kind: str) -> str:
     """Words for records of a kind: this run's source where it gives them, else one that does."""
     if kind in registry.get("data", config.data.name).kinds:
         words = [f"data={config.data.name}", f"data.root={shlex.quote(config.data.root)}"]
+        words += [shlex.quote(f"data.mix=[{','.join(config.data.mix)}]")] if config.data.mix else []
     else:
         others = [*_USUAL.get(kind, ()), *(name for name in registry.names("data") if name != BUILT_IN)]
         words = [f"data={next(name for name in others if kind in registry.get('data', name).kinds)}", "data.root=DIR"]

@@ -35,9 +35,9 @@ from vlbeit.task import Stage, Task
 GROUPS = ("stage", "task", "model", "data", "recipe")
 _NAMES = {f"{group}.name" for group in GROUPS}  # set by the group itself
 MAY_DIFFER = (
-    "epochs", "steps", "device", "run", "resume", "overwrite", "data.workers", "data.cache", "data.max_bad_fraction",
-    "engine.save_every", "engine.log_every", "engine.checkpoint", "engine.async_save", "engine.timeout",
-    "engine.max_skipped", "engine.trackers", "task.controls",
+    "epochs", "steps", "device", "run", "resume", "overwrite", "data.workers", "data.cache", "data.cache_gb",
+    "data.max_bad_fraction", "engine.save_every", "engine.log_every", "engine.checkpoint", "engine.async_save",
+    "engine.timeout", "engine.max_skipped", "engine.trackers", "task.controls",
 )  # fmt: skip
 _TYPE_NAMES: dict[type[Node], str] = {
     FloatNode: "a number",
@@ -105,10 +105,12 @@ def compose_many(arguments: Sequence[str]) -> list[Composed]:
 def override(config: RunConfig, arguments: Iterable[str]) -> RunConfig:
     """A config with some keys changed, as `vlbeit evaluate RUN data.root=DIR` does; `data=NAME` changes the source."""
     parsed = words.parse(arguments)
+    if config.data.name != "mix" and not any(word.key == "data" for word in parsed):
+        parsed = [words.Word("data", "mix", "mix")] * any(word.key == "data.mix" for word in parsed) + parsed
     for word in parsed:
         if word.key == "data":
             source = _data_source(word.text)
-            config = replace(config, data=replace(config.data, name=source, root=f"data/{source}"))
+            config = replace(config, data=replace(config.data, name=source, root=_root(source), mix=[]))
         elif word.key in GROUPS:
             raise UsageError(f"{word.key}={word.text}: the {word.key} of a finished run cannot be changed")
     tree = OmegaConf.structured(config)
@@ -225,13 +227,15 @@ def _choose(parsed: Sequence[words.Word]) -> _Choice:
     names = {**brought, **chosen, "data": source, "stage": settings["stage"].name}
     if names["model"] not in PRESETS:
         raise UsageError(f"unknown model {names['model']!r}: {registry.nearest(names['model'], list(PRESETS))}")
-    data = DataConfig(name=source, root=f"data/{source}")
+    data = DataConfig(name=source, root=_root(source))
     return _Choice(names, RunConfig(**settings, model=replace(PRESETS[names["model"]]), data=data), said)
 
 
 def _typed_groups(parsed: Sequence[words.Word]) -> dict[str, str]:
     """The groups on the command line, each once."""
     typed = {word.key: word.text for word in parsed if word.key in GROUPS}
+    if "data" not in typed and any(word.key == "data.mix" and word.value for word in parsed):
+        typed["data"] = "mix"
     for group in typed:
         if sum(word.key == group for word in parsed) > 1:
             raise UsageError(f"{group}= is given more than once")
@@ -271,6 +275,11 @@ def _data_source(name: str) -> str:
     if name not in known:
         raise UsageError(f"unknown data source {name!r}: {registry.nearest(name, known)}")
     return name
+
+
+def _root(source: str) -> str:
+    """Where the data of a source lie if nothing else is said; a mix is of folders below `data`."""
+    return "data" if source == "mix" else f"data/{source}"
 
 
 def _tree(choice: _Choice) -> DictConfig:

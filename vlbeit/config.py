@@ -168,6 +168,14 @@ class DataConfig:
         0.001, "share of unreadable samples that a process survives (named, counted, replaced)"
     )
     cache: str = key("", "folder of indexes; empty: $VLBEIT_CACHE, else ~/.cache/vlbeit")
+    mix: list[str] = key(
+        [],
+        "members of data=mix, each a prepared folder's name, a path, an address or SOURCE:ROOT, with *WEIGHT for its "
+        "passes an epoch: [coco,vg,sbu*2,cc3m*0.5]",
+    )
+    open_shards: int = key(16, "shards that a stream reads at a time (data=shards, data=mix)")
+    shuffle_buffer: int = key(10_000, "samples of a stream that are permuted together")
+    cache_gb: float | None = key(None, "room for copies of remote shards in data.cache, about; null: no bound")
     train_split: str = key("train", "split that is trained on")
     val_split: str = key("val", "split that is evaluated")
     limit: int | None = key(None, "use the first records only: for a quick try")
@@ -183,13 +191,24 @@ class DataConfig:
     )
     held_out: float = key(
         0,
-        "images held out there: a number, or a share below 1; 0: the source's own (vqa: a tenth; vqa_v2: 1000 or that)",
+        "images held out there: a number, or a share below 1; 0: the source's own (vqa: a tenth; vqa_v2: 1000 or that; "
+        "shards: the last one; always whole ones)",
     )
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
         require(0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
         require(self.limit is None or self.limit > 0, f"data.limit={self.limit} must be positive, or null for all")
+        for name in ("open_shards", "shuffle_buffer"):
+            require(getattr(self, name) > 0, f"data.{name}={getattr(self, name)} must be positive")
+        require(
+            self.cache_gb is None or self.cache_gb > 0,
+            f"data.cache_gb={self.cache_gb} must be positive, or null for no bound",
+        )
+        require(
+            not self.mix or self.name == "mix",
+            f"data.mix= is for data=mix, not data={self.name}: leave one of them out",
+        )
         one_of("data.resize", self.resize, ("square", "pad", "native"))
         require(
             share_or_number(self.held_out),

@@ -22,6 +22,10 @@ class DataError(UserError):
     """Files that are missing, damaged or contradict each other, or a run that cannot go on (exit code 1)."""
 
 
+class MissingSplitError(DataError):
+    """The data has other splits than the one that was asked for."""
+
+
 class Interrupted(UserError):
     """Training was asked to stop by a signal, and the same command goes on (exit code 130)."""
 

@@ -16,6 +16,7 @@ from vlbeit import adopt, chain, compose, dist, files, preflight, suggest
 from vlbeit.batch_picture import MOST, draw_batch
 from vlbeit.config import RunConfig
 from vlbeit.data.loader import EvalLoader, TrainLoader
+from vlbeit.data.order import epoch_length
 from vlbeit.data.sources import open_records
 from vlbeit.engine.callbacks import Callbacks
 from vlbeit.engine.checkpoint import read_weights
@@ -101,7 +102,7 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str, profile: int
     meta = _meta(recipe, records, checkpoint, origin)
     with meta_errors((origin or folder).checkpoint):
         spec = recipe.data(records, meta, train=True)
-    steps, steps_per_epoch = count_steps(config, len(spec.records))
+    steps, steps_per_epoch = count_steps(config, epoch_length(spec.records))
     _warn_of_warmup(config, steps)
     if origin is not None and origin.path == folder.path and origin.is_finished(steps):
         say(f"{folder.path} is finished: {origin.last_step()} steps. More steps= go on, overwrite=true starts anew")
@@ -132,6 +133,8 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str, profile: int
         batch = f"{config.global_batch_size} samples, {micro} at a time"
         say(f"training {config.title} in {folder.path}: {steps} steps of {batch}")
         engine.fit()
+        if unusable := stream.unusable():
+            say(f"note: {unusable}")
     drawn = f", {folder.batch_file.name}" if folder.batch_file.exists() else ""
     say(f"wrote {folder.path}: checkpoint/, metrics.jsonl, evaluation.json{drawn}")
 

@@ -135,6 +135,10 @@ def _parse(key: str, text: str) -> Word:
     try:
         return Word(key, parser.parse_override(f"{key}={_quoted(text)}").value(), text)
     except HydraException as error:
+        if text.startswith("[") and text.endswith("]"):  # a list of paths, perhaps, with signs of Hydra's grammar
+            items = re.findall(r"(?:\{[^{}]*\}|[^,])+", text[1:-1])
+            if len(items) and not any(sign in text[1:-1] for sign in "[]'\""):
+                return Word(key, [item.strip() for item in items], text)
         raise UsageError(f"{key}={text} cannot be read: {str(error).splitlines()[0]}") from error
 
 

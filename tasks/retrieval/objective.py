@@ -17,7 +17,7 @@ from vlbeit.models.heads import Heads
 from vlbeit.objectives.base import Objective
 from vlbeit.objectives.contrastive import contrast_head, learned_logs
 from vlbeit.objectives.global_contrast import GlobalContrast
-from vlbeit.objectives.matching import Negatives
+from vlbeit.objectives.matching import Negatives, match_terms
 from vlbeit.types import Batch, StepOutput, Tokens
 
 
@@ -72,8 +72,8 @@ class RetrievalObjective(Objective):
         return self.heads["match"](self.heads["pooler"](both.x_BLD))
 
     def survey(self, batches: list[Batch], look: Callable[[int], tuple[Any, ...]]) -> list[Batch]:
-        """Contrast and negatives of the whole step, where they are to be cached and it is more than one micro-batch."""
-        return batches if len(batches) == 1 else self.contrast.survey(batches, look)
+        """Contrast and negatives of the whole step, where they are to be cached."""
+        return self.contrast.survey(batches, look)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """`itc`: pairs; `itm`, if it is trained: one match a pair, and two mismatches where there are any."""
@@ -110,10 +110,7 @@ class RetrievalObjective(Objective):
             torch.cat([keep, keep, negatives.text_keep]),
             self.encoder.embed_image(torch.cat([image, negatives.image, image])),
         )
-        labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        labels[: len(ids)] = 1
-        there = torch.cat([torch.ones_like(negatives.there_B), *[negatives.there_B] * 2])
-        return F.cross_entropy(logits, labels, reduction="none")[there], (logits.argmax(1) == labels)[there]
+        return match_terms(logits, negatives.there_B)
 
     def describe(self) -> dict[str, Any]:
         return {"encoder": self.encoder.spec.to_dict(), "heads": self.heads.specs}

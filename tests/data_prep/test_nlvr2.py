@@ -27,7 +27,7 @@ from vlbeit.errors import DataError, UsageError
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scenes in which each split has few pairs."""
     out = tmp_path_factory.mktemp("data") / "scenes"
-    scene_files.prepare(out, images=40, size=32)
+    scene_files.prepare(out, images=20, size=32)
     return out
 
 
@@ -95,9 +95,9 @@ def test_dev_shows_no_scene_of_train(drawn: Path) -> None:
 def test_an_older_folder_gets_what_it_lacks_and_nothing_else_changes(drawn: Path, tmp_path: Path, capsys) -> None:
     old = shutil.copytree(drawn, tmp_path / "scenes")
     shutil.rmtree(old / "nlvr2")
-    with pytest.raises(DataError, match=r"this adds them.*prepare scenes --out .* --images 40 --size 32 --seed 0"):
+    with pytest.raises(DataError, match=r"this adds them.*prepare scenes --out .* --images 20 --size 32 --seed 0"):
         records(old, "val", "scenes")
-    assert main(["prepare", "scenes", "--out", str(old), "--images", "40", "--size", "32"]) == 0
+    assert main(["prepare", "scenes", "--out", str(old), "--images", "20", "--size", "32"]) == 0
     assert "added nlvr2/" in capsys.readouterr().out
     assert digests(old) == digests(drawn)
     assert not list(old.glob(".*"))
@@ -217,10 +217,10 @@ def test_the_whole_way(in_chain: Path, scenes: Path, tmp_path: Path, capsys: pyt
     assert main(["evaluate", str(run)]) == 0
     assert f"next: vlbeit predict {run} left.jpg right.jpg" in capsys.readouterr().out
     found = json.loads((run / "evaluation.json").read_text())
-    assert found["statements"] == 8 and found["interval_over"] == "sentences" and found["metric"] == "accuracy"
-    assert main(["evaluate", str(run), "data.val_split=dev+test1"]) == 0
+    assert found["statements"] == 24 and found["interval_over"] == "sentences" and found["metric"] == "accuracy"
+    assert main(["evaluate", str(run), "data.val_split=dev+test1", "data.limit=null"]) == 0
     both = json.loads((run / "evaluation-scenes-dev+test1.json").read_text())
-    assert both["accuracy_dev"] == found["accuracy"] and both["statements"] == 16
+    assert both["accuracy_dev"] == found["accuracy"] and both["statements"] == 48
     pictures = [str(scenes / "nlvr2" / "dev" / f"dev-0-0-img{side}.png") for side in (0, 1)]
     capsys.readouterr()
     assert main(["predict", str(run), *pictures, "both pictures show a circle.", "--json"]) == 0

@@ -15,6 +15,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from vlbeit import dist
 from vlbeit.engine.callbacks import Callbacks
@@ -22,6 +23,7 @@ from vlbeit.engine.device import make_accelerator
 from vlbeit.engine.folder import RunFolder
 from vlbeit.engine.loop import Engine
 from vlbeit.engine.plan import FitPlan
+from vlbeit.engine.sharded import whole
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.heads import Compared
 from vlbeit.models.spec import EncoderSpec
@@ -82,14 +84,14 @@ def batch(start: int, stop: int, step: int = 0, dtype: torch.dtype = torch.float
 class Pairs:
     """Step t: the eight pairs of seed t, shared among the processes, in micro-batches."""
 
-    def __init__(self, micro: int) -> None:
-        self.micro = micro
+    def __init__(self, micro: int, dtype: torch.dtype) -> None:
+        self.micro, self.dtype = micro, dtype
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         own = PAIRS // dist.world_size()
         first = dist.rank() * own
         for step in range(start, stop):
-            yield [batch(row, row + self.micro, step) for row in range(first, first + own, self.micro)]
+            yield [batch(row, row + self.micro, step, self.dtype) for row in range(first, first + own, self.micro)]
 
 
 def trained(rule: ContrastRule, micro: int, path: Path, *, cached: bool, steps: int = 2) -> dict[str, Any]:
@@ -97,16 +99,34 @@ def trained(rule: ContrastRule, micro: int, path: Path, *, cached: bool, steps: 
     objective = make_objective(rule, cached=cached)
     run_engine(objective, micro, path, steps)
     log = path / "metrics.jsonl"  # of the main process
-    return {"weights": objective.state_dict(), "metrics": log.read_text() if dist.is_main() else ""}
+    state = objective.state_dict()
+    return {
+        "weights": {name: whole(value) for name, value in state.items()},
+        "sharded": any(isinstance(value, DTensor) for value in state.values()),
+        "metrics": log.read_text() if dist.is_main() else "",
+    }
 
 
-def run_engine(objective: VLObjective, micro: int, path: Path, steps: int) -> None:
+def run_engine(objective: VLObjective, micro: int, path: Path, steps: int, precision: str = "fp64") -> None:
     plan = FitPlan(
-        steps=steps, schedule=lambda step: 0.03, precision="fp64", log_every=1, save_every=steps, evaluate_every=steps
+        steps=steps,
+        schedule=lambda step: 0.03,
+        precision=precision,
+        log_every=1,
+        save_every=steps,
+        evaluate_every=steps,
     )
     optimizer = torch.optim.SGD([{"params": list(objective.parameters()), "lr_scale": 1.0}], lr=0.03)
-    accelerator = make_accelerator("cpu", "fp64", (), path)
-    Engine(objective, optimizer, Pairs(micro), plan, accelerator, RunFolder(path), Callbacks()).fit()
+    accelerator = make_accelerator("cpu", precision, (), path)
+    Engine(
+        objective,
+        optimizer,
+        Pairs(micro, next(objective.parameters()).dtype),
+        plan,
+        accelerator,
+        RunFolder(path),
+        Callbacks(),
+    ).fit()
 
 
 def step_of(objective: VLObjective, given: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -189,10 +209,15 @@ def one_of_two(folder: Path) -> None:
     found["one picture"] = step_of(make_objective(ContrastRule(), dtype=torch.float32), given)
     wanted = torch.tensor([[5, 0, 0], [1, 1, 4]])[rank]
     table = torch.arange(18.0).view(6, 3)[3 * rank : 3 * rank + 3]
-    found["fetched"] = dist.fetch_rows(table.__getitem__, 3, wanted)
+    taken: list[Tensor] = []
+    found["fetched"] = dist.fetch_rows(lambda indices: taken.append(indices) or table[indices], 3, wanted)
+    found["sent"] = taken[0]
     found["fetched of one"] = dist.fetch_rows(table.__getitem__, 3, torch.zeros(2, dtype=torch.long))
     for name, rule in RULES.items():
         found[f"cached {name}"] = trained(rule, 2, folder / f"cached-{name}", cached=True)
+    found["large published"] = trained(RULES["published"], 4, folder / "large", cached=False)
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    found["cached sharded"] = trained(RULES["softmax"], 2, folder / "sharded", cached=True)
     torch.save(found, folder / f"rank{rank}.pt")
     dist.barrier()
     dist.leave()

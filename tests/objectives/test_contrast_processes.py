@@ -107,6 +107,7 @@ def test_one_picture_on_all_processes(ranks: list[dict[str, Any]], contrast_run:
 
 def test_rows_are_fetched_from_all_processes(ranks: list[dict[str, Any]]) -> None:
     table = torch.arange(18.0).view(6, 3)
+    assert [rank["sent"].tolist() for rank in ranks] == [[0, 1], [2, 1]]  # what was asked for, once a process
     for rank, wanted in zip(ranks, ([5, 0, 0], [1, 1, 4]), strict=True):
         assert torch.equal(rank["fetched"], table[wanted])
         assert torch.equal(rank["fetched of one"], table[[0, 0]])  # the other process is asked for nothing
@@ -124,6 +125,17 @@ def test_cached_gradients_of_two_processes(
     assert all(same.values()) == (name != "published"), [key for key, equal in same.items() if not equal]
     for key, value in ranks[0][f"cached {name}"]["weights"].items():
         assert torch.equal(value, ranks[1][f"cached {name}"]["weights"][key]), key
+    if name == "published":
+        for key, value in ranks[0]["large published"]["weights"].items():
+            cached = ranks[0]["cached published"]["weights"][key]
+            torch.testing.assert_close(cached, value, rtol=0, atol=1e-12, msg=key)
     first, expected = (json.loads(run["metrics"].splitlines()[0]) for run in (ranks[0][f"cached {name}"], one))
     assert first["losses"] == pytest.approx(expected["losses"], abs=1e-12)
     assert first["logs"] == pytest.approx(expected["logs"], abs=1e-6)
+
+
+def test_cached_gradients_of_sharded_weights(ranks: list[dict[str, Any]]) -> None:
+    """Under FSDP2 the features that are looked at come through the prepared module, as those that are trained."""
+    assert ranks[0]["cached sharded"]["sharded"] and not ranks[0]["cached softmax"]["sharded"]
+    for name, value in ranks[0]["cached softmax"]["weights"].items():
+        torch.testing.assert_close(ranks[0]["cached sharded"]["weights"][name], value, rtol=0, atol=1e-12, msg=name)

@@ -1,13 +1,13 @@
 """Loaders: which samples a step sees, and how they are read.
 
-Everything about a sample hangs on (seed, epoch, index) alone. So any number of workers gives the same data, any step
-can be the first one at no cost, and no random state is ever saved. Where pictures have grids of their own, which ones
-share a micro-batch, and so the grid of one now and then, hangs on `micro_batch_size` too.
+Everything about a sample hangs on (seed, epoch, index) alone, and which one stands where on the seed and the position:
+an epoch is permuted here, or the records bring an order of their own (`vlbeit.data.order`). So any number of workers
+gives the same data, any step can be the first one at no cost, and no random state is ever saved. Where pictures have
+grids of their own, which ones share a micro-batch, and so the grid of one now and then, hangs on its size too.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -18,27 +18,26 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlbeit import dist
 from vlbeit.data.layout import Grid, bucketed, evaluation_windows, in_turn
+from vlbeit.data.order import order_of
 from vlbeit.data.randomness import seeded, stream
-from vlbeit.data.records import ImageError
+from vlbeit.data.records import IncompleteError, SampleError
 from vlbeit.data.stand_in import stand_in
+from vlbeit.data.unusable import Bad, BadSamples
 from vlbeit.errors import DataError, UsageError, UserError
 from vlbeit.types import Batch, DataSpec, Layout, Record, Sample
-
-log = logging.getLogger(__name__)
 
 _ORDER, _SAMPLE, _REPLACE, _BUCKETS = 0, 1, 2, 3  # what a random stream is for
 _ATTEMPTS = 10  # replacements in a row that are tried
 
 Place = tuple[int, int, Grid | None]  # epoch, index, and the patch grid of its batch where the layout has grids
-Bad = tuple[str, str]  # sample id, what is wrong with it
 
 
 class TrainLoader:
     """The endless stream of training samples, cut into optimizer steps and micro-batches.
 
-    Position p of the stream is item p % n of the shuffled epoch p // n (n records); step t sees the positions
-    [t * G, (t + 1) * G) with G = `global_batch_size`, each process its own part of them. An unreadable image is
-    replaced by another sample, named in `batch["bad"]` and in the log.
+    Position p of the stream is item p % n of the shuffled epoch p // n (n records), or what the order of the records
+    says; step t sees the positions [t * G, (t + 1) * G) with G = `global_batch_size`, each process its part of them.
+    A sample that cannot be used is replaced by another one, named in `batch["bad"]` and in the log.
 
     Where the layout has grids, the shuffled epoch is rearranged so that every micro-batch is of one grid: it takes that
     of its middle sample, to which a few samples at the border of two grids, and those of the micro-batch that two
@@ -65,8 +64,10 @@ class TrainLoader:
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.accumulation = global_batch_size // (world * micro_batch_size)
         self._workers, self._pin_memory = workers, pin_memory
-        self._bad = _BadSamples(max_bad_fraction, len(spec.records))
+        self._bad = BadSamples(max_bad_fraction, len(spec.records))
         self._shuffled: tuple[int, np.ndarray] | None = None  # the epoch in use and its order
+        # batches of one grid are made of a whole epoch at once
+        self._stream = order_of(spec.records) if spec.layout.grids is None else None
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """For each step from `start` to `stop` (excluded) the micro-batches of this process.
@@ -80,6 +81,13 @@ class TrainLoader:
                 yield [next(batches) for _ in range(self.accumulation)]
         finally:
             batches.close()
+
+    def unusable(self) -> str:
+        """The samples that this process and all others could not use, by reason, in one line; "" for none.
+
+        Every process must call it.
+        """
+        return self._bad.summary()
 
     def first(self, count: int) -> Batch:
         """The first `count` samples of step 0 (at most a whole step) as one batch, to be looked at: read here and now.
@@ -123,6 +131,8 @@ class TrainLoader:
         return [(epoch, index, grid) for epoch, index in places]
 
     def _place(self, position: int) -> tuple[int, int]:
+        if self._stream is not None:
+            return self._stream.place(self.seed, position)
         count = len(self.spec.records)
         epoch, item = divmod(position, count)
         if self._shuffled is None or self._shuffled[0] != epoch:
@@ -157,7 +167,7 @@ class EvalLoader:
     ) -> None:
         self.spec, self.batch_size = spec, batch_size
         self._workers, self._pin_memory = workers, pin_memory
-        self._bad = _BadSamples(max_bad_fraction, len(spec.records))
+        self._bad = BadSamples(max_bad_fraction, len(spec.records))
 
     def __len__(self) -> int:
         """Number of batches of this process."""
@@ -194,55 +204,50 @@ class _Samples(Dataset):  # type: ignore[type-arg]
             return error
 
     def _replaced(self, place: Place) -> tuple[Sample, list[Bad]]:
-        """The sample, or else the first readable one of others drawn in its place."""
+        """The sample, or else the first usable one of others drawn in its place."""
         epoch, index, grid = place
-        others = stream(self._seed, _REPLACE, epoch, index).integers(len(self.spec.records), size=_ATTEMPTS)
+        near: range = self._near(index)
+        others = stream(self._seed, _REPLACE, epoch, index).integers(near.start, near.stop, size=_ATTEMPTS)
         bad: list[Bad] = []
         for candidate in (index, *others.tolist()):
-            record = self._record(candidate, grid)
+            try:
+                record = self._record(candidate, grid)
+            except IncompleteError as error:
+                bad.append((error.record["id"], error.reason, str(error)))
+                continue
             try:
                 with seeded(self._seed, _SAMPLE, epoch, candidate):
                     return self.spec.transform(record), bad
-            except ImageError as error:
-                bad.append((record["id"], str(error)))
-        names = "; ".join(dict.fromkeys(message for _, message in bad))
+            except SampleError as error:
+                bad.append((record["id"], error.reason, str(error)))
+        names = "; ".join(dict.fromkeys(message for _, _, message in bad))
         raise DataError(f"{len(bad)} unreadable samples in a row: {names}; restore the files or remove their records")
+
+    def _near(self, index: int) -> range:
+        """The records that another one may be drawn from: of a stream those of the shard, which is open already."""
+        records = self.spec.records
+        return records.near(index) if hasattr(records, "near") else range(len(records))
 
     def _greyed(self, place: Place) -> tuple[Sample, list[Bad]]:
         """The sample, or else what it is with a stand-in for its image or mask."""
         epoch, index, grid = place
-        record = self._record(index, grid)
+        bad: list[Bad] = []
+        try:
+            record = self._record(index, grid)
+        except IncompleteError as error:
+            bad.append((error.record["id"], error.reason, str(error)))
+            record = error.record if error.record.get("image", True) else stand_in(error.record)
         try:
             with seeded(self._seed, _SAMPLE, epoch, index):
-                return self.spec.transform(record), []
-        except ImageError as error:
+                return self.spec.transform(record), bad
+        except SampleError as error:
+            bad.append((record["id"], error.reason, str(error)))
             with seeded(self._seed, _SAMPLE, epoch, index):
-                return self.spec.transform(stand_in(record)), [(record["id"], str(error))]
+                return self.spec.transform(stand_in(record)), bad[:1]
 
     def _record(self, index: int, grid: Grid | None) -> Record:
         record = self.spec.records[index]
         return record if grid is None else {**record, "grid": grid}
-
-
-class _BadSamples:
-    """Counts the distinct unreadable samples that one process meets, and stops beyond the allowed share."""
-
-    def __init__(self, max_fraction: float, records: int) -> None:
-        self._max_fraction, self._records = max_fraction, records
-        self._ids: dict[str, str] = {}
-
-    def add(self, bad: list[Bad]) -> None:
-        """Log new ones. Raises `DataError` beyond the share."""
-        for sample_id, message in bad:
-            if sample_id not in self._ids:
-                self._ids[sample_id] = message
-                log.warning("unreadable sample %s: %s", sample_id, message)
-        if len(self._ids) > self._max_fraction * self._records:
-            names = "; ".join(f"{sample_id}: {message}" for sample_id, message in list(self._ids.items())[-3:])
-            raise DataError(
-                f"{len(self._ids)} of {self._records} samples are unreadable, more than "
-                f"data.max_bad_fraction={self._max_fraction} ({names}); restore the files or raise the fraction"
-            )
 
 
 class _Collate:
@@ -260,12 +265,12 @@ class _Collate:
             samples.append(item[0])
             bad += item[1]
         batch = self._collate(samples)
-        batch["bad"] = [sample_id for sample_id, _ in bad]
+        batch["bad"] = [sample_id for sample_id, _, _ in bad]
         return batch, bad
 
 
 def _batches(
-    samples: _Samples, places: Iterable[list[Place]], workers: int, bad: _BadSamples, pin_memory: bool
+    samples: _Samples, places: Iterable[list[Place]], workers: int, bad: BadSamples, pin_memory: bool
 ) -> Generator[Batch, None, None]:
     """The batches of the places, in order. Closing the iterator ends the workers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from vlbeit.data.index import cached_table
 from vlbeit.data.records import KINDS, PREPARED, FieldColumn, TableRecords
-from vlbeit.errors import DataError
+from vlbeit.errors import DataError, MissingSplitError
 from vlbeit.types import Record, Records
 
 ORIGIN = "vlbeit:origin"
@@ -45,7 +45,7 @@ def prepared_records(root: Path, kind: str, split: str, cache: str | Path = "") 
     if kind not in _given(facts["kind"]):
         raise DataError(f"{root} was prepared for {facts['kind']} records, not {kind}; choose the data= that fits")
     if split not in facts["splits"]:
-        raise DataError(
+        raise MissingSplitError(
             f"{root} has no split {split!r}, it was prepared with {', '.join(facts['splits'])}: "
             f"set data.train_split=, data.val_split=, or prepare it anew with the missing archive"
         )
@@ -202,3 +202,30 @@ def _bytes(shard: Path, at: int, length: int) -> bytes:
     if len(data) != length:
         raise DataError(f"{shard} ends before byte {at + length}; copy it again, or prepare the folder anew")
     return data
+
+
+# ---- for a stream over the shards
+
+
+def shard_paths(root: Path, kind: str, split: str) -> list[Path] | None:
+    """The shards of a split, none of them missing or cut short; None where `root` was not made by `vlbeit prepare`.
+
+    Raises `DataError` for another kind, and `MissingSplitError`.
+    """
+    facts = _facts(root)
+    if facts is None:
+        return None
+    if kind not in _given(facts["kind"]):
+        raise DataError(f"{root} was prepared for {facts['kind']} records, not {kind}; choose the data= that fits")
+    if split not in facts["splits"]:
+        raise MissingSplitError(f"{root} has no split {split!r}, it was prepared with {', '.join(facts['splits'])}")
+    shards = [_Shard(root / item["file"], item["rows"], item["size"]) for item in facts["splits"][split]["shards"]]
+    _check_shards(shards)
+    return [shard.path for shard in shards]
+
+
+def plain_places(file: pq.ParquetFile, path: Path, group: int, name: str, lengths: Sequence[int]) -> list[int]:
+    """At which byte each value of a column of a row group begins. ValueError where they are not stored plainly."""
+    places = _places(file, group, name, lengths)
+    _check_place(path, places[-1], lengths[-1])
+    return places

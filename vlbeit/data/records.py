@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -65,8 +65,33 @@ _UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.D
 _LOOKED_AT = 64
 
 
-class ImageError(DataError):
+class SampleError(DataError):
+    """One sample that cannot be used, where others can. Such samples are counted by their `reason`."""
+
+    reason = "unusable"
+
+
+class ImageError(SampleError):
     """An image that is missing, truncated or in no known format."""
+
+    reason = "unreadable picture"
+
+
+class MissingImageError(ImageError):
+    """The file of an image is not there."""
+
+    reason = "missing picture"
+
+
+class IncompleteError(SampleError):
+    """A sample that lacks a part. `record` has what is there: "" for a text that is not."""
+
+    def __init__(self, message: str, reason: str, record: Record) -> None:
+        super().__init__(message, reason, record)  # all of them: an error is sent between processes by its arguments
+        self.reason, self.record = reason, record
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def open_image(value: str | Path | bytes | Image.Image) -> Image.Image:
@@ -103,7 +128,7 @@ def decoded(value: str | Path | bytes, use: Callable[[Image.Image], Result]) -> 
         with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
             return use(image)
     except FileNotFoundError as error:
-        raise ImageError(f"{name} does not exist") from error
+        raise MissingImageError(f"{name} does not exist") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a folder") from error
     except Image.UnidentifiedImageError as error:
@@ -202,6 +227,14 @@ class FieldColumn(Sequence[Any]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         return self._records[index][self._name]
+
+
+class StreamedTexts(Sequence[str]):
+    """Texts to be read one behind the other, of a stream that may be too long to read whole for a small purpose."""
+
+    def sample(self, most: int) -> Iterator[str]:
+        """At most so many of them, about."""
+        return islice(iter(self), most)
 
 
 class FirstRecords:

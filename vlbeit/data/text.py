@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,9 +17,13 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from vlbeit import hub
 from vlbeit.config import TextConfig
+from vlbeit.data.records import StreamedTexts
 from vlbeit.errors import DataError, UsageError
 
+log = logging.getLogger(__name__)
+
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_MOST_TEXTS = 1_000_000  # of a stream that a tokenizer is trained on
 _MOST_CHARACTERS = 1000  # as BERT: rarer characters make their word [UNK]
 
 
@@ -189,7 +194,7 @@ def choose_tokenizer(
     if config.tokenizer == "clip":
         return ClipTokenizer({}, config.max_length)
     if config.tokenizer == "wordpiece":
-        return train_wordpiece(texts, config.vocab_size, config.max_length)
+        return train_wordpiece(lambda: _bounded(texts()), config.vocab_size, config.max_length)
     return load_tokenizer(config.tokenizer, config.max_length)
 
 
@@ -212,6 +217,14 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, max_len
         "vocab_size": len(vocabulary),
     }
     return SubwordTokenizer(value, max_length)
+
+
+def _bounded(texts: Iterable[str]) -> Iterable[str]:
+    """All texts; of a long stream as many as a vocabulary needs."""
+    if not isinstance(texts, StreamedTexts) or len(texts) <= _MOST_TEXTS:
+        return texts
+    log.info("the vocabulary is made of %s of the %s texts", f"{_MOST_TEXTS:,}", f"{len(texts):,}")
+    return texts.sample(_MOST_TEXTS)
 
 
 def _wordpiece(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -47,7 +48,7 @@ def make_accelerator(
     # accelerate keeps one state per process and refuses another precision; a run may follow another in one process
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
-        cpu=device == "cpu",
+        cpu=device == "cpu" and not _wants_deepspeed(),  # told to use the CPU, accelerate forgets DeepSpeed
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         log_with=list(trackers) or None,
         project_dir=str(Path(folder) / "trackers") if trackers else None,
@@ -60,6 +61,15 @@ def make_accelerator(
     if _wants_fsdp():
         _settle_fsdp(accelerator)
     return accelerator
+
+
+def prepare(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """`accelerator.prepare`, without torch's word to accelerate that a setting will have another name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return accelerator.prepare(objective, optimizer)
 
 
 def _settle_fsdp(accelerator: Accelerator) -> None:
@@ -80,6 +90,10 @@ def _settle_fsdp(accelerator: Accelerator) -> None:
 
 def _wants_fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def _wants_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def _check_launch() -> None:

@@ -11,20 +11,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from vlbeit import dist
 from vlbeit.engine.best import export, is_new_best
 from vlbeit.engine.callbacks import Callbacks
-from vlbeit.engine.checkpoint import Trained, read_state, weights_of
+from vlbeit.engine.checkpoint import read_state
 from vlbeit.engine.counts import counts_of_step
 from vlbeit.engine.device import to_device
 from vlbeit.engine.evaluate import evaluation_mode
@@ -32,18 +30,17 @@ from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.guard import check_step, kept_buffers, put_back, skip
 from vlbeit.engine.interrupt import Stopped, StopRequest, listening
 from vlbeit.engine.meter import Meter
-from vlbeit.engine.moments import names_by_group
 from vlbeit.engine.optim import check_coverage, write_lr
 from vlbeit.engine.plan import FitPlan
 from vlbeit.engine.profile import part
 from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.engine.saving import Saver
-from vlbeit.engine.sharded import Replica, ShardedAverage, average_scalars, shard, whole
 from vlbeit.engine.sinks import Sink
 from vlbeit.engine.speed import speed_on
 from vlbeit.engine.state import TrainingState
 from vlbeit.engine.stream import Stream
 from vlbeit.engine.watching import open_sinks
+from vlbeit.engine.weights import Weights
 from vlbeit.errors import Interrupted
 from vlbeit.types import Batch
 
@@ -69,20 +66,11 @@ class Engine:
         check_coverage(objective, optimizer)
         self.dtype = torch.float64 if plan.precision == "fp64" else torch.float32
         self.objective = objective.to(accelerator.device, self.dtype if plan.precision == "fp64" else None)
-        sharded = accelerator.distributed_type == DistributedType.FSDP
-        self.replica = Replica(self.objective) if sharded else None
-        # of the objective before its forward is prepared; frozen and tied parameters once each, buffers are copied
-        whole_ema = plan.ema_decay and not sharded
-        self.ema: Any = ModelEmaV3(self.objective, plan.ema_decay, exclude_buffers=True) if whole_ema else None
-        self.layout = names_by_group(self.objective, optimizer) if sharded else None
-        if sharded:
-            self.model, self.optimizer = shard(self.objective, optimizer, accelerator)
-            self.ema = ShardedAverage(self.objective, plan.ema_decay) if plan.ema_decay else None
-        else:
-            self.model, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        self.weights = Weights(self.objective, optimizer, accelerator, plan.ema_decay)
+        self.model, self.optimizer, self.ema = self.weights.model, self.weights.optimizer, self.weights.ema
         self.forward = torch.compile(self.model) if plan.compile else self.model
         self.stream, self.plan, self.accelerator, self.folder = stream, plan, accelerator, folder
-        saves_parts = sharded if plan.checkpoint == "auto" else plan.checkpoint == "sharded"
+        saves_parts = self.weights.sharded if plan.checkpoint == "auto" else plan.checkpoint == "sharded"
         self.saver = folder and Saver(folder, sharded=saves_parts, in_background=plan.async_save, timeout=plan.timeout)
         self.callbacks = callbacks or Callbacks()
         self.state = TrainingState()
@@ -136,9 +124,7 @@ class Engine:
                     accelerator.backward(torch.stack(list(output.losses.values())).sum())
             parts.append({name: loss.detach() for name, loss in output.losses.items()})
             self.meter.add_logs(output)
-        if self.replica is not None:
-            average_scalars(self.objective)
-        grad_norm = whole(accelerator.clip_grad_norm_(self.objective.parameters(), plan.clip_grad or math.inf))
+        grad_norm = self.weights.clip(plan.clip_grad or math.inf)
         checked = check_step(parts, grad_norm, micro_batches, scaled=plan.precision == "fp16")
         if checked.wrong:
             skip(checked, self.state, plan.max_skipped)
@@ -171,14 +157,8 @@ class Engine:
         """The numbers of `callbacks.evaluate`, on the averaged weights with EMA; training goes on undisturbed."""
         if self.callbacks.evaluate is None:
             return {}
-        with self._whole_model() as model, evaluation_mode(model), self.accelerator.autocast():
+        with self.weights.evaluated() as model, evaluation_mode(model), self.accelerator.autocast():
             return dist.broadcast_object(self.callbacks.evaluate(model))
-
-    def _whole_model(self) -> AbstractContextManager[nn.Module]:
-        """The module whose parts anybody may call: averaged with EMA, and whole where the weights lie in parts."""
-        if self.replica is not None:
-            return self.replica.filled(self.objective, self.ema)
-        return nullcontext(self.ema.module if self.ema else self.objective)
 
     def restore(self) -> None:
         """Take up the folder's last saved state, if it has one, and forget what was written after it."""
@@ -197,7 +177,7 @@ class Engine:
 
     def load_state(self, saved: Path) -> None:
         """Take up a saved state; DataError where it is damaged or of another model."""
-        self.state = read_state(saved, self._trained())
+        self.state = read_state(saved, self.weights.trained())
         self.saved_at = self.state.step
 
     def _surveyed(self, micro_batches: list[Batch]) -> list[Batch]:
@@ -206,7 +186,8 @@ class Engine:
         @torch.no_grad()
         def look(index: int) -> tuple[Any, ...]:
             seed_generators(self.plan.seed, self.state.step, index, dist.rank())
-            return self.forward(self._on_device(micro_batches[index]), {}).seen
+            with self.accelerator.autocast():  # as in training
+                return self.forward(self._on_device(micro_batches[index]), {}).seen
 
         return self.objective.survey(micro_batches, look)
 
@@ -271,8 +252,7 @@ class Engine:
         evaluates = self.callbacks.evaluate is not None
         if not is_new_best(self.plan, self.state, results, evaluates=evaluates) or self.folder is None:
             return
-        averaged = self._trained().averaged
-        weights = weights_of(self.objective if averaged is None else averaged) if self.callbacks.export else {}
+        weights = self.weights.exported() if self.callbacks.export else {}
         if dist.is_main():
             export(self.folder, self.callbacks, weights, results, self.plan.metric, self.state.step)
 
@@ -283,11 +263,7 @@ class Engine:
         self.saved_at = self.state.step
         self.state.bad = sorted({i for ids in dist.gather_objects(self.state.bad) for i in ids})
         assert self.saver is not None
-        self.saver.save(self._trained(), self.state)
-
-    def _trained(self) -> Trained:
-        averaged = self.ema.module if isinstance(self.ema, ModelEmaV3) else self.ema
-        return Trained(self.objective, self.optimizer.optimizer, averaged, self.accelerator.scaler, self.layout)
+        self.saver.save(self.weights.trained(), self.state)
 
     def _on_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.accelerator.device, torch.float64 if self.plan.precision == "fp64" else None)

@@ -89,6 +89,7 @@ class _Watch:
         self._beats: dict[int, tuple[bytes, float]] = {}  # rank -> last heartbeat, when it was new
         self._own = {"host": socket.gethostname(), "space": _space(), "pid": os.getpid()}
         self.store.set(f"who/{self.rank}", json.dumps(self._own))
+        self.store.set(f"beat/{self.rank}", "0")
         self._others: dict[int, dict[str, Any]] = {}
 
     def start(self) -> None:
@@ -122,17 +123,24 @@ class _Watch:
             return True
 
     def obituary(self) -> str:
-        """Who is gone, its last words, what is intact: waits a little until the thread knows."""
-        end = time.monotonic() + PATIENCE
+        """Who is gone, its last words, what is intact: waits a little until that is known."""
+        end, before = time.monotonic() + PATIENCE, self._all_beats()
         while not self.lost and time.monotonic() < end:
             with contextlib.suppress(RuntimeError):
                 self.lost = self._find()
             time.sleep(0.1)
-        who = (
-            self.lost
-            or "a process does not answer, and none is known to have ended (engine.timeout= is how long to wait)"
-        )
-        return f"{who}; {self.intact()}"
+        if not self.lost:
+            now = self._all_beats()
+            silent = [self._name(rank) for rank in now if rank != self.rank and now[rank] == before.get(rank)]
+            who = ", ".join(silent) or "a process that has not ended"
+            self.lost = f"{who} does not answer (engine.timeout= is how long it is waited for)"
+        return f"{self.lost}; {self.intact()}"
+
+    def _all_beats(self) -> dict[int, bytes]:
+        """The heartbeats of all; {} where the store is not to be reached."""
+        with contextlib.suppress(RuntimeError):
+            return {rank: self.store.get(f"beat/{rank}") for rank in range(self.world)}
+        return {}
 
     def _run(self) -> None:
         number, unreachable = 0, 0
@@ -174,8 +182,7 @@ class _Watch:
         return 0 in (rank, self.rank) and self._is_silent(rank)
 
     def _is_silent(self, rank: int) -> bool:
-        beat = self.store.get(f"beat/{rank}") if self.store.check([f"beat/{rank}"]) else b""
-        now = time.monotonic()
+        beat, now = self.store.get(f"beat/{rank}"), time.monotonic()
         last, since = self._beats.get(rank, (None, now))
         if beat != last:
             self._beats[rank] = (beat, now)

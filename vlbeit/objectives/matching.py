@@ -76,6 +76,17 @@ def negatives(logits_BG: Tensor, excluded_BG: Tensor, draw: Draw) -> Tensor:
     return draw(weights_BG)
 
 
+def match_terms(logits: Tensor, there_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Terms and hits of true pairs, then of texts with wrong pictures and of pictures with wrong texts: [3 * B, 2].
+
+    Without those where there is no wrong one.
+    """
+    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    labels[: len(there_B)] = 1
+    there = torch.cat([torch.ones_like(there_B), there_B, there_B])
+    return F.cross_entropy(logits, labels, reduction="none")[there], (logits.argmax(1) == labels)[there]
+
+
 def exchange(batches: Sequence[Batch], chosen: Sequence[Chosen]) -> list[Negatives]:
     """What was chosen for each micro-batch, from those of all processes; only that is sent.
 

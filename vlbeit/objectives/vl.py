@@ -17,7 +17,7 @@ from vlbeit.models.heads import Compared, Heads
 from vlbeit.objectives.base import Objective
 from vlbeit.objectives.contrastive import ContrastRule, learned_logs
 from vlbeit.objectives.global_contrast import GlobalContrast
-from vlbeit.objectives.matching import Negatives
+from vlbeit.objectives.matching import Negatives, match_terms
 from vlbeit.objectives.mlm import IGNORED, masked_word_terms
 from vlbeit.types import Batch, StepOutput
 
@@ -66,12 +66,9 @@ class VLObjective(Objective):
         itc_B, hits_B, negatives = self.contrast(pairs, batch)
         assert negatives is not None
         match_logits, mlm_M, mlm_logs = self._fused(batch, negatives)
-        labels = torch.zeros(len(match_logits), dtype=torch.long, device=match_logits.device)
-        labels[: len(itc_B)] = 1
-        there = torch.cat([torch.ones_like(negatives.there_B), *[negatives.there_B] * 2])
-        itm = F.cross_entropy(match_logits, labels, reduction="none")[there]
+        itm, itm_hits = match_terms(match_logits, negatives.there_B)
         logs = {"itc": _log(itc_B), "itc_accuracy": _log(hits_B), **learned_logs(pairs)}
-        logs |= mlm_logs | {"itm": _log(itm), "itm_accuracy": _log((match_logits.argmax(1) == labels)[there])}
+        logs |= mlm_logs | {"itm": _log(itm), "itm_accuracy": _log(itm_hits)}
         losses = {
             "itc": itc_B.sum() / counts["itc"],
             "itm": itm.sum() / counts["itm"],

@@ -93,8 +93,9 @@ class VL(Stage):
     def objective(self, meta: Meta) -> VLObjective:
         vocab_size = Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length).vocab_size
         spec = encoder_spec(self.config, experts=("image", "text"), fused=True, vocab_size=vocab_size, meta=meta)
+        encoder = MoMEEncoder(spec)  # first: what is drawn for it and for the heads hangs on the order
         heads = vl_heads(spec.embed_dim, vocab_size, self.settings.contrastive)
-        return VLObjective(MoMEEncoder(spec), heads, self.settings.mlm_weight, self._contrast())
+        return VLObjective(encoder, heads, self.settings.mlm_weight, self._contrast())
 
     def _contrast(self) -> GlobalContrast:
         settings = self.settings

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vlbeit.config import DataConfig
-from vlbeit.errors import DataError
+from vlbeit.errors import DataError, MissingSplitError
 from vlbeit.types import Records
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -56,18 +56,22 @@ def split_files(root: Path, split: str, suffixes: Sequence[str], layout: str) ->
         if root.suffix not in suffixes:
             raise DataError(f"data.root={root} does not end in {', '.join(suffixes)}; {layout}")
         if split != "train":
-            raise DataError(
+            raise MissingSplitError(
                 f"data.root={root} is one file, the split 'train', and has no split {split!r}; {layout}, "
                 f"or set data.val_split=train"
             )
         return [root]
     files = sorted(file for file in root.iterdir() if file.suffix in suffixes and file.is_file())
     exact = [file for file in files if file.stem == split]
-    named = re.compile(rf"(^|[_.-]){re.escape(split)}([_.-]|$)")
-    found = exact or [file for file in files if named.search(file.stem)]
+    found = exact or [file for file in files if is_named(file.stem, split)]
     if not found:
-        raise DataError(f"data.root={root} has no file for the split {split!r}; {layout}")
+        raise MissingSplitError(f"data.root={root} has no file for the split {split!r}; {layout}")
     return found
+
+
+def is_named(stem: str, split: str) -> bool:
+    """Whether a file of this name, without its suffix, is named after a split: `train-00000-of-00002`."""
+    return re.search(rf"(^|[_.-]){re.escape(split)}([_.-]|$)", stem) is not None
 
 
 def walk_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator[tuple[str, list[str]]]:

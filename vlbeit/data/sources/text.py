@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vlbeit.data.index import cached_table
+from vlbeit.data.prepared import prepared_records
 from vlbeit.data.records import KINDS
 from vlbeit.data.sources.base import DataSource, split_files
 from vlbeit.data.tables import TextTable, is_saved_table, saved_table
@@ -17,11 +18,16 @@ _LAYOUT = "text reads a .txt file, a folder with train.txt and val.txt, or a dat
 
 
 class Text(DataSource):
-    """Text, one record a line: train.txt and val.txt, or a `datasets` table with the column text."""
+    """Text, one record a line: train.txt and val.txt, or a `datasets` table with the column text.
+
+    Of a root that `vlbeit prepare wiki` made, its documents are read.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("text",)
 
     def records(self, kind: str, split: str) -> Records:
+        if (prepared := prepared_records(self.root, kind, split, self.config.cache)) is not None:
+            return prepared
         if is_saved_table(self.root):
             files = []
         else:

@@ -1,0 +1,135 @@
+import os
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+
+from vlbeit.config import DataConfig
+from vlbeit.data import shard_files
+from vlbeit.data.shard_files import LocalFiles, expanded, file_system, is_remote, listed
+from vlbeit.data.sources import open_records, open_source
+from vlbeit.errors import DataError, UsageError
+
+
+@pytest.fixture
+def memory():
+    """An empty file system at memory://."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def bucket(tmp_path, made, memory):
+    """memory://bucket/sbu: four shards of 5 with their stats, the last one held out."""
+    made.write_tars(tmp_path / "sbu", [5] * 4)
+    for path in (tmp_path / "sbu").iterdir():
+        memory.pipe_file(f"/bucket/sbu/{path.name}", path.read_bytes())
+    return "memory://bucket/sbu"
+
+
+def opened(root, cache, split="train", kind="pairs", **changes):
+    config = DataConfig(name="shards", root=root, cache=str(cache), **changes)
+    open_source(config).check()
+    return open_records(config, kind, split)
+
+
+def copies(cache):
+    return sorted(path.name.rpartition("-")[2] for path in (cache / "shards").glob("*.tar"))
+
+
+def test_an_address_is_listed_and_its_shards_come_when_they_are_needed(bucket, tmp_path, made):
+    cache = tmp_path / "cache"
+    records = opened(bucket, cache)
+    assert len(records) == 15 and not (cache / "shards").exists(), "the stats beside the shards tell how many"
+    assert made.number_in(records[7]["image"]) == 7
+    assert copies(cache) == ["00001.tar"]
+    assert [made.number_in(records[n]["image"]) for n in range(15)] == list(range(15))
+    assert records[3]["picture"] == "memory:///bucket/sbu/00000.tar#000000003"
+    assert len(opened(bucket, cache, "val")) == 5
+    assert len(opened(f"{bucket}/{{00000..00002}}.tar", cache)) == 10
+    assert len(opened(f"{bucket}/0000[01].tar", cache, val_split="train")) == 10
+
+
+def test_footers_are_read_from_afar_and_only_they(tmp_path, made, memory):
+    for name in ("train-0", "val-0"):
+        path = made.write_parquet(tmp_path / f"{name}.parquet", range(12), struct=True)
+        memory.pipe_file(f"/hub/{name}.parquet", path.read_bytes())
+    records = opened("memory://hub", tmp_path / "cache")
+    assert len(records) == 12 and not (tmp_path / "cache" / "shards").exists()
+    assert made.number_in(records[11]["image"]) == 11 and records[11]["text"] == "text 11"
+
+
+def test_copies_that_were_not_used_for_longest_make_room(bucket, tmp_path, made, memory):
+    cache, size = tmp_path / "cache", memory.size("/bucket/sbu/00000.tar")
+    records = opened(bucket, cache, cache_gb=2.5 * size / 1e9)
+    for index in (0, 5, 10):
+        assert made.number_in(records[index]["image"]) == index
+        for age, path in enumerate(sorted((cache / "shards").glob("*.tar"), key=os.path.getmtime, reverse=True)):
+            os.utime(path, (1e9 - age, 1e9 - age))
+    assert copies(cache) == ["00001.tar", "00002.tar"]
+    assert made.number_in(records[1]["image"]) == 1, "what is open is read on"
+    again = opened(bucket, cache, cache_gb=2.5 * size / 1e9)
+    assert [made.number_in(again[n]["image"]) for n in range(15)] == list(range(15))
+    assert len(copies(cache)) == 2
+
+
+def test_a_copy_that_is_removed_between_two_reads_is_fetched_again(bucket, tmp_path, made):
+    records = opened(bucket, tmp_path / "cache")
+    records[0]
+    records._store._forget()  # as another process has nothing open
+    for path in (tmp_path / "cache" / "shards").glob("*.tar"):
+        path.unlink()
+    assert made.number_in(records[1]["image"]) == 1
+
+
+@pytest.mark.parametrize("what", ["gone", "changed"])
+def test_a_shard_that_is_gone_or_another_is_named(bucket, tmp_path, memory, what):
+    records = opened(bucket, tmp_path / "cache")
+    if what == "gone":
+        memory.rm("/bucket/sbu/00001.tar")
+    else:
+        memory.pipe_file("/bucket/sbu/00001.tar", b"other")
+    with pytest.raises(DataError, match=r"bucket/sbu/00001\.tar is " + ("gone" if what == "gone" else "another file")):
+        records[6]
+    assert not list((tmp_path / "cache" / "shards").glob("*.tar"))
+
+
+def test_a_fetch_that_fails_is_tried_again(bucket, tmp_path, made, memory, monkeypatch, caplog):
+    waits, failures = [], iter([OSError("reset"), OSError("busy"), None])
+    get_file = memory.get_file
+
+    def failing(*arguments):
+        if failure := next(failures):
+            raise failure
+        return get_file(*arguments)
+
+    monkeypatch.setattr(type(memory), "get_file", lambda self, *arguments: failing(*arguments))
+    monkeypatch.setattr(shard_files.time, "sleep", waits.append)
+    records = opened(bucket, tmp_path / "cache")
+    assert made.number_in(records[0]["image"]) == 0
+    assert waits == [1.0, 4.0] and caplog.text.count("asked for again") == 2
+    failures = iter([OSError("reset")] * 3)
+    with pytest.raises(DataError, match=r"00001\.tar cannot be fetched: OSError: reset; run the same command again"):
+        records[6]
+
+
+def test_what_cannot_be_opened_is_one_line(memory, tmp_path):
+    with pytest.raises(DataError, match="memory://nowhere cannot be listed"):
+        opened("memory://nowhere", tmp_path)
+    with pytest.raises(UsageError, match="nosuch://x cannot be opened"):
+        file_system("nosuch://x")
+
+
+def test_names(tmp_path, made):
+    assert is_remote("s3://b/x") and is_remote("simplecache::s3://b") and not is_remote("/a/b:c") and not is_remote("a")
+    assert expanded("a{8..11}b") == ["a8b", "a9b", "a10b", "a11b"]
+    assert expanded("{08..10}-{x,y}") == ["08-x", "08-y", "09-x", "09-y", "10-x", "10-y"]
+    made.write_tars(tmp_path, [1])
+    (tmp_path / ".hidden.tar").write_bytes(b"")
+    pq.write_table(pq.read_table(tmp_path / "00000.parquet"), tmp_path / "other.parquet")
+    assert [file.name for file in listed(str(tmp_path), [])] == [f"{tmp_path}/00000.tar", f"{tmp_path}/other.parquet"]
+    assert LocalFiles("", None).path(listed(str(tmp_path), [])[0], "key") == tmp_path / "00000.tar"

@@ -1,0 +1,217 @@
+"""The rows of one shard: a WebDataset tar, somebody's Parquet file, or a shard that `vlbeit prepare` wrote.
+
+A row is a picture with its texts, a picture alone, or a text alone. Pictures stay where they are: a row says where.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlbeit.data.prepared import plain_places
+from vlbeit.errors import DataError
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+_TEXTS = ("txt", "caption", "text")  # members of a tar that are a text
+_FACTS = ("caption", "captions", "text", "txt")  # keys of a JSON member
+IMAGE_COLUMNS = ("image", *PICTURES, "img", "bytes", "image_bytes")
+CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "txt", "TEXT")
+TEXT_COLUMNS = ("text", "texts", *(name for name in CAPTION_COLUMNS if not name.startswith("text")))
+_KEYS = ("id", "key", "__key__")
+_ROWS = 1000  # of texts that are held at a time
+
+
+class Row(NamedTuple):
+    """One row of a shard."""
+
+    key: str
+    texts: Sequence[str]  # those that are not empty
+    at: int = -1  # first byte of the picture; in row groups the number of the group; -1: no picture
+    length: int = -1  # its bytes; in row groups the row in the group
+    path: str = ""  # of a picture that is a file of its own
+    picture: str = ""  # what names the picture; "": its shard and key do
+
+
+def is_tar(name: str) -> bool:
+    """Whether a shard is a tar file, by its name."""
+    return name.endswith(".tar")
+
+
+# ---- tar
+
+
+def tar_rows(path: Path, name: str) -> Iterator[Row]:
+    """Members that follow each other and have all but their endings in common make a row. `name` is for messages."""
+    members: dict[str, Any] = {}
+    current = ""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                tar.members.clear()  # type: ignore[attr-defined]  # of which tarfile would keep all
+                folder, _, base = member.name.rpartition("/")
+                stem, _, ending = base.partition(".")
+                if not member.isfile() or not stem:
+                    continue
+                key = f"{folder}/{stem}" if folder not in ("", ".") else stem
+                if key != current and members:
+                    yield _tar_row(current, members)
+                    members = {}
+                current = key
+                ending = ending.lower()
+                if ending.rpartition(".")[2] in PICTURES:
+                    members.setdefault("picture", (member.offset_data, member.size))
+                elif ending in (*_TEXTS, "json"):
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    members.setdefault("json" if ending == "json" else "text", content.read())
+            if members:
+                yield _tar_row(current, members)
+        if path.stat().st_size % tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it ends in the middle of a block")
+    except (tarfile.TarError, EOFError) as error:
+        hint = "unpack it with gunzip first" if _is_gzip(path) else "copy or download it again"
+        raise DataError(f"{name} is no tar file that can be read ({error}); {hint}") from error
+
+
+def _tar_row(key: str, members: dict[str, Any]) -> Row:
+    texts = _decoded_text(members["text"]) if "text" in members else []
+    if not texts and "json" in members:
+        texts = _texts_of(members["json"])
+    return Row(key, texts, *members.get("picture", (-1, -1)))
+
+
+def _decoded_text(content: bytes) -> list[str]:
+    try:
+        return _kept(content.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return []
+
+
+def _texts_of(content: bytes) -> list[str]:
+    try:
+        facts = json.loads(content)
+    except (ValueError, RecursionError):
+        return []
+    return next((_kept(facts[name]) for name in _FACTS if facts.get(name)), []) if isinstance(facts, dict) else []
+
+
+def _kept(value: Any) -> list[str]:
+    """The texts of a value, a text or a list of texts, that say something and that UTF-8 can write."""
+    texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return [text.strip() for text in texts if isinstance(text, str) and text.strip() and _writable(text)]
+
+
+def _writable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_gzip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+# ---- Parquet
+
+
+class Columns(NamedTuple):
+    """Which columns of a Parquet file mean what; "" for what it does not have."""
+
+    image: str
+    text: str
+    key: str
+    picture: str
+    lengths: str  # of pictures that are stored plainly, one behind the other: where `vlbeit prepare` wrote the shard
+
+
+def columns_of(schema: pa.Schema, kind: str, name: str, *, prepared: bool) -> Columns:
+    """The columns for a kind of record. Raises `DataError`, naming the file, where one is lacking."""
+    names = schema.names
+
+    def first(wanted: Sequence[str]) -> str:
+        return next((column for column in wanted if column in names), "")
+
+    texts = [n for n in (TEXT_COLUMNS if kind == "text" else CAPTION_COLUMNS) if n in names and _is_text(schema, n)]
+    pictures = [n for n in IMAGE_COLUMNS if n in names and not pa.types.is_integer(schema.field(n).type)]
+    image = pictures[0] if pictures and kind != "text" else ""
+    text = texts[0] if texts and kind != "images" else ""
+    if (kind != "text" and not image) or (kind != "images" and not text):
+        lacking = f"picture ({', '.join(IMAGE_COLUMNS)})" if kind != "text" and not image else "text (caption, text)"
+        hint = "rename one"
+        if "url" in names and not image:
+            hint = "is it the table that img2dataset wrote beside a tar file, and the tar is gone?"
+        raise DataError(f"{name} has no column of a {lacking}; it has {', '.join(names)}: {hint}")
+    lengths = f"{image}_bytes" if prepared and f"{image}_bytes" in names else ""
+    return Columns(image, text, first(_KEYS), "picture" if prepared and "picture" in names else "", lengths)
+
+
+def is_list(schema: pa.Schema, column: str) -> bool:
+    """Whether a column holds lists."""
+    kind = schema.field(column).type
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def holds_paths(schema: pa.Schema, columns: Columns) -> bool:
+    """Whether the pictures are files of their own that the column names."""
+    return bool(columns.image) and _is_string(schema.field(columns.image).type)
+
+
+def parquet_rows(path: Path, name: str, columns: Columns) -> Iterator[Row]:
+    """The rows, no picture read: `at` and `length` are bytes where pictures are stored plainly, else group and row."""
+    try:
+        with pq.ParquetFile(path) as file:
+            paths = holds_paths(file.schema_arrow, columns)
+            read = [columns.text, columns.key, columns.picture, columns.lengths, columns.image if paths else ""]
+            number = 0
+            for group in range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                places = _places(file, path, group, columns)
+                for row, values in enumerate(_values(file, group, [column for column in read if column], count)):
+                    at, length = (-1, -1) if not columns.image else places[row] if places else (group, row)
+                    key = values.get(columns.key)
+                    yield Row(
+                        f"{number:09d}" if key is None else str(key),
+                        _kept(values[columns.text]) if columns.text else [],
+                        at,
+                        length,
+                        str(values[columns.image] or "") if paths else "",
+                        values.get(columns.picture) or "",
+                    )
+                    number += 1
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise DataError(f"{name} is no Parquet file that can be read ({error}); copy or download it again") from error
+
+
+def _places(file: pq.ParquetFile, path: Path, group: int, columns: Columns) -> list[tuple[int, int]]:
+    """First byte and bytes of every picture of a row group; [] where they are not stored plainly."""
+    if not columns.lengths:
+        return []
+    lengths = file.read_row_group(group, columns=[columns.lengths]).column(0).to_pylist()
+    return list(zip(plain_places(file, path, group, columns.image, lengths), lengths, strict=True))
+
+
+def _values(file: pq.ParquetFile, group: int, columns: list[str], count: int) -> Iterator[dict[str, Any]]:
+    """The values of some columns of a row group, row by row."""
+    if not columns:
+        yield from ({} for _ in range(count))
+        return
+    for batch in file.iter_batches(_ROWS, row_groups=[group], columns=columns):
+        yield from batch.to_pylist()
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_text(schema: pa.Schema, column: str) -> bool:
+    kind = schema.field(column).type
+    return _is_string(kind.value_type if is_list(schema, column) else kind)
