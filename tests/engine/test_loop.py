@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from vlbeit.engine.callbacks import Callbacks
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.loop import Engine
-from vlbeit.errors import DataError, Interrupted
+from vlbeit.errors import DataError, Interrupted, UsageError
 
 
 def weights(engine) -> dict[str, Tensor]:
@@ -137,6 +138,12 @@ def test_too_many_skipped_steps_end_the_run(toy, tmp_path, at, counted):
         engine.fit()
     assert "\n" not in str(error.value) and engine.folder.last_step() == 4
     assert all(value.isfinite().all() for value in weights(engine).values())
+
+
+def test_deepspeed_cannot_skip(toy, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(UsageError, match=r"engine\.max_skipped=2: DeepSpeed updates the weights by itself"):
+        toy.make_engine(max_skipped=2)
 
 
 def test_overflowing_gradient_names_all_samples(toy, tmp_path):

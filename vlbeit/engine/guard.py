@@ -7,11 +7,13 @@ import math
 from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from vlbeit import dist
 from vlbeit.engine.state import TrainingState
-from vlbeit.errors import DataError
+from vlbeit.errors import DataError, UsageError
 from vlbeit.types import Batch
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,12 @@ class Checked(NamedTuple):
     grad_norm: float
     wrong: str  # what is not finite; empty: all is well
     samples: list[str]  # where something is wrong: ids of the micro-batches that made it so
+
+
+def check_skipping(accelerator: Accelerator, most: int) -> None:
+    """UsageError where steps shall be skipped and cannot: DeepSpeed has changed the weights when we look."""
+    if most and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise UsageError(f"engine.max_skipped={most}: DeepSpeed updates the weights by itself; leave it out")
 
 
 def check_step(

@@ -27,7 +27,7 @@ from vlbeit.engine.counts import counts_of_step
 from vlbeit.engine.device import to_device
 from vlbeit.engine.evaluate import evaluation_mode
 from vlbeit.engine.folder import RunFolder, write_errors
-from vlbeit.engine.guard import check_step, kept_buffers, put_back, skip
+from vlbeit.engine.guard import check_skipping, check_step, kept_buffers, put_back, skip
 from vlbeit.engine.interrupt import Stopped, StopRequest, listening
 from vlbeit.engine.meter import Meter
 from vlbeit.engine.optim import check_coverage, write_lr
@@ -64,6 +64,7 @@ class Engine:
         callbacks: Callbacks | None = None,
     ) -> None:
         check_coverage(objective, optimizer)
+        check_skipping(accelerator, plan.max_skipped)
         self.dtype = torch.float64 if plan.precision == "fp64" else torch.float32
         self.objective = objective.to(accelerator.device, self.dtype if plan.precision == "fp64" else None)
         self.weights = Weights(self.objective, optimizer, accelerator, plan.ema_decay)
