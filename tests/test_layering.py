@@ -24,6 +24,7 @@ ROWS = (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
         "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes", "scoring",
         "submitting", "submission", "asked", "answer_parts", "ledger", "leaderboard",
+        "health", "planning", "searching", "multirun",
         "health", "planning", "searching",
         "submitting", "submission", "asked", "answer_parts", "ledger", "evaluation_file", "comparing",
     ),

@@ -89,7 +89,9 @@ def results(run: str | Path) -> dict[str, object]:
         "counters": progress["state"],
         "exported": load_file(run / "checkpoint" / "model.safetensors"),
         "evaluation": json.loads((run / "evaluation.json").read_text()),
-        "metrics": [{k: v for k, v in line.items() if k not in ("time", "samples_per_second")} for line in metrics],
+        "metrics": [
+            {k: v for k, v in line.items() if k not in ("time", "samples_per_second", "speed")} for line in metrics
+        ],
         "states": sorted(path.name for path in (run / "state").glob("step-*"))[-2:],
     }
 

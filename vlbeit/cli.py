@@ -79,6 +79,9 @@ def train(
     words: Words = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
     multirun: Annotated[bool, typer.Option("--multirun", help="key=a,b runs every combination.")] = False,
+    profile: Annotated[
+        int, typer.Option("--profile", metavar="N", help="Trace N steps by torch's profiler.", min=0)
+    ] = 0,
     help_: Annotated[bool, typer.Option("--help", help="Print every key with its default and meaning.")] = False,
 ) -> None:
     """Train a stage (stage=mim) or a task on its tower (stage=vl task=vqa)."""
@@ -86,10 +89,10 @@ def train(
 
     words = words or []
     if help_:
-        print("vlbeit train [--dry-run] [--multirun] KEY=VALUE...\n")
+        print("vlbeit train [--dry-run] [--multirun] [--profile N] KEY=VALUE...\n")
         table.show(("key", "default", "meaning"), compose.describe_keys(words))
         return
-    runs = compose.compose_many(words) if multirun else [compose.compose(words)]
+    runs = _swept(words, profile, dry_run) if multirun else [compose.compose(words)]
     for config, notes, command, typed in runs:
         if os.environ.get("RANK", "0") == "0":
             print(*notes, sep="\n", end="\n" if notes else "", flush=True)
@@ -98,7 +101,19 @@ def train(
             continue
         from vlbeit import launch
 
-        launch.train(config, command, typed)
+        launch.train(config, command, typed, profile)
+
+
+def _swept(words: list[str], profile: int, dry_run: bool) -> list[Any]:
+    """Every combination; those that go into a queue are sent there, and none is left to be trained here."""
+    from vlbeit import compose, multirun
+
+    launcher, rest = multirun.split(words)
+    runs = compose.compose_many(rest)
+    if dry_run or launcher.name == "basic":
+        return runs
+    print(*multirun.submit(runs, launcher, profile), sep="\n")
+    return []
 
 
 @app.command(context_settings=_FREE)

@@ -37,7 +37,7 @@ _NAMES = {f"{group}.name" for group in GROUPS}  # set by the group itself
 MAY_DIFFER = (
     "epochs", "steps", "device", "run", "resume", "overwrite", "data.workers", "data.cache", "data.cache_gb",
     "data.max_bad_fraction", "engine.save_every", "engine.log_every", "engine.checkpoint", "engine.async_save",
-    "engine.timeout", "task.controls",
+    "engine.timeout", "engine.max_skipped", "engine.trackers", "task.controls",
 )  # fmt: skip
 _TYPE_NAMES: dict[type[Node], str] = {
     FloatNode: "a number",

@@ -297,7 +297,10 @@ class EngineConfig:
     save_every: int = key(500, "steps between saved states")
     log_every: int = key(20, "steps between lines of metrics.jsonl")
     ema_decay: float = key(0.0, "decay of the averaged weights that are evaluated and kept; 0: off")
-    trackers: list[str] = key([], "accelerate trackers, such as tensorboard or wandb")
+    trackers: list[str] = key([], "accelerate trackers, such as tensorboard, wandb or trackio")
+    max_skipped: int = key(
+        0, "steps in a row that are skipped where loss or gradient is not finite; 0: the first one ends the run"
+    )
     checkpoint: str = key("auto", "saved states: whole | sharded, every process its part; auto: sharded under FSDP")
     async_save: bool = key(False, "go on training while a state is written")
     timeout: float = key(600.0, "seconds that a process waits for the others before it gives up")
@@ -306,6 +309,7 @@ class EngineConfig:
         require(0 <= self.ema_decay < 1, f"engine.ema_decay={self.ema_decay} must lie in [0, 1)")
         require(self.save_every > 0, f"engine.save_every={self.save_every} must be positive")
         require(self.log_every > 0, f"engine.log_every={self.log_every} must be positive")
+        require(self.max_skipped >= 0, f"engine.max_skipped={self.max_skipped} must not be negative")
         require(self.evaluate_every >= 0, f"engine.evaluate_every={self.evaluate_every} must not be negative")
         require(self.timeout > 0, f"engine.timeout={self.timeout} must be positive")
         one_of("engine.checkpoint", self.checkpoint, ("auto", "whole", "sharded"))

@@ -27,9 +27,11 @@ class MissingSplitError(DataError):
 
 
 class Interrupted(UserError):
-    """Training was asked to stop (Ctrl-C, SIGTERM) and has saved its state (exit code 130)."""
+    """Training was asked to stop by a signal, and the same command goes on (exit code 130)."""
 
     exit_code = 130
+    agreed = True  # whether all processes of the run were told
+    signal: int | None = None  # the one that this process got; None: another process was asked
 
 
 def some(items: Sequence[object], most: int = 3) -> str:

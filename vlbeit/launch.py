@@ -23,11 +23,12 @@ from vlbeit.engine.checkpoint import read_weights
 from vlbeit.engine.device import make_accelerator, probe_micro_batch
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.folder import RunFolder, write_errors
+from vlbeit.engine.interrupt import Stopped, StopRequest
 from vlbeit.engine.loop import Engine, FitPlan
 from vlbeit.engine.optim import build_optimizer
 from vlbeit.engine.processes import together
 from vlbeit.engine.randomness import preserved_generators, seed_generators
-from vlbeit.errors import DataError
+from vlbeit.errors import DataError, Interrupted
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint, read_meta, save_checkpoint
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.towers import load_pretrained, tower_meta
@@ -39,24 +40,39 @@ from vlbeit.types import Batch, DataSpec, Meta, Records
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, command: str = "", typed: Sequence[str] = ()) -> None:
+def train(config: RunConfig, command: str = "", typed: Sequence[str] = (), profile: int = 0) -> None:
     """Train a run from where it stands; what must come before it is trained first.
 
     Start-up order: this run's own state > `resume=` > `init=` > scratch. `command` is what to type to go on; `typed`
     are the words that made the config, some of which hold for the runs before it too (see `chain.missing_runs`).
+    `profile`: so many steps of the run itself are traced.
 
     Raises:
         UserError: anything that the user can mend, before any work where it can be known by then.
+        Interrupted: asked to stop, by Ctrl-C or a scheduler's signal; the same command goes on.
     """
+    command = command or f"run the same command again (run={config.run})"
     ours = logging.getLogger("vlbeit")  # ours alone: what libraries report is not for the user
     ours.setLevel(logging.INFO)
     ours.handlers = [logging.StreamHandler()]
-    accelerator = _accelerator(config)  # makes the process group
-    with together(RunFolder(config.run).say_intact):
-        _train(config, accelerator, command, typed)
+    with StopRequest() as stop, _interrupted(command), stop.breaking_off():
+        accelerator = _accelerator(config)  # makes the process group
+        with together(RunFolder(config.run).say_intact), _interrupted(command):
+            _train(config, accelerator, command, typed, profile)
 
 
-def _train(config: RunConfig, accelerator: Accelerator, command: str, typed: Sequence[str]) -> None:
+@contextmanager
+def _interrupted(command: str) -> Iterator[None]:
+    """A signal before the first step, or between the runs of a chain, is an interruption like one of training."""
+    try:
+        yield
+    except Stopped as error:
+        interrupted = Interrupted(f"stopped while nothing was being trained: nothing is lost; to go on: {command}")
+        interrupted.agreed, interrupted.signal = False, error.number
+        raise interrupted from None
+
+
+def _train(config: RunConfig, accelerator: Accelerator, command: str, typed: Sequence[str], profile: int) -> None:
     """The runs before it that are missing, then the run."""
     config = adopt.with_its_tokenizer(config)
     preflight.check(config)
@@ -67,16 +83,15 @@ def _train(config: RunConfig, accelerator: Accelerator, command: str, typed: Seq
         if chain.init_of(each) not in [run.run for run in before]:
             preflight.check_init(each)
     _on_main_first(lambda: chain.ensure_data(config))
-    command = command or f"run the same command again (run={config.run})"
     for earlier in before:
         say(f"{earlier.run} is missing: training stage={earlier.tower} first")
         _run(earlier, _accelerator(earlier), command)
     # the accelerator of an earlier run took the place of ours
-    _run(config, _accelerator(config) if before else accelerator, command)
+    _run(config, _accelerator(config) if before else accelerator, command, profile)
     say(f"next: {suggest.after_training(config)}")
 
 
-def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
+def _run(config: RunConfig, accelerator: Accelerator, command: str, profile: int = 0) -> None:
     """Records, objective, engine; what can be checked without them is checked. The folder is written last."""
     recipe, folder, origin = chain.recipe_of(config), RunFolder(config.run), chain.state_origin(config)
     start = chain.init_of(config) if origin is None else None
@@ -102,6 +117,7 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str) -> None:
     optimizer = build_optimizer(recipe.param_groups(objective, config.optim), config.optim)
     micro = _settle_micro_batch(config, folder, spec, objective, accelerator)
     config = replace(config, steps=steps, micro_batch_size=micro)
+    plan = replace(plan, profile=profile, settings=container(config))
     stream = _stream(config, spec, config.global_batch_size, micro, config.data.workers)
     callbacks = Callbacks(
         evaluate=lambda model: evaluate_model(model, recipe, config, held_out, meta, accelerator),

@@ -115,7 +115,7 @@ def _split(word: str) -> tuple[str, str]:
     if any("\ud800" <= letter <= "\udfff" for letter in word):  # bytes that Python could not decode
         raise UsageError(f"{word!r} is not UTF-8: rename the file or folder")
     if word.startswith("-"):
-        if close := difflib.get_close_matches(word, ("--dry-run", "--multirun", "--help"), 1, 0.8):
+        if close := difflib.get_close_matches(word, ("--dry-run", "--multirun", "--profile", "--help"), 1, 0.8):
             raise UsageError(f"{word} is not an option: did you mean {close[0]}?")
         name, _, value = word.lstrip("-").partition("=")
         name = ALIASES.get(name.replace("-", "_"), name)
@@ -123,6 +123,8 @@ def _split(word: str) -> tuple[str, str]:
     key, equals, text = word.partition("=")
     if not equals:
         raise UsageError(f"{word!r} is not key=value, such as stage=mim or optim.lr=1e-3")
+    if key == "hydra/launcher":
+        raise UsageError(f"{word}: runs go into a queue with --multirun")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
         raise UsageError(f"{word!r}: {key!r} is not a key; keys are written section.name=value")
     return key, text

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlbeit.models.encoder import MoMEEncoder, join
 from vlbeit.models.heads import Heads
 from vlbeit.objectives.base import Objective
-from vlbeit.objectives.contrastive import contrast_head
+from vlbeit.objectives.contrastive import contrast_head, learned_logs
 from vlbeit.objectives.global_contrast import GlobalContrast
 from vlbeit.objectives.matching import Negatives, match_terms
 from vlbeit.types import Batch, StepOutput, Tokens
@@ -97,7 +97,7 @@ class RetrievalObjective(Objective):
             return StepOutput({}, {}, (pair,))
         terms_B, hits_B, negatives = self.contrast((pair,), batch)
         losses = {"itc": terms_B.sum() / counts["itc"]}
-        logs = {"itc": _log(terms_B), "itc_accuracy": _log(hits_B)}
+        logs = {"itc": _log(terms_B), "itc_accuracy": _log(hits_B), **learned_logs((pair,))}
         if self.matching_weight:
             assert negatives is not None, "the contrast draws them"
             itm, hits = self._match(batch, negatives)

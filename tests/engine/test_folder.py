@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
+import socket
 
 import pytest
 
+from vlbeit.engine import folder as folder_module
 from vlbeit.engine.folder import RunFolder
 from vlbeit.errors import DataError
 
@@ -110,3 +113,23 @@ def test_clear_removes_the_run_only(run):
     (run.path / "notes.txt").write_text("mine")
     run.clear()
     assert names(run.path) == ["notes.txt"] and not run.exists()
+
+
+def test_a_lock_of_another_machine_names_it(tmp_path, monkeypatch):
+    """On NFS the holder may be one of another machine: its process id alone would mislead."""
+    monkeypatch.setattr(folder_module, "_lock", lambda file: False)
+    (tmp_path / ".lock").write_text("4242 node7\n")
+    with pytest.raises(DataError, match=r"is in use: process 4242 of node7 trains there"), RunFolder(tmp_path).locked():
+        pass
+    (tmp_path / ".lock").write_text(f"4242 {socket.gethostname()}\n")
+    with pytest.raises(DataError, match=r"is in use: process 4242 trains there"), RunFolder(tmp_path).locked():
+        pass
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(folder_module.fcntl, "lockf", refuse)
+    with caplog.at_level("WARNING"), RunFolder(tmp_path).locked():
+        assert "this file system has no locks: nothing keeps two runs apart there" in caplog.text

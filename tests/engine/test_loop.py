@@ -4,15 +4,20 @@ import inspect
 import json
 import os
 import signal
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from vlbeit.engine.callbacks import Callbacks
+from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.loop import Engine
-from vlbeit.errors import DataError, Interrupted
+from vlbeit.errors import DataError, Interrupted, UsageError
 
 
 def weights(engine) -> dict[str, Tensor]:
@@ -67,6 +72,78 @@ def test_not_a_number_stops_before_the_update(toy, tmp_path):
     assert "sample3" not in message and "\n" not in message
     assert all(value.isfinite().all() for value in weights(engine).values())
     assert engine.folder.last_step() == 4
+
+
+class Poisoned:
+    """The toy's samples, NaN at some steps; the objective counts its calls in a buffer at every forward."""
+
+    def __init__(self, toy, at):
+        self.inner, self.at = toy.Samples(4), at
+
+    def steps(self, start, stop):
+        for step in range(start, stop):
+            self.inner.nan_at = step if step in self.at else None
+            yield from self.inner.steps(step, step + 1)
+
+
+def counting_engine(toy, path, at, **settings):
+    engine = toy.make_engine(path, stream=Poisoned(toy, at), ema_decay=0.5, log_every=1, **settings)
+    engine.objective.register_forward_hook(lambda module, *_: module.calls.add_(100) and None)
+    return engine
+
+
+def test_skipped_steps_change_nothing(toy, tmp_path, caplog):
+    engine = counting_engine(toy, tmp_path, {0, 3}, max_skipped=2)
+    train_step, changed = engine.train_step, []
+
+    def everything():
+        moments = {f"{i}.{k}": v.clone() for i, s in enumerate(engine.optimizer.state.values()) for k, v in s.items()}
+        averaged = {f"ema.{k}": v.clone() for k, v in engine.ema.module.state_dict().items()}
+        return weights(engine) | moments | averaged
+
+    def recording(batches):
+        before = everything()
+        train_step(batches)
+        changed.append(not same(before, everything()))
+
+    engine.train_step = recording
+    with caplog.at_level("WARNING"):
+        engine.fit()
+    assert [step for step, does in enumerate(changed) if not does] == [0, 3]
+    assert (engine.state.step, engine.state.skipped, engine.state.skipped_in_row) == (12, 2, 0)
+    found = [record.message.split(";")[0] for record in caplog.records]
+    assert found == [f"skipped step {step}: fit is nan, gradient norm is nan" for step in (0, 3)]
+    assert "step3-sample7" in caplog.text and "step3-sample3" not in caplog.text
+    trained = [line for line in lines(tmp_path) if "losses" in line]
+    assert [line["step"] for line in trained if "skipped" in line] == [1, 4] and trained[0]["total"] is None
+    assert trained[0]["logs"] == {} and all(line["total"] > 0 for line in trained if "skipped" not in line)
+
+
+def test_skipping_is_resumed_to_the_bit(toy, tmp_path):
+    engine = counting_engine(toy, tmp_path, {3, 6}, max_skipped=2)
+    with pytest.raises(Interrupted):
+        toy.in_step(engine, 3, raising(signal.SIGTERM)).fit()
+    assert engine.state.skipped == 1
+    again, whole = (counting_engine(toy, path, {3, 6}, max_skipped=2) for path in (tmp_path, None))
+    again.fit(), whole.fit()
+    assert same(weights(again), weights(whole)) and again.state == whole.state
+
+
+@pytest.mark.parametrize(
+    ("at", "counted"), [({5, 6, 7}, "3 steps in a row, 3 in all"), ({1, 3, 5}, "1 steps in a row, 3 in all")]
+)
+def test_too_many_skipped_steps_end_the_run(toy, tmp_path, at, counted):
+    engine = counting_engine(toy, tmp_path, at, max_skipped=2)
+    with pytest.raises(DataError, match=f"{counted}: more than engine.max_skipped=2 allows") as error:
+        engine.fit()
+    assert "\n" not in str(error.value) and engine.folder.last_step() == 4
+    assert all(value.isfinite().all() for value in weights(engine).values())
+
+
+def test_deepspeed_cannot_skip(toy, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(UsageError, match=r"engine\.max_skipped=2: DeepSpeed updates the weights by itself"):
+        toy.make_engine(max_skipped=2)
 
 
 def test_overflowing_gradient_names_all_samples(toy, tmp_path):
@@ -179,45 +256,116 @@ def test_metrics_are_means_since_the_last_line(toy, tmp_path):
     assert [line["step"] for line in ones] == [1, 2, 3, 4]
 
 
+def raising(*numbers):
+    return lambda: [os.kill(os.getpid(), number) for number in numbers]
+
+
 def test_signal_finishes_the_step_and_saves(toy, tmp_path):
     before = signal.getsignal(signal.SIGINT)  # a shell ignores it in what it runs in the background
-    stream = toy.Trouble(2, at=5, number=signal.SIGINT)
-    engine = toy.make_engine(tmp_path, stream=stream, resume_command="vlbeit train stage=mim")
+    engine = toy.make_engine(tmp_path, micro_batch=2, resume_command="vlbeit train stage=mim")
     with pytest.raises(
         Interrupted, match=r"stopped after step 6 of 12, state saved in .*; to go on: vlbeit train"
     ) as e:
-        engine.fit()
-    assert e.value.exit_code == 130 and engine.folder.last_step() == 6
+        toy.in_step(engine, 5, raising(signal.SIGINT)).fit()
+    assert (e.value.exit_code, e.value.signal) == (130, signal.SIGINT) and engine.folder.last_step() == 6
     assert signal.getsignal(signal.SIGINT) is before
-
+    assert lines(tmp_path)[-1]["step"] == 6  # what was not logged yet
     resumed, whole = toy.make_engine(tmp_path, micro_batch=2), toy.make_engine(micro_batch=2)
     resumed.fit(), whole.fit()
     assert same(weights(resumed), weights(whole))
 
 
-def test_termination_is_an_interruption_too(toy, tmp_path):
-    engine = toy.make_engine(tmp_path, stream=toy.Trouble(2, at=1, number=signal.SIGTERM))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_what_a_scheduler_sends_is_an_interruption_too(toy, tmp_path, number):
+    """Twice, as torchrun and the scheduler may both send it: the second one changes nothing."""
+    engine = toy.make_engine(tmp_path)
     with pytest.raises(Interrupted):
-        engine.fit()
+        toy.in_step(engine, 1, raising(number, signal.SIGTERM)).fit()
     assert engine.folder.last_step() == 2
 
 
-def test_second_signal_quits_at_once(toy, tmp_path):
-    class Impatient(toy.Samples):
+def test_waiting_for_data_is_broken_off(toy, tmp_path):
+    class Hanging(toy.Samples):
         def steps(self, start, stop):
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGINT)
-            yield from super().steps(start, stop)
+            yield from super().steps(start, 5)
+            threading.Timer(0.05, raising(signal.SIGTERM)).start()
+            time.sleep(30)
 
-    engine = toy.make_engine(tmp_path, stream=Impatient())
+    began = time.monotonic()
+    with pytest.raises(Interrupted, match="stopped after step 5 of 12"):
+        toy.make_engine(tmp_path, stream=Hanging()).fit()
+    assert time.monotonic() - began < 10
+    resumed, whole = toy.make_engine(tmp_path), toy.make_engine()
+    resumed.fit(), whole.fit()
+    assert same(weights(resumed), weights(whole))
+
+
+def evaluation(stop_in=None):
+    """An evaluation of three batches through the real thing; a signal comes in its second batch of the so-maniest."""
+    made = []
+
+    class Distance:
+        def __init__(self):
+            self.batches = 0
+
+        def update(self, model, batch):
+            self.batches += 1
+            self.found = float(model.linear.weight.detach().norm())
+            if len(made) == stop_in and self.batches == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                raise AssertionError("not broken off")
+
+        def compute(self):
+            assert self.batches == 3
+            return {"distance": self.found}
+
+    def evaluate(model):
+        made.append(Distance())
+        batches = [{"sample_id": ["a"]}] * 3
+        return run_evaluators(model, batches, {"it": made[-1]}, Accelerator(cpu=True), 3)
+
+    return evaluate
+
+
+def test_evaluation_is_broken_off_and_made_up_for(toy, tmp_path):
+    """The run ends with the same evaluations, best weights and metrics as one that was left alone."""
+    export = []
+    engine = toy.make_engine(tmp_path, callbacks=Callbacks(evaluation(2), lambda *_: None), evaluate_every=3)
+    with pytest.raises(Interrupted, match="stopped after step 6 of 12"):
+        engine.fit()
+    assert [line["step"] for line in lines(tmp_path) if "evaluation" in line] == [3]
+    again = toy.make_engine(tmp_path, callbacks=Callbacks(evaluation(), lambda *_: export.append(1)), evaluate_every=3)
+    whole = toy.make_engine(tmp_path / "whole", callbacks=Callbacks(evaluation(), lambda *_: None), evaluate_every=3)
+    again.fit(), whole.fit()
+    assert again.state == whole.state and same(weights(again), weights(whole)) and not again.state.owes_evaluation
+    evaluated = [
+        [(line["step"], line["evaluation"]) for line in lines(f) if "evaluation" in line]
+        for f in (tmp_path, tmp_path / "whole")
+    ]
+    assert evaluated[0] == evaluated[1]
+
+
+def test_the_last_evaluation_is_finished(toy, tmp_path):
+    """The run would count as finished without it."""
+    numbers = []
+
+    def evaluate(model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"distance": numbers.append(1) or 1.0}
+
+    assert toy.make_engine(tmp_path, callbacks=Callbacks(evaluate), evaluate_every=100).fit().step == 12
+    assert numbers and lines(tmp_path)[-1]["evaluation"] == {"distance": 1.0}
+
+
+def test_second_ctrl_c_quits_at_once(toy, tmp_path):
+    engine = toy.in_step(toy.make_engine(tmp_path), 0, raising(signal.SIGINT, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         engine.fit()
     assert engine.folder.last_step() is None
 
 
-def test_stop_at_the_last_step_is_no_interruption(toy, tmp_path):
-    engine = toy.make_engine(tmp_path, stream=toy.Trouble(2, at=11, number=signal.SIGINT))
-    assert engine.fit().step == 12
+def test_stop_in_the_last_step_is_no_interruption(toy, tmp_path):
+    assert toy.in_step(toy.make_engine(tmp_path), 11, raising(signal.SIGINT)).fit().step == 12
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])

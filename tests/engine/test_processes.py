@@ -61,5 +61,14 @@ def test_all_stop_for_one(ran):
         logs[0]["nan"].startswith("step 2: ")
         and "samples of the batch: step2-sample6, step2-sample7." in logs[0]["nan"]
     )
-    assert logs[0]["stop"].startswith("stopped after step 6 of 12")
-    assert json.loads((ran / "stop" / "last.json").read_text())["step"] == 6
+    assert logs[0]["stop"].startswith("stopped after step 5 of 12")
+    assert json.loads((ran / "stop" / "last.json").read_text())["step"] == 5
+
+
+def test_an_evaluation_is_broken_off_on_all(ran):
+    """A signal to rank 1 in its evaluation: rank 0 ends its own, then both save and stop; the evaluation is owed."""
+    logs = [json.loads((ran / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert logs[0]["evaluation"] == logs[1]["evaluation"]
+    assert logs[0]["evaluation"].startswith("stopped after step 5 of 12")
+    state = torch.load(ran / "evaluation" / "state" / "step-000005" / "progress.pt", weights_only=True)["state"]
+    assert state["owes_evaluation"] and (state["step"], state["best"]) == (5, None)

@@ -85,7 +85,7 @@ def same_metrics(left: Path, right: Path) -> bool:
     def read(path):
         text = (path / "metrics.jsonl").read_text()
         return [
-            {k: v for k, v in json.loads(line).items() if k not in ("time", "samples_per_second")}
+            {k: v for k, v in json.loads(line).items() if k not in ("time", "samples_per_second", "speed")}
             for line in text.splitlines()
         ]
 

@@ -4,9 +4,11 @@ import io
 import json
 
 import pytest
+import yaml
 from rich.console import Console
 
 from vlbeit.engine.sinks import JsonLines, Terminal, flat
+from vlbeit.errors import UsageError
 
 TRAINED = {
     "step": 5, "time": 1.0, "total": 2.5, "losses": {"itc": 2.0, "itm": 0.5}, "logs": {"accuracy": 0.25},
@@ -44,10 +46,57 @@ def test_names_for_trackers():
     assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a/b": 1, "a/c/d": 2, "e": 3}
 
 
-def test_trackers(toy, tmp_path):
+SETTINGS = {"optim": {"lr": 0.1, "betas": [0.9, 0.95]}, "task": None, "seed": 3}
+
+
+def test_tensorboard(toy, tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    toy.make_engine(tmp_path, trackers=["tensorboard"]).fit()
+    toy.make_engine(tmp_path, trackers=["tensorboard"], settings=SETTINGS).fit()
     events = event_accumulator.EventAccumulator(str(tmp_path / "trackers" / "vlbeit"))
     events.Reload()
-    assert {"total", "losses/fit", "evaluation/distance", "lr"} <= set(events.Tags()["scalars"])
+    assert {"total", "losses/fit", "evaluation/distance", "lr", "speed/data_wait"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("evaluation/distance")] == [5, 10, 12]
+    (stored,) = (tmp_path / "trackers").rglob("hparams.yml")
+    expected = {"optim/lr": 0.1, "optim/betas": "[0.9, 0.95]", "task": "null", "seed": 3}
+    assert yaml.safe_load(stored.read_text()) == expected
+
+
+def test_tensorboard_of_a_run_that_goes_on(toy, tmp_path):
+    """What was written after the restored step is purged: no step is there twice."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    engine = toy.make_engine(tmp_path, trackers=["tensorboard"], log_every=1)
+    with pytest.raises(RuntimeError, match="stumbled"):
+        toy.in_step(engine, 6, stumble).fit()
+    toy.make_engine(tmp_path, trackers=["tensorboard"], log_every=1).fit()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "trackers" / "vlbeit"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("total")] == list(range(1, 13))
+
+
+def stumble():
+    raise RuntimeError("stumbled")
+
+
+def test_wandb_without_network(toy, tmp_path, monkeypatch):
+    """One run, also after it was broken off; the settings are its config."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    engine = toy.make_engine(tmp_path, trackers=["wandb"], settings=SETTINGS)
+    with pytest.raises(RuntimeError, match="stumbled"):
+        toy.in_step(engine, 6, stumble).fit()
+    name = (tmp_path / "trackers" / "wandb-id").read_text()
+    toy.make_engine(tmp_path, trackers=["wandb"], settings=SETTINGS).fit()
+    found = [path for path in (tmp_path / "trackers" / "wandb").glob("offline-run-*")]
+    assert len(found) == 2 and all(path.name.endswith(name) for path in found)
+
+
+def refuse(*_):
+    raise ConnectionError("no login\nhere")
+
+
+def test_a_tracker_that_does_not_start(toy, tmp_path, monkeypatch):
+    engine = toy.make_engine(tmp_path)
+    monkeypatch.setattr(engine.accelerator, "init_trackers", refuse)
+    engine.accelerator.log_with = ["refusing"]
+    with pytest.raises(UsageError, match=r"engine.trackers=refusing does not start \(ConnectionError: no login here\)"):
+        engine.fit()

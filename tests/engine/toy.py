@@ -1,6 +1,6 @@
 """A toy run of the engine: linear regression with dropout and two losses that have different numbers of terms.
 
-Also a script, for what needs processes of its own: `python toy.py kill FOLDER` and `python toy.py ranks FOLDER`.
+Also a script, for what needs processes of its own: `python toy.py kill|ranks|deaths FOLDER`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from vlbeit.config import OptimConfig
 from vlbeit.engine import checkpoint, folder
 from vlbeit.engine.callbacks import Callbacks
 from vlbeit.engine.device import make_accelerator
+from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.folder import RunFolder
 from vlbeit.engine.loop import Engine
 from vlbeit.engine.optim import build_optimizer
@@ -124,6 +127,19 @@ def make_engine(path: str | Path | None = None, *, stream: Any = None, **setting
     return Engine(objective, build_optimizer(groups, config), stream, plan, accelerator, run, callbacks)
 
 
+def in_step(engine: Engine, step: int, action: Callable[[], object]) -> Engine:
+    """The engine, which does something in the first forward pass of a step."""
+    done = []
+
+    def acting(*_: Any) -> None:
+        if engine.state.step == step and engine.objective.training and not done:
+            done.append(action)
+            action()
+
+    engine.objective.register_forward_pre_hook(acting)
+    return engine
+
+
 class Trouble(Samples):
     """Sends this process a signal while the batch of a step is being read."""
 
@@ -177,6 +193,26 @@ def deadly(function: Callable[..., Any], call: int) -> Callable[..., Any]:
     return killing
 
 
+class Stopping:
+    """An evaluator that gets a signal on rank 1, in the second of its batches."""
+
+    batches = 0
+
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        self.batches += 1
+        if dist.rank() == 1 and self.batches == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            raise AssertionError("not broken off")
+
+    def compute(self) -> dict[str, float]:
+        raise AssertionError("one of the processes has not seen all")
+
+
+def broken_off_on_rank_1(model: nn.Module) -> dict[str, float]:
+    batches = [{"sample_id": ["a"]}] * 3
+    return run_evaluators(model, batches, {"it": Stopping()}, make_accelerator("cpu", "fp64"), 6)
+
+
 def one_of_two(root: Path) -> None:
     """What one of two processes does: a whole run, one with a NaN on rank 1, one where only rank 1 is stopped."""
     make_accelerator("cpu", "fp64")  # the process group, before anything asks for ranks
@@ -189,10 +225,76 @@ def one_of_two(root: Path) -> None:
             make_engine(root / name, stream=stream, **own).fit()
         except UserError as error:
             log[name] = str(error)
+    try:
+        make_engine(root / "evaluation", callbacks=Callbacks(broken_off_on_rank_1, export), **own).fit()
+    except UserError as error:
+        log["evaluation"] = str(error)
     (root / f"rank{dist.rank()}.json").write_text(json.dumps(log))
     dist.barrier()
 
 
+DEATHS = {
+    "step": (1, lambda engine: in_step(engine, 6, die)),
+    "evaluation": (1, lambda engine: engine.callbacks.evaluate.deadly_after(2)),
+    "save": (0, lambda engine: setattr(checkpoint.torch, "save", deadly(torch.save, 2))),
+}
+"""Moments at which one of two processes dies: its rank, and how."""
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Measured:
+    """`distance` over what both processes have; may be deadly."""
+
+    calls, last = 0, sys.maxsize
+
+    def deadly_after(self, calls: int) -> None:
+        self.last = calls
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        self.calls += 1
+        if self.calls == self.last:
+            die()
+        dist.barrier()
+        return distance(model)
+
+
+def deaths(root: Path) -> None:
+    """A whole run of two processes, then for each moment one that is broken off there and one that goes on."""
+    codes = {"whole": pair(root / "whole")}
+    for name, (rank, deadly_for) in DEATHS.items():
+        codes[name] = pair(root / name, rank, deadly_for)
+        codes[f"{name} saved"] = [RunFolder(root / name).last_step()]
+        codes[f"{name} again"] = pair(root / name)
+    (root / "codes.json").write_text(json.dumps(codes))
+
+
+def pair(path: Path, doomed: int = -1, deadly_for: Callable[[Engine], object] | None = None) -> list[int]:
+    """Two processes that train at `path`, all imports made before; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = []
+    for rank in (0, 1):
+        children.append(os.fork())
+        if children[-1] == 0:
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+            os.environ |= {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            code = 1
+            with suppress(Exception):  # the other process is gone
+                make_accelerator("cpu")
+                engine = make_engine(path, micro_batch=2, ema_decay=0.9, callbacks=Callbacks(Measured(), export))
+                if rank == doomed and deadly_for is not None:
+                    deadly_for(engine)
+                engine.fit()
+                dist.leave()
+                code = 0
+            os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"kill": killed_runs, "ranks": one_of_two}[sys.argv[1]](Path(sys.argv[2]))
+    {"kill": killed_runs, "ranks": one_of_two, "deaths": deaths}[sys.argv[1]](Path(sys.argv[2]))

@@ -83,3 +83,17 @@ def test_text_stage_trains_what_vlmo_trains() -> None:
         *(f"blocks.experts.text.{part}" for part in ("norm.weight", "norm.bias")),
         *(f"blocks.experts.text.mlp.{layer}.{part}" for layer in ("fc1", "fc2") for part in ("weight", "bias")),
     }
+
+
+@torch.no_grad()
+def test_what_contrast_learns_is_in_the_logs() -> None:
+    objective, (batch, _) = golden_objective(), golden_batch()
+    objective.heads["contrast"].logit_scale.fill_(3.0)
+    logs = objective(batch, objective.counts(batch)).logs
+    for name, scale in {
+        "temperature": 3.0,
+        "temperature_fused": float(objective.heads["contrast_fused"].logit_scale),
+    }.items():
+        total, count = logs[name]
+        torch.testing.assert_close(total / count, torch.tensor(-scale).exp())
+    assert "bias" not in logs

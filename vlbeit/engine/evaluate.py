@@ -11,6 +11,7 @@ from torch import nn
 
 from vlbeit import dist
 from vlbeit.engine.device import batch_dtype, to_device
+from vlbeit.engine.interrupt import broken_off_together
 from vlbeit.engine.progress import counting
 from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.types import Batch, Evaluator
@@ -27,17 +28,18 @@ def run_evaluators(
 
     The loader gives each of `samples` once over all processes; `unreadable` counts those whose image it had to replace.
     `compute` runs on every process and merges what the others saw by itself (`vlbeit.dist.gather_objects`). Two
-    evaluators must not give the same name.
+    evaluators must not give the same name. Raises Stopped where training evaluates and is asked to stop.
     """
     objective.to(accelerator.device)
     unreadable = 0
     with evaluation_mode(objective), accelerator.autocast(), counting("evaluated", samples) as add:
-        for batch in loader:
-            unreadable += len(batch.get("bad", ()))
-            on_device = to_device(batch, accelerator.device, batch_dtype(objective))
-            for evaluator in evaluators.values():
-                evaluator.update(objective, on_device)
-            add(len(batch["sample_id"]))
+        with broken_off_together(accelerator.device):
+            for batch in loader:
+                unreadable += len(batch.get("bad", ()))
+                on_device = to_device(batch, accelerator.device, batch_dtype(objective))
+                for evaluator in evaluators.values():
+                    evaluator.update(objective, on_device)
+                add(len(batch["sample_id"]))
         results: dict[str, float] = {}
         for name, evaluator in evaluators.items():
             numbers = evaluator.compute()

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,8 @@ from vlbeit.files import write_json, write_text
 
 if sys.platform != "win32":
     import fcntl
+
+log = logging.getLogger(__name__)
 
 KEPT_STATES = 2
 TEMPORARY = ".tmp-"  # prefix of what is being written or removed; also that of vlbeit.files
@@ -230,13 +234,22 @@ def locked(lock_file: Path, doing: str) -> Iterator[None]:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         file = open(lock_file, "a+")  # noqa: SIM115
     with file:
-        if not _lock(file):
+        free = _lock(file)
+        if free is False:
             file.seek(0)
-            raise DataError(f"{lock_file.parent} is in use: process {file.read().strip() or '?'} {doing}")
+            raise DataError(f"{lock_file.parent} is in use: process {_holder(file.read().split())} {doing}")
+        if free is None:
+            log.warning("%s: this file system has no locks: nothing keeps two runs apart there", lock_file.parent)
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
+        file.write(f"{os.getpid()} {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def _holder(words: list[str]) -> str:
+    """`4242`, of another machine `4242 of its-name`, from what it wrote into the lock file."""
+    pid, *host = words or ["?"]
+    return f"{pid} of {host[0]}" if host and host[0] != socket.gethostname() else pid
 
 
 @contextmanager
@@ -265,14 +278,14 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _lock(file: TextIO) -> bool:
-    """Whether this process has the file now; True where the file system, or Windows, knows no locks."""
+def _lock(file: TextIO) -> bool | None:
+    """Whether this process has the file now; None where the file system, or Windows, knows no locks."""
     if sys.platform == "win32":
-        return True
+        return None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: flock would go on in forked workers
     except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
+        return False if error.errno in (errno.EACCES, errno.EAGAIN) else None
     return True
 
 

@@ -9,47 +9,68 @@ import torch
 from torch import Tensor
 
 from vlbeit import dist
+from vlbeit.engine.speed import Speed
 from vlbeit.types import StepOutput
 
 
 class Meter:
     """Adds up losses, logs and speed of the steps; `flush` gives the means and starts anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, speed: Speed) -> None:
+        self.speed = speed
         self.restart(samples=0)
 
     def restart(self, samples: int) -> None:
         """Forget everything, and start the clock at `samples` seen: also after work that is not training."""
-        self.steps = 0
+        self.steps = 0  # those whose losses are in the means
+        self.skipped = 0
         self.samples = samples
         self.losses: dict[str, float] = {}
         self.grad_norm = 0.0
         self.logs: dict[str, Tensor] = {}  # name -> (sum, count) of this process, on its device
+        self._of_step: dict[str, Tensor] = {}  # the same of the step that is being made
+        self.speed.restart()
         self.started = time.perf_counter()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step was made since the last line."""
+        return not self.steps + self.skipped
 
     def add_logs(self, output: StepOutput) -> None:
         """The logs of one micro-batch; stays on the device."""
         for name, (total, count) in output.logs.items():
             pair = torch.stack([total.detach().float(), count.detach().to(total.device).float()])
-            self.logs[name] = self.logs[name] + pair if name in self.logs else pair
+            self._of_step[name] = self._of_step[name] + pair if name in self._of_step else pair
 
     def add_step(self, losses: dict[str, float], grad_norm: float) -> None:
         """The losses of one optimizer step, already over all processes."""
         for name, value in losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + value
+        for name, pair in self._of_step.items():
+            self.logs[name] = self.logs[name] + pair if name in self.logs else pair
+        self._of_step = {}
         self.grad_norm += grad_norm if math.isfinite(grad_norm) else 0.0  # fp16 skips such a step
         self.steps += 1
 
+    def skip_step(self) -> None:
+        """A step that changed nothing: what it gave is not in the means."""
+        self._of_step = {}
+        self.skipped += 1
+
     def flush(self, samples: int) -> dict[str, object]:
         """Means since the last flush, over all processes, at `samples` seen; every process must call."""
+        seconds = time.perf_counter() - self.started
         losses = {name: value / self.steps for name, value in self.losses.items()}
         record: dict[str, object] = {
-            "total": sum(losses.values()),
+            "total": sum(losses.values()) if self.steps else math.nan,
             "losses": losses,
             "logs": self._mean_logs(),
-            "grad_norm": self.grad_norm / self.steps,
+            "grad_norm": self.grad_norm / self.steps if self.steps else math.nan,
+            **({"skipped": self.skipped} if self.skipped else {}),
             "samples": samples,
-            "samples_per_second": (samples - self.samples) / (time.perf_counter() - self.started),
+            "samples_per_second": (samples - self.samples) / seconds,
+            "speed": self.speed.numbers(seconds),
         }
         self.restart(samples)
         return record

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from vlbeit.config import RunConfig
 from vlbeit.engine.schedule import Schedule, make_schedule
@@ -26,6 +29,9 @@ class FitPlan:
     log_every: int = 20
     metric: str = ""  # the number of the evaluation that picks the exported weights; "-name": lower is better
     resume_command: str = ""  # printed when the run is stopped
+    max_skipped: int = 0  # steps in a row that may be skipped because they are not finite
+    profile: int = 0  # steps that torch's profiler traces, once the first are done; 0: none
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what trackers show as hyperparameters
     checkpoint: str = "auto"  # how states are saved: whole | sharded; auto: sharded where the weights are
     async_save: bool = False  # training goes on while a state is written
     timeout: float = 600.0  # seconds that a process waits for the others
@@ -49,6 +55,7 @@ class FitPlan:
             log_every=config.engine.log_every,
             metric=metric,
             resume_command=resume_command,
+            max_skipped=config.engine.max_skipped,
             checkpoint=config.engine.checkpoint,
             async_save=config.engine.async_save,
             timeout=config.engine.timeout,
@@ -69,3 +76,9 @@ class FitPlan:
     def saves_after(self, step: int) -> bool:
         """Whether the state is saved after `step` steps: by the clock, and always at the end."""
         return step % self.save_every == 0 or step == self.steps
+
+    def farewell(self, step: int, path: Path | None) -> str:
+        """What a run that is stopped after `step` steps says last."""
+        where = f", state saved in {path}" if path else ""
+        go_on = f"; to go on: {self.resume_command}" if self.resume_command else ""
+        return f"stopped after step {step} of {self.steps}{where}{go_on}"

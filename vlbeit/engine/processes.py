@@ -47,7 +47,9 @@ def together(intact: Callable[[], str]) -> Iterator[None]:
     watch.start()
     try:
         yield
-    except Interrupted as error:  # agreed on
+    except Interrupted as error:
+        if not error.agreed:
+            watch.tell(str(error))
         error.quiet = not watch.claims(str(error))
         raise
     except BaseException as error:

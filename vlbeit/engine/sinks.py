@@ -7,6 +7,7 @@ A record is `{"step", "time", "total", "losses", "logs", "lr", "grad_norm", ...}
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 from accelerate import Accelerator
 from rich.console import Console
 
+from vlbeit import files
 from vlbeit.engine.folder import write_errors
 from vlbeit.engine.progress import Progress
+from vlbeit.errors import UsageError
 from vlbeit.files import finite
 
 Record = Mapping[str, Any]
@@ -46,17 +49,53 @@ class JsonLines(Sink):
 
 
 class Trackers(Sink):
-    """TensorBoard, Weights & Biases, ... through accelerate; nested names are joined by a slash."""
+    """TensorBoard, Weights & Biases, trackio, ... through accelerate; nested names are joined by a slash.
 
-    def __init__(self, accelerator: Accelerator, project: str) -> None:
+    The settings become hyperparameters. A run that goes on from step `start` goes on in its trackers too. UsageError
+    where one of them does not start, for want of a login perhaps.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, project: str, folder: Path, start: int, settings: Mapping[str, Any]
+    ) -> None:
         self.accelerator = accelerator
-        accelerator.init_trackers(project)
+        trackers = folder / "trackers"
+        trackers.mkdir(parents=True, exist_ok=True)
+        kwargs: dict[str, dict[str, Any]] = {
+            "tensorboard": {"purge_step": start + 1},
+            "wandb": {"name": folder.name, "dir": str(trackers), "id": _same_id(trackers, start), "resume": "allow"},
+            "trackio": {"name": folder.name, "resume": "allow"},
+        }
+        asked = {str(getattr(name, "value", name)) for name in accelerator.log_with}
+        hyperparameters = {name: _plain(value) for name, value in flat(settings).items()}
+        try:
+            accelerator.init_trackers(project, hyperparameters, {n: kwargs[n] for n in sorted(asked & kwargs.keys())})
+        except Exception as error:  # each library has its own
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UsageError(
+                f"engine.trackers={','.join(sorted(asked))} does not start ({reason}): log in there, set "
+                "WANDB_MODE=offline for W&B, or leave it out"
+            ) from error
 
     def write(self, record: Record) -> None:
-        self.accelerator.log({k: v for k, v in flat(record).items() if k not in ("step", "time")}, step=record["step"])
+        numbers = {name: value for name, value in flat(record).items() if name not in ("step", "time")}
+        self.accelerator.log(numbers, step=record["step"])
 
     def close(self) -> None:
         self.accelerator.end_training()
+
+
+def _same_id(folder: Path, start: int) -> str:
+    """The run's name among those of W&B: made at its beginning, kept beside its files."""
+    file = folder / "wandb-id"
+    if start == 0 or not file.exists():
+        files.write_text(file, uuid.uuid4().hex[:12])
+    return file.read_text()
+
+
+def _plain(value: Any) -> Any:
+    """What hyperparameters may be: numbers and words."""
+    return value if isinstance(value, bool | int | float | str) else "null" if value is None else str(value)
 
 
 class Terminal(Sink):

@@ -18,6 +18,9 @@ class TrainingState:
     bad: list[str] = field(default_factory=list)  # ids that could not be read, each once, sorted
     best: float | None = None  # best value so far of the metric that picks the weights
     best_step: int | None = None
+    skipped: int = 0  # steps that were not finite and changed no weight
+    skipped_in_row: int = 0  # of these, the last ones
+    owes_evaluation: bool = False  # the evaluation after `step` was broken off: it comes before the next step
 
     def advance(self, micro_batches: list[Batch], processes: int) -> None:
         """One step more, of these micro-batches of this process; all processes have equally many samples."""

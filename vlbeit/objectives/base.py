@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vlbeit.types import Batch, StepOutput
@@ -36,9 +37,21 @@ class Objective(nn.Module, ABC):
         """
         return batches
 
+    def tokens(self, batch: Batch) -> int:
+        """Patches of the pictures and real tokens of the texts in a batch on the CPU: what its speed is told in."""
+        patch = getattr(getattr(getattr(self, "encoder", None), "spec", None), "patch_size", None)
+        pictures = [value for name, value in batch.items() if name.startswith("image") and _is_picture(value)]
+        patches = sum(x_BCHW.numel() // (x_BCHW.shape[1] * patch**2) for x_BCHW in pictures) if patch else 0
+        keep_BT = batch.get("text_keep")
+        return patches + (0 if keep_BT is None else int(keep_BT.sum()))
+
     def after_step(self) -> None:
         """Called after every optimizer step, on every process, with the same random state on all of them."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """The parts as JSON values for `checkpoint/config.json`: `encoder` (absent without one) and `heads`."""
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 4

@@ -5,7 +5,7 @@ Legend: B local rows, G rows of all processes, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +60,17 @@ def sigmoid_terms(likenesses: Likenesses, own_B: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Callable[[Likenesses, Tensor], Tensor]] = {"softmax": softmax_terms, "sigmoid": sigmoid_terms}
+
+
+def learned_logs(pairs: Sequence[Compared]) -> dict[str, tuple[Tensor, Tensor]]:
+    """For the logs: `temperature` of the first contrast and, with sigmoid, `bias`; `_fused` of the second."""
+    logs = {}
+    for pair, suffix in zip(pairs, ("", "_fused"), strict=False):
+        one = torch.ones_like(pair.scale.detach())
+        logs[f"temperature{suffix}"] = (1 / pair.scale.detach(), one)
+        if pair.bias is not None:
+            logs[f"bias{suffix}"] = (pair.bias.detach(), one)
+    return logs
 
 
 def own_columns(rows: int, device: torch.device) -> Tensor:

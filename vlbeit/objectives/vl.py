@@ -15,7 +15,7 @@ from torch import Tensor
 from vlbeit.models.encoder import MoMEEncoder, join, split
 from vlbeit.models.heads import Compared, Heads
 from vlbeit.objectives.base import Objective
-from vlbeit.objectives.contrastive import ContrastRule
+from vlbeit.objectives.contrastive import ContrastRule, learned_logs
 from vlbeit.objectives.global_contrast import GlobalContrast
 from vlbeit.objectives.matching import Negatives, match_terms
 from vlbeit.objectives.mlm import IGNORED, masked_word_terms
@@ -59,7 +59,7 @@ class VLObjective(Objective):
         }
 
     def forward(self, batch: Batch, counts: dict[str, Tensor]) -> StepOutput:
-        """Losses `itc`, `itm`, `mlm`; the same names with `_accuracy` in the logs."""
+        """Losses `itc`, `itm`, `mlm`; the same names with `_accuracy` in the logs, beside what contrast learns."""
         pairs = self._features(batch)
         if not counts:
             return StepOutput({}, {}, pairs)
@@ -67,7 +67,7 @@ class VLObjective(Objective):
         assert negatives is not None
         match_logits, mlm_M, mlm_logs = self._fused(batch, negatives)
         itm, itm_hits = match_terms(match_logits, negatives.there_B)
-        logs = {"itc": _log(itc_B), "itc_accuracy": _log(hits_B)}
+        logs = {"itc": _log(itc_B), "itc_accuracy": _log(hits_B), **learned_logs(pairs)}
         logs |= mlm_logs | {"itm": _log(itm), "itm_accuracy": _log(itm_hits)}
         losses = {
             "itc": itc_B.sum() / counts["itc"],

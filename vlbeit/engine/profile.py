@@ -1,0 +1,67 @@
+"""`vlbeit train --profile N`: a trace of a few steps by torch's profiler, below the run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+from vlbeit import files
+from vlbeit.engine.sinks import Sink
+
+log = logging.getLogger(__name__)
+
+SETTLING = 2  # steps before the trace: the first ones allocate memory and choose kernels
+OPERATORS = 40  # rows of the table
+
+
+class Profile(Sink):
+    """Traces `steps` steps of the main process, once the first two are done; training goes on as ever.
+
+    Writes RUN/profile/step-N.json.gz, for https://ui.perfetto.dev, and RUN/profile/step-N.txt, the operators that took
+    longest. A run that ends earlier leaves what there is.
+    """
+
+    def __init__(self, folder: Path, start: int, steps: int) -> None:
+        self.folder, self.steps = folder, steps
+        self.first = start + SETTLING + 1
+        self.written: list[Path] = []
+        activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * torch.cuda.is_available()]
+        self._torch = profile(
+            activities=activities,
+            schedule=schedule(wait=SETTLING - 1, warmup=1, active=steps, repeat=1),
+            on_trace_ready=self._write,
+            record_shapes=True,
+            profile_memory=True,
+        )
+        self._torch.start()
+
+    def step(self, step: int) -> None:
+        self._torch.step()
+
+    def close(self) -> None:
+        self._torch.stop()
+        if not self.written:
+            log.warning("no profile: the run ended before step %d, the first that is traced", self.first)
+
+    def _write(self, traced: profile) -> None:
+        if self.written:  # stopped in the step after the last one that was asked for
+            return
+        trace, table = (self.folder / f"step-{self.first:06d}.{suffix}" for suffix in ("json.gz", "txt"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = trace.with_name(f".tmp-{trace.name}")  # its name must end so to be compressed
+        traced.export_chrome_trace(str(temporary))
+        temporary.replace(trace)
+        by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        files.write_text(table, traced.key_averages().table(sort_by=by, row_limit=OPERATORS) + "\n")
+        self.written = [trace, table]
+        log.info(
+            "wrote %s and %s: open the first at https://ui.perfetto.dev, the second lists the slowest operators",
+            *self.written,
+        )
+
+
+part = record_function
+"""Names a part of a step in the trace."""
