@@ -24,9 +24,7 @@ ROWS = (
         "launch", "preflight", "chain", "inference", "demo", "compose", "words", "runs", "checks", "preparing",
         "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes", "scoring",
         "submitting", "submission", "asked", "answer_parts", "ledger", "leaderboard",
-        "health", "planning", "searching", "multirun",
-        "health", "planning", "searching",
-        "submitting", "submission", "asked", "answer_parts", "ledger", "evaluation_file", "comparing",
+        "evaluation_file", "comparing", "health", "planning", "searching", "multirun",
     ),
     ("cli",),
     ("__main__",),
@@ -37,10 +35,8 @@ PURE = {
     f"vlbeit.data.{name}"
     for name in (
         "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
-        "picture_names", "row_files", "vqa_rows", "vqa_splits",
-        "answer_file", "answer_check", "following", "nlvr2_files",
-        "picture_names", "row_files", "storable", "vqa_rows", "vqa_splits",
-        "answer_file", "answer_check",
+        "picture_names", "row_files", "storable", "vqa_rows", "vqa_splits", "answer_file", "answer_check", "following",
+        "nlvr2_files",
     )
 }  # fmt: skip
 SHARED_ROWS = (0, 6)  # their modules may import each other
