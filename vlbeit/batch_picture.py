@@ -140,7 +140,7 @@ class _Drawn:
         """Question or caption, and what it looks like with words masked."""
         if self.tokenizer is None or "text_ids" not in batch:
             return []
-        number_T = batch.get("text_segments", batch["text_keep"])[index].int()
+        number_T = batch["text_segments" if "text_segments" in batch else "text_keep"][index].int()
         texts = [self._row(batch["text_ids"][index], number_T)]
         if "mlm_ids" in batch:
             texts.append("masked: " + self._row(batch["mlm_ids"][index], number_T))

@@ -150,7 +150,7 @@ def _write(path: Path, facts: Path, records: Records, tokenizer: Tokenizer) -> N
     """Tokenise all texts into `.tmp-PATH`, with a note of what is safe beside it, then rename; `facts` comes last."""
     dtype = np.dtype("uint16" if tokenizer.vocab_size <= 2**16 else "uint32")
     temporary, note = path.with_name(f".tmp-{path.name}"), path.with_name(f".tmp-{facts.name}")
-    done = {"dtype": dtype.name, "tokens": 0, "texts": 0, "empty": 0}
+    done: dict[str, Any] = {"dtype": dtype.name, "tokens": 0, "texts": 0, "empty": 0}
     if note.exists() and temporary.exists():
         done = json.loads(note.read_text(encoding="utf-8"))
         log.info("packing texts: going on after %d of %d", done["texts"], len(records))

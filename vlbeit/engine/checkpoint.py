@@ -51,7 +51,10 @@ class Trained(NamedTuple):
 class Snapshot(Protocol):
     """A state as it is to be written."""
 
-    by_all: bool  # every process has its part to write, not the main one alone
+    @property
+    def by_all(self) -> bool:
+        """Whether every process has its part to write, not the main one alone."""
+        ...
 
     def write(self, folder: Path) -> None: ...
 

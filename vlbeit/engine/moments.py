@@ -103,7 +103,8 @@ def whole_optimizer_state(
 
 
 def _split(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    tensors, plain = {}, {}
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
     for name, values in state.items():
         for key, value in values.items():
             if isinstance(value, Tensor):

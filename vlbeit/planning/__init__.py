@@ -246,7 +246,8 @@ def _steps(config: RunConfig, samples: int | None) -> int | None:
 
 def _tokens(batch: Batch, objective: Objective) -> int:
     """Patches, their [CLS] and words of one sample, the words at their longest."""
-    grid = objective.encoder.spec.grid if isinstance(getattr(objective, "encoder", None), MoMEEncoder) else None
+    encoder = getattr(objective, "encoder", None)
+    grid = encoder.spec.grid if isinstance(encoder, MoMEEncoder) else None
     pictures = sum(name.startswith("image") and value.ndim == 4 for name, value in _tensors(batch))
     patches = pictures * (grid[0] * grid[1] + 1) if grid else 0
     return patches + (batch["text_ids"].shape[1] if "text_ids" in batch else 0)

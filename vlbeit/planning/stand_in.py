@@ -113,7 +113,7 @@ def plain_tokenizer(size: int, length: int) -> SubwordTokenizer:
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     vocabulary = {word: number for number, word in enumerate((*special, _WORD))}
     vocabulary |= {f"word{number}": number for number in range(len(vocabulary), size)}
-    definition = {
+    definition: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
         "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
         "model": {
