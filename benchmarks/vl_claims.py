@@ -34,7 +34,7 @@ from vlbeit.data_prep.scenes import prepare
 from vlbeit.files import write_text
 
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
-VL_STEPS, VQA_STEPS, RETRIEVAL_STEPS = 200, 600, 200
+VL_STEPS, VQA_STEPS, RETRIEVAL_STEPS = 200, 600, 100
 VL_BATCH = ("global_batch_size=32", "micro_batch_size=32")
 
 

@@ -57,6 +57,52 @@ def test_every_claim_composes_and_has_its_sides(claims, scenes, tmp_path):
     assert len({point.x for point in points if point.claim == "sizes"}) == 4
 
 
+def test_every_claim_about_pairs_composes_and_has_its_sides(monkeypatch, scenes, tmp_path):
+    """benchmarks/vl_claims.py: each run starts from what its arm has had, and is given what it is about."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = importlib.import_module("vl_claims")
+    made: dict[str, RunConfig] = {}
+
+    def train(words: list[str]) -> RunConfig:
+        config = compose.compose(words).config
+        config.steps = config.steps or 10
+        Path(config.run).mkdir(parents=True, exist_ok=True)
+        evaluation = {"overall": 50.0, "txt_r1": 20.0, "img_r1": 30.0}
+        (Path(config.run) / "metrics.jsonl").write_text(json.dumps({"evaluation": evaluation}) + "\n")
+        made[Path(config.run).name] = config
+        return config
+
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "flops_of_step", lambda run: 1)
+    lab = module.Lab(0, tmp_path, scenes)
+    points = [point for claim in module.CLAIMS.values() for point in claim(lab)]
+    sides = {claim: {p.arm for p in points if p.claim == claim} for claim in {p.claim for p in points}}
+    assert sides["pairs_vqa"] == sides["pairs_recall"] == set(module.ARMS)
+    assert sides["experts_vqa"] == sides["experts_recall"] == set(module.EXPERTS)
+    assert len(sides["staged"]) == 3 and {p.value for p in points} == {50.0, 25.0}
+    starts = {name: Path(made[f"vl-{name}-1"].init).name for name in ("mim-text", "mim", "text", "neither")}
+    assert starts == {"mim-text": "mlm-mim-text", "mim": "mim", "text": "mlm-text", "neither": "none"}
+    assert {name for name, config in made.items() if config.model.experts == "shared"} == {
+        f"{kind}-{arm}-shared{share}"
+        for arm in ("mim-text", "mim")
+        for kind, share in (("vl", "-1"), ("vqa", "-1"), ("retrieval", "-1"))
+    } | {"mlm-mim-text-shared"}
+
+
+def test_a_share_of_pairs_is_that_share_of_the_pictures(monkeypatch, scenes, tmp_path):
+    """With all their captions; what a smaller share has, a larger one has too."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    lab = importlib.import_module("vl_claims").Lab(0, tmp_path, scenes)
+    pictures = []
+    for share in (0.25, 0.5, 1.0):
+        root = Path(lab._pairs(share)[1].removeprefix("data.root="))
+        rows = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
+        pictures.append({row["image"] for row in rows})
+        assert len(rows) == 2 * len(pictures[-1])
+    assert pictures[0] < pictures[1] < pictures[2]
+    assert [len(each) for each in pictures] == [round(share * len(pictures[2])) for share in (0.25, 0.5, 1.0)]
+
+
 def test_a_share_of_labels_is_that_share_of_each_class(claims, scenes, tmp_path):
     folder = claims.Lab(3, tmp_path, scenes)._labelled(0.5)
     source = scenes / "imagefolder"
