@@ -117,6 +117,20 @@ def test_profile(toy, tmp_path, caplog):
     assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == ["step-000003.json.gz", "step-000003.txt"]
 
 
+@pytest.mark.parametrize("torn", [b'{"traceEvents": [{"name": "a", "args": {"x": [1]', None])
+def test_profile_on_a_full_disk(toy, tmp_path, caplog, monkeypatch, torn):
+    """Torch writes what it can and says nothing, or fails: no torn file gets the name, and training goes on."""
+
+    def export(self, path):
+        if torn is None:
+            raise OSError(28, "No space left on device")
+        Path(path).write_bytes(torn)
+
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", export)
+    assert toy.make_engine(tmp_path, profile=2, steps=6).fit().step == 6
+    assert caplog.text.count("no profile: cannot write") == 1 and not list((tmp_path / "profile").iterdir())
+
+
 def test_profile_of_a_run_that_ends_too_early(toy, tmp_path, caplog):
     with caplog.at_level("WARNING"):
         toy.make_engine(tmp_path, profile=5, steps=1).fit()
