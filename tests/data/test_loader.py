@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vlbeit import dist
+from vlbeit.data import loader
 from vlbeit.data.collate import collate
 from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.randomness import drawn, seeded, stream
@@ -152,6 +153,31 @@ def test_closing_ends_the_workers():
     while children() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert children() == []
+
+
+class Hang:
+    """A read that does not come back."""
+
+    def __call__(self, record):
+        time.sleep(1000)
+
+
+def test_workers_stuck_in_a_read_end_too(monkeypatch):
+    """What breaks off the waiting, a signal say, gets through at once, and nobody is left that an exit waits for."""
+    monkeypatch.setattr(loader, "_GRACE", 0.2)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(train(numbers(10, Hang()), 2).steps(0, 10))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert children() == [] and time.monotonic() - began < 4  # torch alone waits five seconds for each
 
 
 def children():
