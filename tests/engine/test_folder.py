@@ -111,6 +111,9 @@ def test_clear_removes_the_run_only(run):
     save(run, 5)
     run.write_config({})
     (run.path / "notes.txt").write_text("mine")
+    for watched in ("profile", "trackers"):
+        (run.path / watched).mkdir()
+        (run.path / watched / "of-the-run-before").write_text("")
     run.clear()
     assert names(run.path) == ["notes.txt"] and not run.exists()
 

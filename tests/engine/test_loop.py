@@ -17,6 +17,7 @@ from torch import Tensor
 from vlbeit.engine.callbacks import Callbacks
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.loop import Engine
+from vlbeit.engine.state import TrainingState, first_named
 from vlbeit.errors import DataError, Interrupted, UsageError
 
 
@@ -384,3 +385,13 @@ def test_unreadable_samples_are_remembered(toy, tmp_path):
         f"step3-sample{i}" for i in (0, 2, 4, 6)
     ]
     assert toy.make_engine(tmp_path).fit().bad[0] == "step3-sample0"
+
+
+def test_a_million_unreadable_samples_stay_a_bounded_list(toy):
+    """The first that were met are kept, whatever comes after them; a state of all processes is as short."""
+    state = TrainingState()
+    for start in range(0, 1000, 50):
+        state.advance([{"sample_id": ["a"], "bad": [f"z{999 - number:03d}" for number in range(start, start + 50)]}], 1)
+    assert state.bad == [f"z{number}" for number in range(800, 1000)] and state.step == 20
+    assert first_named([], state.bad, ["z900", "other"])[:2] == ["other", "z800"]
+    assert len(first_named([], state.bad, ["other"])) == 200

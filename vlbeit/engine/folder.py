@@ -1,7 +1,7 @@
 """The run folder: where everything of a run lies, and how it stays whole whatever happens while it is written.
 
     RUN/  config.yaml  environment.json  metrics.jsonl  evaluation.json  last.json  checkpoint/  state/step-000120/
-          batch0.png
+          batch0.png  profile/  trackers/
 
 A state folder is written under a temporary name, flushed to disk and renamed; only then does `last.json` name it.
 So `last.json` always names a whole state, and what it does not name counts for nothing. `.lock` is held while a
@@ -50,6 +50,8 @@ class RunFolder:
         self.batch_file = self.path / "batch0.png"
         self.checkpoint = self.path / "checkpoint"
         self.states = self.path / "state"
+        self.profile = self.path / "profile"
+        self.trackers = self.path / "trackers"
         self.lock_file = self.path / ".lock"
 
     def exists(self) -> bool:
@@ -211,7 +213,7 @@ class RunFolder:
         settings = self.environment_file, self.config_file
         for file in (self.metrics_file, self.evaluation_file, self.batch_file, *settings):
             file.unlink(missing_ok=True)
-        for folder in (self.states, self.checkpoint):
+        for folder in (self.states, self.checkpoint, self.profile, self.trackers):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _state_folders(self) -> list[Path]:

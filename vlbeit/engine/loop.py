@@ -36,7 +36,7 @@ from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.engine.saving import Saver
 from vlbeit.engine.sinks import Sink
 from vlbeit.engine.speed import speed_on
-from vlbeit.engine.state import TrainingState
+from vlbeit.engine.state import TrainingState, first_named
 from vlbeit.engine.stream import Stream
 from vlbeit.engine.watching import open_sinks
 from vlbeit.engine.weights import Weights
@@ -263,7 +263,7 @@ class Engine:
         if self.folder is None:
             return
         self.saved_at = self.state.step
-        self.state.bad = sorted({i for ids in dist.gather_objects(self.state.bad) for i in ids})
+        self.state.bad = first_named([], *dist.gather_objects(self.state.bad))
         assert self.saver is not None
         self.saver.save(self.weights.trained(), self.state)
 
