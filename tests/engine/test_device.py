@@ -84,3 +84,21 @@ def test_what_of_fsdp_is_refused(monkeypatch):
     monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
     with pytest.raises(UsageError, match=r"model.grad_checkpointing=true"):
         make_accelerator("cpu")
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment is not a number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1 in the environment is not a number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 of WORLD_SIZE=2: ranks are counted from 0"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "LOCAL_RANK=1, and this process sees 1 GPU"),
+    ],
+)
+def test_ranks_of_the_environment(monkeypatch, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UsageError, match=said):
+        make_accelerator("cuda")

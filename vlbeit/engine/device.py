@@ -42,6 +42,7 @@ def make_accelerator(
     that `accelerate launch` makes of its config file.
     """
     device = choose_device(device)
+    _check_place(device)
     _check_precision(precision, device)
     _check_trackers(trackers)
     _check_launch()
@@ -96,6 +97,28 @@ def _wants_deepspeed() -> bool:
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
+def _check_place(device: str) -> None:
+    """Refuse ranks that are no numbers, and a process whose GPU is not there."""
+    rank, world, local = (
+        _number(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    if rank >= world:
+        raise UsageError(f"RANK={rank} of WORLD_SIZE={world}: ranks are counted from 0; set both")
+    if device == "cuda" and world > 1 and local >= torch.cuda.device_count():
+        raise UsageError(
+            f"LOCAL_RANK={local}, and this process sees {torch.cuda.device_count()} GPU: start as many processes a "
+            "machine as it has, or let LOCAL_RANK be the number of the GPU among those that the process sees"
+        )
+
+
+def _number(name: str, default: int) -> int:
+    """A variable of the environment that whoever starts several processes sets."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UsageError(f"{name}={text} in the environment is not a number from 0 on: set it as torchrun does, or not")
+    return int(text)
+
+
 def _check_launch() -> None:
     """Refuse what of accelerate's config would train something else than what was asked for."""
     if not _wants_fsdp():
@@ -114,7 +137,7 @@ def choose_device(device: str) -> str:
     mps = torch.backends.mps.is_available()
     if device == "auto":
         # several processes without CUDA: accelerate would start them unconnected unless told that they use the CPU
-        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        many = _number("WORLD_SIZE", 1) > 1
         return "cuda" if torch.cuda.is_available() else "mps" if mps and not many else "cpu"
     if device not in ("cpu", "cuda", "mps"):
         raise UsageError(f"device={device} is not one of auto, cpu, cuda, mps")
