@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -48,17 +49,18 @@ def make_accelerator(
     _check_launch()
     # accelerate keeps one state per process and refuses another precision; a run may follow another in one process
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=device == "cpu" and not _wants_deepspeed(),  # told to use the CPU, accelerate forgets DeepSpeed
-        mixed_precision=precision if precision in ("bf16", "fp16") else "no",
-        log_with=list(trackers) or None,
-        project_dir=str(Path(folder) / "trackers") if trackers else None,
-        # buffers stay equal because every process computes the same; objectives reduce what differs in after_step
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
-        ],
-    )
+    with _meeting(timeout):
+        accelerator = Accelerator(
+            cpu=device == "cpu" and not _wants_deepspeed(),  # told to use the CPU, accelerate forgets DeepSpeed
+            mixed_precision=precision if precision in ("bf16", "fp16") else "no",
+            log_with=list(trackers) or None,
+            project_dir=str(Path(folder) / "trackers") if trackers else None,
+            # buffers stay equal because every process computes the same; objectives reduce what differs in after_step
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+            ],
+        )
     if _wants_fsdp():
         _settle_fsdp(accelerator)
     return accelerator
@@ -109,6 +111,20 @@ def _check_place(device: str) -> None:
             f"LOCAL_RANK={local}, and this process sees {torch.cuda.device_count()} GPU: start as many processes a "
             "machine as it has, or let LOCAL_RANK be the number of the GPU among those that the process sees"
         )
+
+
+@contextmanager
+def _meeting(timeout: float) -> Iterator[None]:
+    """Tell in one line that the processes of a run have not found each other."""
+    try:
+        yield
+    except torch.distributed.DistError as error:
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise DataError(
+            f"the {_number('WORLD_SIZE', 1)} processes of this run have not met at {place} within engine.timeout="
+            f"{timeout:g} s ({(str(error).splitlines() or ['?'])[0].rstrip('.')}): one has ended, or does not reach that address; "
+            "nothing was changed: run the same command again"
+        ) from error
 
 
 def _number(name: str, default: int) -> int:
