@@ -28,7 +28,7 @@ from vlbeit.objectives.mlm import IGNORED
 from vlbeit.types import Batch
 
 VALUES_WANTED = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-"""What torch raises for `x.item()`, for `x.nonzero()`, and for an operation of others that has no rule without values."""
+"""What torch raises, without values, for `x.item()`, for `x.nonzero()`, and for operations of others."""
 
 
 class Cost(NamedTuple):
