@@ -182,6 +182,30 @@ def test_documents_are_text(tmp_path, made, opened):
         opened(tmp_path, "pairs")
 
 
+def test_chunks_of_the_order_are_row_groups(tmp_path, made, opened):
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    rows = pa.table({"image": [made.picture(n) for n in range(12)], "caption": ["c"] * 12})
+    with pq.ParquetWriter(folder / "0.parquet", rows.schema) as file:
+        for start, count in ((0, 2), (2, 5), (7, 5)):
+            file.write_table(rows.slice(start, count))
+    made.write_parquet(folder / "1.parquet", range(6), texts=[["a", "b"], [], ["c"], [], ["d"] * 3, ["e"]], group=3)
+    made.write_parquet(folder / "2.parquet", range(5), group=2)
+    counted = opened(folder, val_split="train")._counted
+    assert [each.samples for each in counted] == [12, 9, 5]
+    assert [each.chunks for each in counted] == [[2, 7, 12], [4, 9], 2]
+
+
+def test_a_limit_keeps_the_order_and_what_is_near(tmp_path, made, opened):
+    folder = made.write_tars(tmp_path / "sbu", [4, 4, 4, 2])
+    whole, records = opened(folder, val_split="train"), opened(folder, val_split="train", limit=6, open_shards=1)
+    assert len(records) == len(records.order) == 6 and numbers(made, records) == list(range(6))
+    assert records.near(5) == range(4, 6) and list(records.column("text")) == [f"text {n}" for n in range(6)]
+    rows = [records.order.place(3, position)[1] for position in range(6)]
+    assert sorted(rows) == list(range(6))
+    assert records.identity != whole.identity and records.first(4).identity == whole.first(4).identity
+
+
 # ---- which shards
 
 

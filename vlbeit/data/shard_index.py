@@ -113,6 +113,17 @@ class ShardIndex:
         data = os.pread(self._file, _NUMBER.itemsize, self._pictures_at + number * _NUMBER.itemsize)
         return self.entry(int(np.frombuffer(data, _NUMBER)[0]))
 
+    def group_ends(self) -> list[int]:
+        """Where each row group of a Parquet file ends, in samples; not where pictures are found by byte."""
+        ends: list[int] = []
+        last = -1
+        for first in range(0, self.samples, _MANY):
+            for number, group in enumerate(self._entries(first, min(_MANY, self.samples - first))["at"].tolist()):
+                if group != last and last >= 0:
+                    ends.append(first + number)
+                last = group
+        return [*ends, self.samples]
+
     def texts(self, start: int = 0) -> Iterator[str]:
         """The texts of all samples from one on, "" where there is none."""
         for first in range(start, self.samples, _MANY):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlbeit.data import shard_store
-from vlbeit.data.order import CHUNK, Member, Sharded, StreamOrder
+from vlbeit.data.order import CHUNK, Chunks, Member, Sharded, StreamOrder
 from vlbeit.data.records import FieldColumn, IncompleteError, StreamedTexts
 from vlbeit.data.shard_files import ShardFile
 from vlbeit.data.shard_index import FORMAT, Entry
@@ -28,7 +28,7 @@ class Counted(NamedTuple):
     """What is known of a shard before it is read."""
 
     samples: int
-    chunk: int = CHUNK  # samples that are best read together
+    chunks: Chunks = CHUNK  # samples that are best read together
     decoded: int = 0  # bytes of its pictures, where they are in row groups that can only be read whole
 
 
@@ -39,15 +39,25 @@ class ShardRecords:
         self._shards, self._counted, self._store = shards, counted, store
         self._ends = np.cumsum([each.samples for each in counted], dtype=np.int64)
         self.order: StreamOrder | None = None  # as `ordered` makes it
+        self._together = 16, 10_000  # shards and samples
 
     def ordered(self, open_shards: int, window: int) -> ShardRecords:
         """The same records, with an order: so many shards at a time, about so many samples permuted together."""
+        self._together = open_shards, window
         self.order = StreamOrder([Member(self.part(open_shards))], min(window, self.near_samples() or window))
         return self
 
+    def first(self, count: int) -> ShardRecords:
+        """The first records, in an order of the same kind."""
+        last = int(np.searchsorted(self._ends, count))
+        cut = self._counted[last]
+        rest = count - (int(self._ends[last - 1]) if last else 0)
+        counted = [*self._counted[:last], Counted(rest, cut.chunks, cut.decoded * rest // max(1, cut.samples))]
+        return ShardRecords(self._shards[: last + 1], counted, self._store).ordered(*self._together)
+
     def part(self, open_shards: int) -> Sharded:
         """The rows as a member of a stream."""
-        return Sharded([each.samples for each in self._counted], [each.chunk for each in self._counted], open_shards)
+        return Sharded([each.samples for each in self._counted], [each.chunks for each in self._counted], open_shards)
 
     def near_samples(self) -> int | None:
         """Of how many samples the row groups fit into memory; None where no row groups are read whole."""
