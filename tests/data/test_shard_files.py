@@ -1,6 +1,7 @@
 import os
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -61,6 +62,16 @@ def test_footers_are_read_from_afar_and_only_they(tmp_path, made, memory):
     records = opened("memory://hub", tmp_path / "cache")
     assert len(records) == 12 and not (tmp_path / "cache" / "shards").exists()
     assert made.number_in(records[11]["image"]) == 11 and records[11]["text"] == "text 11"
+
+
+def test_pictures_beside_a_table_at_an_address_are_refused(tmp_path, made, memory):
+    pictures = {"string": ["a/1.png"], "struct": [{"bytes": None, "path": "a/1.png"}]}
+    for name, values in pictures.items():
+        pq.write_table(pa.table({"image": values, "caption": ["c"]}), tmp_path / f"{name}.parquet")
+        memory.pipe_file(f"/hub/{name}.parquet", (tmp_path / f"{name}.parquet").read_bytes())
+        assert opened(str(tmp_path / f"{name}.parquet"), tmp_path)[0]["image"] == f"{tmp_path}/a/1.png"
+        with pytest.raises(DataError, match=r"hub/\w+\.parquet names pictures by paths \(a/1\.png\)"):
+            opened(f"memory://hub/{name}.parquet", tmp_path)[0]
 
 
 def test_copies_that_were_not_used_for_longest_make_room(bucket, tmp_path, made, memory):

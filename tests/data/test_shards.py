@@ -109,15 +109,58 @@ def test_what_a_sample_lacks_is_told_with_its_reason(tmp_path, made, opened):
     assert len(opened(tmp_path / "x.tar", "images", val_split="train")) == 6
 
 
-@pytest.mark.parametrize("how", ["cut", "gzip", "text"])
-def test_a_damaged_tar_is_one_line(tmp_path, made, opened, how):
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("cut in a member", "at byte 2,048 unexpected end of data; copy"),
+        ("cut between members", "at byte 2,048 empty header; copy"),
+        ("cut in a header", "at byte 2,048 truncated header; copy"),
+        ("rotten header", "at byte 2,048 bad checksum; copy"),
+        ("joined", "at byte 8,192 stands the end mark, and more behind it"),
+        ("gzip", "compressed and cannot be read by offset; unpack"),
+        ("text", "at byte 0 .*; copy"),
+        ("empty", "at byte 0 .*; copy"),
+    ],
+)
+def test_a_damaged_tar_is_one_line(tmp_path, made, opened, how, message):
     import gzip
 
-    path = made.write_tar(tmp_path / "x.tar", made.pair_members(range(4)))
+    members = {f"{n}.{ending}": "x" * 100 for n in range(4) for ending in ("jpg", "txt")}
+    path = made.write_tar(tmp_path / "x.tar", members)
     data = path.read_bytes()
-    path.write_bytes({"cut": data[:1500], "gzip": gzip.compress(data), "text": b"no tar " * 200}[how])
-    with pytest.raises(DataError, match=r"x\.tar is no tar file.*" + ("gunzip" if how == "gzip" else "again")):
+    damaged = {
+        "cut in a member": data[:1600], "cut between members": data[:2048], "cut in a header": data[:2200],
+        "rotten header": data[:2060] + b"x" + data[2061:], "joined": data + data, "gzip": gzip.compress(data),
+        "text": b"no tar " * 200, "empty": b"",
+    }  # fmt: skip
+    path.write_bytes(damaged[how])
+    with pytest.raises(DataError, match=r"x\.tar is .*" + message):
         opened(path, val_split="train")
+
+
+def test_repeated_keys_are_samples_of_their_own(tmp_path, made, opened):
+    members = [
+        ("x.jpg", made.picture(1)), ("x.txt", b"one"), ("x.jpg", made.picture(2)), ("x.txt", b"two"),
+        ("y.jpg", made.picture(3)), ("y.txt", b"three"), ("x.jpg", made.picture(4)), ("x.txt", b"four"),
+        ("1.5.jpg", made.picture(5)), ("1.5.txt", b"five"), ("1.6.jpg", made.picture(6)), ("1.6.txt", b"six"),
+    ]  # fmt: skip
+    made.write_tar(tmp_path / "a" / "x.tar", members)
+    table = pa.table({"id": ["k"] * 3, "image": [made.picture(n) for n in range(3)], "caption": [["c", "d"]] * 3})
+    (tmp_path / "b").mkdir()
+    pq.write_table(table, tmp_path / "b" / "x.parquet")
+    records = opened(str(tmp_path / "{a,b}/x.*"), val_split="train")
+    assert numbers(made, [records[n] for n in range(4)]) == [1, 2, 3, 4]
+    assert [records[n]["text"] for n in range(4)] == ["one", "two", "three", "four"]
+    with pytest.raises(IncompleteError, match=r"1 has no picture") as error:
+        records[4]
+    assert error.value.record["text"] == "", "texts and pictures are told by the same rule"
+    names = list(records.column("id"))
+    assert names == [
+        "a/x/x", "a/x/x@1", "a/x/y", "a/x/x@3", "a/x/1", "b/x/k", "b/x/k#1", "b/x/k@1", "b/x/k@1#1", "b/x/k@2",
+        "b/x/k@2#1",
+    ]  # fmt: skip
+    pictures = list(records.column("picture"))
+    assert len(set(pictures)) == 8 and pictures[5] == pictures[6] != pictures[7]
 
 
 def test_a_vanished_and_a_changed_shard_are_named(tmp_path, made, opened):
