@@ -13,11 +13,11 @@ from typing import Annotated, Any, NamedTuple
 
 from vlbeit import hub
 from vlbeit.data.following import next_command
+from vlbeit.data.names import Names
 from vlbeit.data.row_files import SUFFIXES, open_table, stored_table
 from vlbeit.data.storable import storable
 from vlbeit.errors import DataError, UsageError
 
-from .names import Names
 from .preparation import Options, Out, Plan, ShardMB, Split, fingerprint, given, run
 from .progress import Report, counted, size
 from .shards import Finding, Item, Layout, Position

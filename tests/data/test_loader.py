@@ -218,8 +218,19 @@ def test_too_many_unreadable_images_stop_the_training(images, workers):
 
 def test_nothing_but_unreadable_images():
     records = ListRecords([{"id": "a", "image": b"x"}])
-    with pytest.raises(DataError, match="11 unreadable samples in a row"):
+    with pytest.raises(DataError, match="1 unreadable sample in a row: an image of"):
         flat(train(DataSpec(records, Look(), collate), max_bad_fraction=1.0).steps(0, 1))
+
+
+def test_a_replacement_comes_from_elsewhere_where_all_that_is_near_is_broken(images):
+    class Near(ListRecords):
+        def near(self, index):
+            return range(index, index + 1)  # a shard of one sample
+
+    spec = images._replace(records=Near([images.records[n] for n in range(8)]))
+    batches = flat(train(spec).steps(0, 4))
+    assert {sample_id for batch in batches for sample_id in batch["bad"]} == {"id1", "id5"}
+    assert max(len(batch["bad"]) for batch in batches) <= 2, "no sample is tried twice"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -33,7 +33,7 @@ from vlbeit.errors import DataError, UsageError, UserError
 from vlbeit.types import Batch, DataSpec, Layout, Record, Sample
 
 _ORDER, _SAMPLE, _REPLACE, _BUCKETS = 0, 1, 2, 3  # what a random stream is for
-_ATTEMPTS = 10  # replacements in a row that are tried
+_ATTEMPTS = 10  # replacements that are drawn near a sample, and as many anywhere
 _GRACE = 2.0  # seconds that a worker gets to end by itself
 
 Place = tuple[int, int, Grid | None]  # epoch, index, and the patch grid of its batch where the layout has grids
@@ -211,12 +211,10 @@ class _Samples(Dataset):  # type: ignore[type-arg]
             return error
 
     def _replaced(self, place: Place) -> tuple[Sample, list[Bad]]:
-        """The sample, or else the first usable one of others drawn in its place."""
+        """The sample, or else the first usable one of others drawn in its place, near it first."""
         epoch, index, grid = place
-        near: range = self._near(index)
-        others = stream(self._seed, _REPLACE, epoch, index).integers(near.start, near.stop, size=_ATTEMPTS)
         bad: list[Bad] = []
-        for candidate in (index, *others.tolist()):
+        for candidate in dict.fromkeys((index, *self._others(epoch, index))):
             try:
                 record = self._record(candidate, grid)
             except IncompleteError as error:
@@ -228,12 +226,16 @@ class _Samples(Dataset):  # type: ignore[type-arg]
             except SampleError as error:
                 bad.append((record["id"], error.reason, str(error)))
         names = "; ".join(dict.fromkeys(message for _, _, message in bad))
-        raise DataError(f"{len(bad)} unreadable samples in a row: {names}; restore the files or remove their records")
+        found = f"{len(bad)} unreadable sample{'s' * (len(bad) > 1)} in a row"
+        raise DataError(f"{found}: {names}; restore the files or remove their records")
 
-    def _near(self, index: int) -> range:
-        """The records that another one may be drawn from: of a stream those of the shard, which is open already."""
+    def _others(self, epoch: int, index: int) -> Iterator[int]:
+        """What is tried in place of a record: of a stream others of the shard that is open already, then any."""
         records = self.spec.records
-        return records.near(index) if hasattr(records, "near") else range(len(records))
+        near: range = records.near(index) if hasattr(records, "near") else range(len(records))
+        draws = stream(self._seed, _REPLACE, epoch, index)
+        yield from draws.integers(near.start, near.stop, size=_ATTEMPTS).tolist()
+        yield from draws.integers(len(records), size=_ATTEMPTS).tolist()
 
     def _greyed(self, place: Place) -> tuple[Sample, list[Bad]]:
         """The sample, or else what it is with a stand-in for its image or mask."""
