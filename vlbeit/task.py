@@ -97,6 +97,7 @@ class Task(Recipe):
     """A task on a pre-trained tower; its result is a number and a predictor."""
 
     stages: ClassVar[tuple[str, ...]]  # towers it takes, the first is the default
+    built_in_start: ClassVar[str] = ""  # STAGE-TASK: on the built-in data a run of it comes before, not the stage's own
     pictures: ClassVar[int] = 1  # that its predictor takes at once; of more than one it gets a list
 
     @abstractmethod
