@@ -15,9 +15,10 @@ STAMP := .venv/installed
 demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/vlbeit demo
 
-# one thread: exact numbers are compared across processes, and small tensors gain nothing from more
+# one thread: exact numbers are compared across processes, and small tensors gain nothing from more; a process per core,
+# four at most, which take the files one after the other
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # mypy does not follow the mounts of setup.py, so it reads the unpacked wheel
 checks: $(STAMP) wheel

@@ -13,9 +13,9 @@ import time
 
 import torch
 
-from vlbeit import compose, planning, table
+from vlbeit import compose, table
 from vlbeit.engine.optim import build_optimizer
-from vlbeit.planning import trace
+from vlbeit.planning import planner, trace
 
 SAMPLES = 2
 WORDS = {
@@ -39,7 +39,7 @@ def main() -> None:
             words = [*WORDS[name], f"model={model}", f"global_batch_size={SAMPLES}", f"micro_batch_size={SAMPLES}"]
             words += [] if model == "tiny" else ["data.image_size=224", "text.max_length=40", "text.positions=196"]
             begun = time.process_time()
-            found = planning.plan(words, planning.Machine())
+            found = planner.plan(words, planner.Machine())
             planned = time.process_time() - begun
             rows += [(model, name, *row) for row in compared(found, measured(words))]
             print(f"{model} {name}: planned in {planned:.1f} s of the processor", flush=True)
@@ -49,8 +49,8 @@ def main() -> None:
 def measured(words: list[str]) -> dict[str, float]:
     """The same quantities, of an objective with values."""
     config = compose.compose(words).config
-    with planning.without_data(config) as (config, recipe, meta, _):
-        (batch, *_) = planning.batches_of(config, recipe, meta)
+    with planner.without_data(config) as (config, recipe, meta, _):
+        (batch, *_) = planner.batches_of(config, recipe, meta)
     torch.manual_seed(0)
     objective = recipe.objective(meta).train()
     for name in ("image", "pixels"):
@@ -70,7 +70,7 @@ def measured(words: list[str]) -> dict[str, float]:
     }
 
 
-def compared(found: planning.Plan, real: dict[str, float]) -> list[tuple[str, str, str, str]]:
+def compared(found: planner.Plan, real: dict[str, float]) -> list[tuple[str, str, str, str]]:
     """What, planned, measured, deviation."""
     planned = {
         "parameters": found.parameters,

@@ -22,16 +22,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
+from vlbeit.data.names import Names
+from vlbeit.data.tar_samples import DamagedError, StrictInfo
 from vlbeit.errors import DataError
-
-from .names import Names
 
 MEMBER_LIMIT = 256 * 2**20  # bytes of a member that is read whole
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_HEADER_LIMIT = 2**16  # bytes of a name or of attributes that stand before a member of a tar
-_NAME_TYPES = (
-    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
-)  # fmt: skip
 _RATIO_LIMIT = 200  # of a zip member; JSON packs 20 times, deflate at most 1,032 times
 _RATIO_FREE = 2**20  # members below this size may be packed as they like
 _OPENERS: dict[bytes, Callable[..., Any]] = {
@@ -118,38 +114,13 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-class _Damaged(Exception):
-    """A tar header that is none, where another member or the end mark should be."""
-
-
-class _Strict(tarfile.TarInfo):
-    """Headers read strictly: Python takes a damaged one behind the first member for the end of the archive."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Strict:
-        """A header of 512 bytes. A name or attributes that it announces are read whole, so they must be short."""
-        info = super().frombuf(buf, encoding, errors)
-        if info.type in _NAME_TYPES and info.size > _HEADER_LIMIT:
-            raise _Damaged(f"a name or attributes of {info.size} bytes")
-        return info  # type: ignore[return-value]
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Strict:
-        try:
-            return super().fromtarfile(tarfile_)  # type: ignore[return-value]
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
-            raise
-        except tarfile.HeaderError as error:
-            raise _Damaged(str(error)) from error
-
-
 def _tar(file: IO[bytes], label: str) -> Iterator[Entry]:
     """The files of a tar, which may be compressed and need not be seekable."""
     last = "its beginning"
     seen = Names()
     try:
         stream, mode = _unpacked(file)
-        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_Strict) as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=stream, mode=mode, tarinfo=StrictInfo) as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would hold every header to the end
                 if not info.isdir():
@@ -159,7 +130,7 @@ def _tar(file: IO[bytes], label: str) -> Iterator[Entry]:
         if mode == "r|":
             while stream.read(2**20):  # what is behind the end mark: the check sum of a compressed file
                 pass
-    except (*_DAMAGE, _Damaged, RecursionError) as error:
+    except (*_DAMAGE, DamagedError, RecursionError) as error:
         raise DataError(f"{label} is cut off or damaged behind {last} ({error}); get it again") from error
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,13 +23,13 @@ from vlbeit.errors import DataError, Interrupted, UsageError
 from vlbeit.files import write_json
 from vlbeit.http import WAITS, httpx
 
-from .fetching import Bounds, Unfetched, client, fetch, may_pass
+from .fetching import REDIRECTS, Bounds, Moved, Unfetched, client, fetch, may_pass
 from .journal import compare
 from .manner import Manner
 from .pace import Pace
 from .preparation import alone
 from .progress import Report, counted
-from .resizing import resized
+from .resizing import TOO_LARGE, resized
 from .tally import Tally
 from .tar_shards import NOT_FETCHED, NOT_READ, SUCCESS, Row, TarShard, reopen, stats_of
 from .url_lists import UrlList, Wish
@@ -39,6 +38,7 @@ FACTS = "download.json"
 _LONGEST_WAIT = 300.0  # seconds that a server may ask for
 _SILENT = 100  # rows without any answer, one after the other, and it is asked whether there is a network at all
 _GONE = 5  # rows that a host did not answer, one after the other: it is asked once for each further one
+_REMEMBERED = 100_000  # hosts that did not answer
 _POLL = 0.5  # seconds
 
 
@@ -55,6 +55,7 @@ def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Re
     with alone(out), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         facts = _begin(out, lists, manner, say)
+        answered = ""
         for split, urls in lists.items():
             folder = out / split
             folder.mkdir(exist_ok=True)
@@ -62,7 +63,7 @@ def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Re
                 _reopen(folder, facts["arguments"]["rows"][split], manner.shard_rows, say)
             tally = Tally(split, facts["arguments"]["rows"][split], say)
             try:
-                _Download(folder, urls, tally, manner).run()
+                answered = _Download(folder, urls, tally, manner, answered).run()
             except KeyboardInterrupt:
                 raise Interrupted(
                     f"stopped; {out} knows {tally.done:,} of {tally.total:,} rows of {split}, and the same command "
@@ -70,9 +71,11 @@ def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Re
                 ) from None
             facts["splits"][split] = {"rows": tally.total, "reasons": dict(tally.reasons.most_common())}
             say(f"{split}: {tally.reasons[SUCCESS]:,} pictures of {tally.total:,} rows: {tally.shares(8)}")
-            if not tally.reasons[SUCCESS]:
-                raise DataError(f"{out}: not one picture of {split} came: {tally.shares(8)}")
+            if not tally.reasons[SUCCESS] and not manner.give_up:
+                raise DataError(f"{out}: not one picture of {split} came: {tally.shares(8)}; --give-up goes on")
         write_json(out / FACTS, facts, indent=1)
+    if not any(SUCCESS in split["reasons"] for split in facts["splits"].values()):
+        raise DataError(f"{out}: not one picture came; NNNNN.parquet beside each shard says why")
     say(f"wrote {out / FACTS}; NNNNN.parquet beside each shard names the rows that failed, and why")
     return facts
 
@@ -117,14 +120,35 @@ class _Task:
 
     row: int
     wish: Wish
-    host: str
+    url: str  # that of the list, or where a redirect led
     tries: int = 0
+    hops: int = 0
+
+    @property
+    def host(self) -> str:
+        """Whom it is to be asked of; "" where the address is none."""
+        try:
+            return urlsplit(self.url).hostname or ""
+        except ValueError:
+            return ""
+
+    def follow(self, place: Moved) -> None:
+        """Ask there next. Raises `Unfetched` where that was done too often."""
+        self.hops += 1
+        if self.hops > REDIRECTS:
+            raise Unfetched(f"more than {REDIRECTS} redirects")
+        self.url = place.url
+
+    def failed(self, reason: str, status: str = NOT_FETCHED) -> Row:
+        """The row without a picture."""
+        return Row(self.row, self.wish.url, self.wish.caption, status, reason)
 
 
 class _Download:
     """One split."""
 
-    def __init__(self, folder: Path, urls: UrlList, tally: Tally, manner: Manner) -> None:
+    def __init__(self, folder: Path, urls: UrlList, tally: Tally, manner: Manner, answered: str) -> None:
+        """`answered`: an address that has given a picture; "" where none has."""
         self._folder, self._urls, self._tally, self._manner = folder, urls, tally, manner
         self._pace: Pace[_Task] = Pace(manner.per_second, manner.per_host)
         self._bounds = Bounds(int(manner.max_mb * 10**6), manner.allow_local)
@@ -133,12 +157,12 @@ class _Download:
         self._waiting = 0  # tasks that are neither recorded nor silent
         self._running = 0
         self._silent: list[Row] = []  # rows whose servers did not answer, the last ones of all
-        self._dead: Counter[str] = Counter()  # host -> rows one after the other that it did not answer
-        self._answered = ""  # an address that gave a picture
-        self._results: SimpleQueue[Future[tuple[_Task, Row | Unfetched]]] = SimpleQueue()
+        self._dead: dict[str, int] = {}  # host -> rows one after the other that it did not answer
+        self._answered = answered
+        self._results: SimpleQueue[Future[tuple[_Task, Row | Moved | Unfetched]]] = SimpleQueue()
 
-    def run(self) -> None:
-        """Do all rows that are not done yet."""
+    def run(self) -> str:
+        """Do all rows that are not done yet; returns an address that gave a picture, "" where none did."""
         rows = enumerate(self._urls.rows())
         asker = client(self._manner.threads, self._bounds)
         pool = ThreadPoolExecutor(self._manner.threads)
@@ -150,6 +174,7 @@ class _Download:
                 except Empty:
                     continue
             self._settle(asker)
+            return self._answered
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             asker.close()
@@ -169,8 +194,8 @@ class _Download:
             if wish.fault:
                 self._record(Row(row, wish.url, wish.caption, NOT_FETCHED, wish.fault))
                 continue
-            host = _host(wish.url)
-            self._pace.put(_Task(row, wish, host), host)
+            task = _Task(row, wish, wish.url)
+            self._pace.put(task, task.host)
             self._waiting += 1
         return True
 
@@ -184,58 +209,76 @@ class _Download:
             self._running += 1
         return _POLL
 
-    def _work(self, asker: httpx.Client, task: _Task) -> tuple[_Task, Row | Unfetched]:
-        """In a thread: the row with its picture or its fault, or why nothing came."""
+    def _work(self, asker: httpx.Client, task: _Task) -> tuple[_Task, Row | Moved | Unfetched]:
+        """In a thread: the row with its picture or its fault, where else it lies, or why nothing came."""
         wish = task.wish
         try:
-            data = fetch(asker, wish.url, self._bounds)
-            picture = resized(data, self._manner.image_size, self._manner.resize)
+            found = fetch(asker, task.url, self._bounds)
+            if isinstance(found, Moved):
+                task.follow(found)
+                return task, found
+            picture = resized(found, self._manner.image_size, self._manner.resize)
             return task, Row(task.row, wish.url, wish.caption, SUCCESS, "", picture)
         except Unfetched as error:
             return task, error
         except ImageError as error:
-            return task, Row(task.row, wish.url, wish.caption, NOT_READ, _fault(error))
+            return task, task.failed(_fault(error), NOT_READ)
 
-    def _finished(self, future: Future[tuple[_Task, Row | Unfetched]], asker: httpx.Client) -> None:
+    def _finished(self, future: Future[tuple[_Task, Row | Moved | Unfetched]], asker: httpx.Client) -> None:
         self._running -= 1
         task, found = future.result()
-        now = time.monotonic()
-        if isinstance(found, Unfetched):
-            wait = max(min(found.wait, _LONGEST_WAIT), WAITS[min(task.tries, len(WAITS) - 1)])
-            if found.wait or found.reason == "HTTP 429":
-                self._pace.delay(task.host, now + wait)
-            gone = not found.answered and self._dead[task.host] >= _GONE
-            if found.again and task.tries < self._manner.retries and not gone:
-                task.tries += 1
-                self._pace.put(task, task.host, now + wait)
-                return
-        self._waiting -= 1
-        wish = task.wish
-        if isinstance(found, Unfetched) and not found.answered:
-            self._dead[task.host] += 1
-            self._silent.append(Row(task.row, wish.url, wish.caption, NOT_FETCHED, found.reason))
-            if len(self._silent) >= _SILENT:
-                self._settle(asker)
-            return
-        self._dead.pop(task.host, None)
-        if isinstance(found, Row):
-            self._answered = wish.url
-        else:
-            found = Row(task.row, wish.url, wish.caption, NOT_FETCHED, found.reason)
-        for row in (*self._silent, found):
-            self._record(row)
+        if isinstance(found, Moved):  # a request like others: limited in rate
+            self._pace.put(task, task.host, time.monotonic())
+        elif isinstance(found, Row):
+            self._waiting -= 1
+            self._answered = task.wish.url
+            self._answer(task.host, found)
+        elif not self._put_off(task, found):
+            self._waiting -= 1
+            if found.answered:
+                self._answer(task.host, task.failed(found.reason))
+            else:
+                self._silence(task.host, task.failed(found.reason), asker)
+
+    def _put_off(self, task: _Task, why: Unfetched) -> bool:
+        """Have it tried again where that may help, and its host left alone where it asks for it."""
+        until = time.monotonic() + max(min(why.wait, _LONGEST_WAIT), WAITS[min(task.tries, len(WAITS) - 1)])
+        if why.wait or why.reason == "HTTP 429":
+            self._pace.delay(task.host, until)
+        gone = not why.answered and self._dead.get(task.host, 0) >= _GONE
+        if not why.again or task.tries >= self._manner.retries or gone:
+            return False
+        task.tries += 1
+        self._pace.put(task, task.host, until)
+        return True
+
+    def _answer(self, host: str, row: Row) -> None:
+        """Record a row whose server was there, and those before it whose servers were not: there is a network."""
+        self._dead.pop(host, None)
+        for each in (*self._silent, row):
+            self._record(each)
         self._silent.clear()
+
+    def _silence(self, host: str, row: Row, asker: httpx.Client) -> None:
+        """Keep a row whose server did not answer until it is known whether there is a network."""
+        self._dead[host] = self._dead.pop(host, 0) + 1  # it is the last one now
+        if len(self._dead) > _REMEMBERED:
+            del self._dead[next(iter(self._dead))]
+        self._silent.append(row)
+        if len(self._silent) >= _SILENT:
+            self._settle(asker)
 
     def _settle(self, asker: httpx.Client) -> None:
         """Record the rows whose servers were silent, if it was they: an address that answered before must do so again.
 
-        Else `DataError`: rows that failed for want of a network are not counted as failed.
+        Else `DataError`: rows that failed for want of a network are not counted as failed, unless that is asked for.
         """
-        if self._silent and not self._network(asker):
+        if self._silent and not self._manner.give_up and not self._network(asker):
             first = self._silent[0]
             raise DataError(
                 f"no server answers any more: {len(self._silent)} rows without an answer, the first {first.url} "
-                f"({first.reason}); when the network is there the same command goes on"
+                f"({first.reason}); when the network is there the same command goes on, and where it is there and the "
+                f"servers are gone, --give-up counts such rows as failed"
             )
         for row in self._silent:
             self._record(row)
@@ -280,15 +323,10 @@ class _Download:
             del self._shards[shard.number]
 
 
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
-
-
 def _fault(error: ImageError) -> str:
     """One of a few reasons, so that they can be counted."""
     text = str(error)
-    known = ("not an image in a known format", "smaller than 16 pixels", "decompression bomb")
+    known = ("not an image in a known format", "smaller than 16 pixels", TOO_LARGE)
+    if "decompression bomb" in text:  # Pillow's own word for still larger ones
+        return TOO_LARGE
     return next((reason for reason in known if reason in text), "cannot be read")

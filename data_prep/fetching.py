@@ -1,23 +1,22 @@
-"""One picture from one address: what came, or why it did not and whether to ask again."""
+"""One request to one address: the picture, where else it lies, or why it did not come and whether to ask again."""
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
-import time
 from collections.abc import Iterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import NamedTuple
-from urllib.request import getproxies
 
 import httpcore2
 
-from vlbeit.http import LATER, httpx, open_client, retry_after
+from vlbeit.http import LATER, httpx, open_client, proxies_set_up, retry_after
 
-from .addresses import PublicTransport, Refused, is_public
+from .addresses import Refused, Transport
+from .deadline import too_late, within
 
 REDIRECTS = 5
 SECONDS = 10.0  # to connect, and without a byte
-LONGEST = 60.0  # seconds for a whole picture
+LONGEST = 60.0  # seconds for a request, from connecting to the last byte
 _OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex"}  # of X-Robots-Tag, as img2dataset honours them
 _MOVED = {301, 302, 303, 307, 308}
 _NETWORK = (httpx.TransportError, httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, OSError)
@@ -31,6 +30,12 @@ class Bounds(NamedTuple):
     allow_local: bool = False
 
 
+class Moved(NamedTuple):
+    """The picture lies at another address."""
+
+    url: str
+
+
 class Unfetched(Exception):
     """Why an address gave no picture; the reason is one of few, so that it can be counted."""
 
@@ -41,14 +46,15 @@ class Unfetched(Exception):
 
 
 def client(connections: int, bounds: Bounds) -> httpx.Client:
-    """For `fetch`. Where the environment names a proxy it connects, and it looks up the names: only literal addresses
-    are checked then. UsageError where that proxy cannot be used."""
-    timeout = httpx.Timeout(SECONDS, pool=LONGEST)
-    headers = {"Accept-Encoding": "identity", "Accept": "image/*,*/*;q=0.5"}
-    if bounds.allow_local or getproxies():
-        limits = httpx.Limits(max_connections=connections)
-        return open_client(timeout=timeout, headers=headers, limits=limits, trust_env=not bounds.allow_local)
-    return open_client(timeout=timeout, headers=headers, transport=PublicTransport(connections))
+    """For `fetch`. UsageError where a proxy that the environment names cannot be used."""
+    with proxies_set_up():
+        transport = Transport(connections, bounds.allow_local)
+    return open_client(
+        timeout=httpx.Timeout(SECONDS, pool=LONGEST),
+        headers={"Accept-Encoding": "identity", "Accept": "image/*,*/*;q=0.5"},
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # takes none
+        transport=transport,
+    )
 
 
 def may_pass(reason: str) -> bool:
@@ -57,35 +63,30 @@ def may_pass(reason: str) -> bool:
     return reason in (*later, "timed out", "connection failed", "no such host", "too slow")
 
 
-def fetch(asker: httpx.Client, address: str, bounds: Bounds) -> bytes:
-    """The bytes at an address. Raises `Unfetched`."""
+def fetch(asker: httpx.Client, address: str, bounds: Bounds) -> bytes | Moved:
+    """What an address answers, asked once: the bytes, or the address of a redirect. Raises `Unfetched`."""
     try:
         url = httpx.URL(address)
-        for _ in range(REDIRECTS + 1):
-            _check(url, bounds)
-            with asker.stream("GET", url) as response:
-                if response.status_code not in _MOVED:
-                    return _body(response, bounds.bytes)
-                url = url.join(response.headers.get("location", ""))
-        raise Unfetched(f"more than {REDIRECTS} redirects")
+        if url.scheme not in ("http", "https") or not url.host:
+            raise Unfetched("no URL that can be asked for")
+        with within(LONGEST):
+            return _answer(asker, url, bounds.bytes)
     except (httpx.InvalidURL, UnicodeError, ValueError) as error:
         raise Unfetched("no URL that can be asked for") from error
     except Refused as error:
         raise Unfetched(f"refused: {error}") from error
+
+
+def _answer(asker: httpx.Client, url: httpx.URL, most: int) -> bytes | Moved:
+    try:
+        with asker.stream("GET", url) as response:
+            if response.status_code not in _MOVED:
+                return _body(response, most)
+            if not (place := response.headers.get("location", "")):
+                raise Unfetched("redirect without an address")
+            return Moved(str(url.join(place)))
     except _NETWORK as error:
-        raise _failure(error) from error
-
-
-def _check(url: httpx.URL, bounds: Bounds) -> None:
-    if url.scheme not in ("http", "https") or not url.host:
-        raise Unfetched("no URL that can be asked for")
-    if not bounds.allow_local and getproxies():  # else the transport looks at every address
-        try:
-            public = is_public(ipaddress.ip_address(url.host))
-        except ValueError:  # a name
-            public = url.host != "localhost" and not url.host.endswith(".localhost")
-        if not public:
-            raise Refused("private or loopback address")
+        raise (Unfetched("too slow", again=True) if too_late() else _failure(error)) from error
 
 
 def _body(response: httpx.Response, most: int) -> bytes:
@@ -97,16 +98,16 @@ def _body(response: httpx.Response, most: int) -> bytes:
         raise Unfetched(f"opted out: X-Robots-Tag {min(refused)}")
     if response.headers.get("content-type", "").startswith("text/html"):
         raise Unfetched("a web page instead of a picture")
+    if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+        raise Unfetched("sent packed though asked not to")  # it could unpack to any size
     if int(response.headers.get("content-length", "0") or 0) > most:
         raise Unfetched(f"more than {most / 10**6:g} MB")
-    parts, size, started = [], 0, time.monotonic()
+    parts, size = [], 0
     for chunk in response.iter_raw():
         parts.append(chunk)
         size += len(chunk)
         if size > most:
             raise Unfetched(f"more than {most / 10**6:g} MB")
-        if time.monotonic() - started > LONGEST:
-            raise Unfetched("too slow", again=True)
     return b"".join(parts)
 
 

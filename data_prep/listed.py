@@ -10,7 +10,7 @@ from vlbeit.data.following import next_command
 from vlbeit.errors import DataError
 
 from .downloading import download
-from .manner import Again, AllowLocal, ImageSize, Manner, MaxMB, PerHost, PerSecond, Retries, ShardRows, Threads
+from .manner import Again, AllowLocal, GiveUp, ImageSize, Manner, MaxMB, PerHost, PerSecond, Retries, ShardRows, Threads
 from .preparation import Out, given
 from .progress import Report
 from .resizing import Resize
@@ -39,10 +39,11 @@ def preparation(lists: Callable[[list[Path]], Mapping[str, UrlList]], sources: s
         shard_rows: ShardRows = _USUAL.shard_rows,
         allow_local: AllowLocal = False,
         again: Again = False,
+        give_up: GiveUp = False,
         report: Report | None = None,
     ) -> str:
         manner = Manner(
-            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local, again
+            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local, again, give_up
         )  # fmt: skip
         download(out, lists(existing(from_)), manner, report)
         return following(out)

@@ -18,6 +18,7 @@ MaxMB = Annotated[float, "pictures of more megabytes are not taken"]
 ShardRows = Annotated[int, "rows of the list a shard"]
 AllowLocal = Annotated[bool, "ask private and loopback addresses too"]
 Again = Annotated[bool, "ask once more for rows of whole shards that failed for a reason that may pass"]
+GiveUp = Annotated[bool, "rows without an answer count as failed also where no server answers at all"]
 
 
 class Manner(NamedTuple):
@@ -33,6 +34,7 @@ class Manner(NamedTuple):
     shard_rows: int = 10_000
     allow_local: bool = False
     again: bool = False
+    give_up: bool = False
 
     def check(self) -> None:
         """Raise `UsageError` for a number out of range."""

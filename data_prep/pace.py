@@ -8,6 +8,7 @@ from itertools import count
 from typing import Generic, TypeVar
 
 Task = TypeVar("Task")
+_FEW = 1000
 
 
 class _Host(Generic[Task]):
@@ -42,7 +43,8 @@ class Pace(Generic[Task]):
         """Requests a second; 0: as many as there are."""
         self._gap, self._host_gap = (1 / rate if rate else 0.0 for rate in (per_second, per_host))
         self._free_at = 0.0  # for all hosts
-        self._host_free_at: dict[str, float] = {}
+        self._host_free_at: dict[str, float] = {}  # of hosts that may not be asked at once
+        self._many = _FEW  # hosts in there, and those whose time has come are forgotten
         self._hosts: dict[str, _Host[Task]] = {}  # those that have tasks
         self._queue: list[tuple[float, int, str]] = []  # heap: when each of them may be asked, about
         self._order = count()
@@ -79,11 +81,18 @@ class Pace(Generic[Task]):
         task = self._hosts[host].take(now)
         self._free_at = max(self._free_at, now - self._gap) + self._gap
         self._host_free_at[host] = now + self._host_gap
+        self._forget(now)
         if self._hosts[host]:
             self._announce(host)
         else:
             del self._hosts[host]
         return task
+
+    def _forget(self, now: float) -> None:
+        """Once the hosts have doubled, so that a list of millions of them costs neither memory nor time."""
+        if len(self._host_free_at) >= self._many:
+            self._host_free_at = {host: at for host, at in self._host_free_at.items() if at > now}
+            self._many = max(_FEW, 2 * len(self._host_free_at))
 
     def _due(self, host: str) -> float:
         return max(self._hosts[host].due, self._host_free_at.get(host, 0.0))

@@ -14,6 +14,8 @@ Resize = Annotated[
     "keep_ratio makes the shorter side --image-size, keep_ratio_largest the longer one, where it is larger",
 ]
 QUALITY = 95  # of JPEG, as img2dataset
+TOO_LARGE = "more than 89 megapixels"
+_MOST = 89_478_485  # pixels, at which Pillow begins to warn: 256 MB when they are decoded
 SMALLEST = 16  # pixels of a side: smaller ones are counters and placeholders
 
 
@@ -37,6 +39,8 @@ def _resized(image: Image.Image, data: bytes, side: int, resize: str) -> Small:
     original = image.size
     if min(original) < SMALLEST:
         raise ImageError(f"smaller than {SMALLEST} pixels")
+    if original[0] * original[1] > _MOST:
+        raise ImageError(TOO_LARGE)
     compared = max(original) if resize == "keep_ratio_largest" else min(original)
     shrinks = resize != "no" and compared > side
     plain = image.format == "JPEG" and image.mode == "RGB"

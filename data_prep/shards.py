@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlbeit.data.names import Names
 from vlbeit.data.records import KINDS, PREPARED
 from vlbeit.errors import DataError
 from vlbeit.files import write_json, write_text
 from vlbeit.types import Record
 
 from .journal import JOURNAL, begin, note
-from .names import Names
 
 VERSION = 1  # of this layout
 BAD = "bad.jsonl"

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vlbeit.data.names import Names
+from vlbeit.data.tar_samples import Sample, tar_samples
 from vlbeit.errors import DataError
 
-from .archives import Entry, entries
-from .names import Names
-from .pictures import Check, examine_picture, is_picture
+from .pictures import Check, examine_picture
 from .shards import Item
-
-_TEXTS = ("txt", "caption", "text")  # members that are a caption
-_FACTS = ("caption", "captions", "text", "txt")  # keys of a JSON member that hold one, or a list of them
 
 
 class Checked(NamedTuple):
@@ -28,74 +23,32 @@ class Checked(NamedTuple):
     bad: list[dict[str, str]]  # id and what, of each
 
 
-class _Sample(NamedTuple):
-    key: str
-    picture: bytes | None
-    name: str
-    captioned: bool
-
-
 def check_shard(path: Path, check: Check) -> Checked:
     """Read a tar to its end. Raises `DataError` where it is cut off or damaged."""
     bad: list[dict[str, str]] = []
     samples = usable = 0
     seen = Names()
-    for sample in _samples(path):
-        samples += 1
-        what = _faults(sample, check)
-        if not seen.add(sample.key):
-            what.append("members of one key are not together, or the key comes twice")
-        usable += not any(part.startswith(("no ", "cannot", "members")) for part in what)
-        bad += [{"id": sample.key, "what": part} for part in what]
+    try:
+        with open(path, "rb") as file:
+            for sample in tar_samples(path, str(path)):
+                samples += 1
+                file.seek(max(0, sample.at))
+                what = _faults(sample, file.read(max(0, sample.length)), check)
+                usable += not any(part.startswith(("no ", "cannot")) for part in what)
+                if not seen.add(sample.key):
+                    what.append("members of one key are not together, or the key comes twice")
+                bad += [{"id": sample.key, "what": part} for part in what]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     return Checked(samples, usable, dict(Counter(row["what"].partition(":")[0] for row in bad)), bad)
 
 
-def _faults(sample: _Sample, check: Check) -> list[str]:
-    found = [] if sample.captioned else ["no caption"]
-    if sample.picture is None:
+def _faults(sample: Sample, picture: bytes, check: Check) -> list[str]:
+    found = [] if sample.texts else ["no caption"]
+    if sample.at < 0:
         return ["no picture", *found]
-    item = Item((), {"id": sample.key, "image": sample.picture}, {"image": sample.name})
+    item = Item((), {"id": sample.key, "image": picture}, {"image": sample.name})
     return [*(fault.what for fault in examine_picture(item, check).faults), *found]
-
-
-def _samples(path: Path) -> Iterator[_Sample]:
-    """Members that follow each other and have all before the first dot of their names in common are a sample."""
-    held: list[tuple[Entry, bytes]] = []
-    current = ""
-    with entries(path) as found:
-        for entry in found:
-            folder, _, base = entry.name.rpartition("/")
-            stem = base.partition(".")[0]
-            key = f"{folder}/{stem}" if folder else stem
-            if not stem or entry.refused:
-                continue
-            if key != current and held:
-                yield _sample(current, held)
-                held = []
-            current = key
-            held.append((entry, entry.read()))
-        if held:
-            yield _sample(current, held)
-
-
-def _sample(key: str, members: list[tuple[Entry, bytes]]) -> _Sample:
-    pictures = [(data, entry.name) for entry, data in members if is_picture(entry.name)]
-    picture, name = pictures[0] if pictures else (None, "")
-    return _Sample(key, picture, name, any(_has_caption(entry.name, data) for entry, data in members))
-
-
-def _has_caption(name: str, data: bytes) -> bool:
-    ending = name.rpartition("/")[2].partition(".")[2].lower()
-    try:
-        if ending in _TEXTS:
-            return bool(data.decode("utf-8-sig").strip())
-        value: Any = json.loads(data) if ending == "json" else None
-    except (ValueError, RecursionError):
-        return False
-    if not isinstance(value, dict):
-        return False
-    texts = next((value[key] for key in _FACTS if value.get(key)), None)
-    return any(isinstance(text, str) and text.strip() for text in (texts if isinstance(texts, list) else [texts]))
 
 
 def checked_shards(paths: list[Path], known: dict[str, Any]) -> list[Path]:

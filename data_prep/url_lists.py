@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from vlbeit.data.json_file import JsonFile
 from vlbeit.data.row_files import SUFFIXES, Table, open_table
+from vlbeit.data.storable import storable
 from vlbeit.errors import DataError, UsageError, some
 
 from .preparation import fingerprint
@@ -40,7 +41,7 @@ def plain_columns(path: Path, url: int, caption: int) -> UrlList:
 
     def rows() -> Iterator[Wish]:
         try:
-            with open(path, encoding="utf-8", newline="\n") as lines:
+            with open(path, encoding="utf-8-sig", newline="\n") as lines:
                 for number, line in enumerate(lines):
                     cells = line.rstrip("\r\n").split("\t")
                     if number == 0 and not any("://" in cell for cell in cells):
@@ -74,7 +75,10 @@ def two_texts(urls: Path, captions: Path) -> UrlList:
 
     def rows() -> Iterator[Wish]:
         try:
-            with open(urls, encoding="utf-8") as first, open(captions, encoding="utf-8", newline="\n") as second:
+            with (
+                open(urls, encoding="utf-8-sig") as first,
+                open(captions, encoding="utf-8-sig", newline="\n") as second,
+            ):
                 for url, caption in zip(first, second, strict=True):
                     yield _wish(url.strip(), caption)
         except ValueError as error:
@@ -123,4 +127,8 @@ def _wish(url: Any, caption: Any) -> Wish:
     if not isinstance(url, str) or not url.strip():
         return Wish("", "", "no URL")
     text = " ".join(caption.split()) if isinstance(caption, str) else ""
+    try:
+        storable(url + text)
+    except ValueError:
+        return Wish("", "", "half a letter in URL or caption")
     return Wish(url.strip(), text, "" if text else "no caption")

@@ -16,7 +16,7 @@ from vlbeit.files import write_text
 
 from .downloading import FACTS, download
 from .listed import existing, following
-from .manner import Again, AllowLocal, ImageSize, Manner, MaxMB, PerHost, PerSecond, Retries, ShardRows, Threads
+from .manner import Again, AllowLocal, GiveUp, ImageSize, Manner, MaxMB, PerHost, PerSecond, Retries, ShardRows, Threads
 from .pictures import Check
 from .preparation import Out, alone
 from .progress import Progress, Report
@@ -49,6 +49,7 @@ def prepare(
     shard_rows: ShardRows = _USUAL.shard_rows,
     allow_local: AllowLocal = False,
     again: Again = False,
+    give_up: GiveUp = False,
     report: Report | None = None,
 ) -> str:
     """Download the pictures of a list of URLs to shards for data=shards; or check shards that are there already.
@@ -62,7 +63,7 @@ def prepare(
     else:
         lists = [file for path in paths for file in table_files(path)]
         manner = Manner(
-            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local, again
+            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local, again, give_up
         )
         download(out, {"train": tables(lists, url_column, caption_column)}, manner, report)
     return following(out)

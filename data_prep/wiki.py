@@ -13,10 +13,11 @@ from typing import Annotated, Any, NamedTuple
 
 from vlbeit import hub
 from vlbeit.data.following import next_command
+from vlbeit.data.names import Names
 from vlbeit.data.row_files import SUFFIXES, open_table, stored_table
+from vlbeit.data.storable import storable
 from vlbeit.errors import DataError, UsageError
 
-from .names import Names
 from .preparation import Options, Out, Plan, ShardMB, Split, fingerprint, given, run
 from .progress import Report, counted, size
 from .shards import Finding, Item, Layout, Position
@@ -71,6 +72,8 @@ def prepare(
         totals[split] += 0 if why else len(document.text.encode())
     said = ", ".join(f"{count:,} {what}" for what, count in survey.most_common())
     say(f"documents: {said or 'none'} ({size(totals.total())})")
+    if held_out and survey["train"] and not survey["val"]:
+        say(f"no split val: by --held-out {held_out:g} none of so few documents falls to it; give a larger share")
     if not survey["train"]:
         raise DataError(f"--from {','.join(sources)}: no document that can be used is for train ({said or 'none'})")
     arguments = {
@@ -132,7 +135,7 @@ class _Documents:
     def told(self) -> Iterator[tuple[Document, str]]:
         """Every document, and why it is left out ("": it is not)."""
         texts, addresses = Names(), Names()
-        for document in self._read():
+        for document in map(_whole, self._read()):
             if len(document.text) < self._least:
                 yield document, "too short"
             elif document.address and not addresses.add(document.address):
@@ -213,12 +216,21 @@ def _ended(lines: Iterable[str]) -> Iterator[str]:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with _PACKED.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+        with _PACKED.get(path.suffix, open)(path, "rt", encoding="utf-8-sig") as file:
             yield from file
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error.reason}); convert it, or leave it out") from error
     except (OSError, EOFError) as error:
         raise DataError(f"{path} cannot be read ({error}); get it again") from error
+
+
+def _whole(document: Document) -> Document:
+    """The same, with ? for halves of letters (of a pair of UTF-16, as JSON may have them): no file can hold those."""
+    try:
+        storable("".join(document))
+    except ValueError:
+        return Document(*(part.encode(errors="replace").decode() for part in document))
+    return document
 
 
 def _clean(text: str) -> str:

@@ -25,10 +25,10 @@ def number_in(data):
 
 
 def write_tar(path, members):
-    """A tar file of {name: bytes or text}."""
+    """A tar file of {name: bytes or text}, or of such pairs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
+        for name, content in members.items() if isinstance(members, dict) else members:
             content = content.encode() if isinstance(content, str) else content
             info = tarfile.TarInfo(name)
             info.size = len(content)

@@ -417,7 +417,7 @@ def test_checkpoint_without_a_config(refused: Callable[..., str], place: Path) -
     """As a conversion leaves it: weights that were made for no task of ours."""
     damage(place / "runs/vqa/checkpoint/config.json", lambda v: {**v, "config": {}})
     said = "runs/vqa/checkpoint carries no config: `vlbeit evaluate runs/vqa/checkpoint task=classification|detection|"
-    said += "probe|segmentation|vqa "
+    said += "nlvr2|probe|retrieval|segmentation|vqa "
     assert said in refused(2, "evaluate", "runs/vqa")
 
 

@@ -36,7 +36,7 @@ PURE = {
     for name in (
         "records", "instances", "json_file", "class_names", "answers", "vqa_v2_files", "vqa_v2_splits", "visual_genome",
         "picture_names", "row_files", "storable", "vqa_rows", "vqa_splits", "answer_file", "answer_check", "following",
-        "nlvr2_files",
+        "nlvr2_files", "tar_samples", "names",
     )
 }  # fmt: skip
 SHARED_ROWS = (0, 6)  # their modules may import each other

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlbeit import compose, planning, registry
+from vlbeit import compose, registry
 from vlbeit.cli import main
 from vlbeit.config import OptimConfig
 from vlbeit.engine.optim import build_optimizer
 from vlbeit.errors import UsageError
 from vlbeit.nn import relpos
-from vlbeit.planning import memory, stand_in, trace
+from vlbeit.planning import memory, planner, stand_in, trace
 from vlbeit.planning.report import rows
 
 SMALL = ["model=tiny", "text.vocab_size=500", "global_batch_size=64", "micro_batch_size=auto", "steps=100"]
@@ -23,20 +23,20 @@ PACKED = ["stage=mlm", "stage.pack=true", *SMALL]
 
 
 @pytest.fixture(scope="module")
-def vl() -> planning.Plan:
-    return planning.plan(VL, planning.Machine(devices=4, gib=1.0), planning.Assumed(samples=3200))
+def vl() -> planner.Plan:
+    return planner.plan(VL, planner.Machine(devices=4, gib=1.0), planner.Assumed(samples=3200))
 
 
 @pytest.fixture(scope="module")
-def packed() -> planning.Plan:
-    return planning.plan(PACKED, planning.Machine())
+def packed() -> planner.Plan:
+    return planner.plan(PACKED, planner.Machine())
 
 
 @pytest.mark.parametrize("words", [VL, PACKED], ids=["vl", "packed"])
-def test_the_trace_is_what_a_run_with_values_costs(words: list[str], vl: planning.Plan, packed: planning.Plan) -> None:
+def test_the_trace_is_what_a_run_with_values_costs(words: list[str], vl: planner.Plan, packed: planner.Plan) -> None:
     found = vl if words is VL else packed
-    with planning.without_data(compose.compose(words).config) as (config, recipe, meta, _):
-        (batch, _) = planning.batches_of(config, recipe, meta)  # of two samples
+    with planner.without_data(compose.compose(words).config) as (config, recipe, meta, _):
+        (batch, _) = planner.batches_of(config, recipe, meta)  # of two samples
     objective = recipe.objective(meta).train()
     optimizer = build_optimizer(recipe.param_groups(objective, config.optim), config.optim)
     cost = trace.measure(objective, batch)
@@ -53,7 +53,7 @@ def test_the_trace_is_what_a_run_with_values_costs(words: list[str], vl: plannin
     assert (found.trained < found.parameters) == (words is PACKED), "the tower of the text stage is frozen"
 
 
-def test_length_and_size_of_a_run(vl: planning.Plan) -> None:
+def test_length_and_size_of_a_run(vl: planner.Plan) -> None:
     assert (vl.steps, vl.samples, vl.epochs) == (100, 6400, 2.0)
     assert vl.tokens_per_sample == 3 * 3 + 1 + 32 and vl.tokens == 6400 * 42
     assert vl.total == (vl.forward + vl.backward) * 6400
@@ -64,12 +64,44 @@ def test_length_and_size_of_a_run(vl: planning.Plan) -> None:
     assert json.loads(json.dumps(vl.to_json()))["memory"]["total"] == vl.memory.total
 
 
-def test_the_micro_batch_is_the_largest_that_fits(vl: planning.Plan) -> None:
+def test_cached_gradients_cost_a_pass_more(vl: planner.Plan) -> None:
+    words = [*VL, "stage.cache_gradients=true", "micro_batch_size=32"]
+    found = planner.plan(words, planner.Machine())
+    with planner.without_data(compose.compose(words).config) as (config, recipe, meta, _):
+        (batch, _) = planner.batches_of(config, recipe, meta)
+    cost = trace.measure(recipe.objective(meta).train(), batch)
+    assert 0 < cost.looked < cost.forward / 2 and found.backward == pytest.approx(vl.backward, rel=1e-4)
+    assert found.forward - vl.forward == pytest.approx(cost.looked / 2, rel=1e-4)
+
+
+def test_an_objective_that_asks_for_values_is_run() -> None:
+    words = ["stage=mim", "task=detection", "model=tiny", "global_batch_size=4", "micro_batch_size=4"]
+    assert planner.plan(words, planner.Machine()).notes == [
+        "its objective asks for values: a few empty samples were run to count"
+    ]
+
+
+def test_a_fault_of_an_objective_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*given: object) -> None:
+        raise RuntimeError("wrong sizes")
+
+    monkeypatch.setattr(trace, "trace", wrong)
+    with pytest.raises(RuntimeError, match="wrong sizes"):
+        planner.plan(PACKED, planner.Machine())
+
+
+@pytest.mark.parametrize("name", ["samples", "labels"])
+def test_no_data_set_has_nothing(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--{name} 0: give 1 or more"):
+        planner.plan(VL, planner.Machine(), planner.Assumed(**{name: 0}))
+
+
+def test_the_micro_batch_is_the_largest_that_fits(vl: planner.Plan) -> None:
     fixed = vl.memory.total - vl.memory.activations
-    room = (fixed + 9 * vl.activations_per_sample) / (1 - memory.RESERVE) / planning.GIB
-    machine = planning.Machine(devices=2, gib=room)
-    assert planning._settled(compose.compose(VL).config, machine, fixed, vl.activations_per_sample) == (8, 4)
-    nothing = planning._settled(compose.compose(VL).config, machine._replace(gib=1e-3), fixed, 1.0)
+    room = (fixed + 9 * vl.activations_per_sample) / (1 - memory.RESERVE) / planner.GIB
+    machine = planner.Machine(devices=2, gib=room)
+    assert planner._settled(compose.compose(VL).config, machine, fixed, vl.activations_per_sample) == (8, 4)
+    nothing = planner._settled(compose.compose(VL).config, machine._replace(gib=1e-3), fixed, 1.0)
     assert nothing == (None, None)
     shown = dict(rows(vl._replace(micro_batch=None, accumulation=None)))
     assert "not even the smallest fits" in shown["micro-batch"]
@@ -90,7 +122,7 @@ def test_memory_that_is_shared_out() -> None:
      (["stage=mim", "model=base", "stage.target=pixels", "data.image_size=224"], 91_965_776 - (8192 - 768) * 769)],
 )  # fmt: skip
 def test_parameters_are_the_published_ones(words: list[str], parameters: int) -> None:
-    with planning.without_data(compose.compose(words).config) as (_, recipe, meta, _):
+    with planner.without_data(compose.compose(words).config) as (_, recipe, meta, _):
         objective = trace.on_meta(lambda: recipe.objective(meta))
     assert sum(parameter.numel() for parameter in objective.parameters()) == parameters
 
@@ -111,7 +143,7 @@ def test_on_the_command_line_without_data(tmp_path: Path, monkeypatch: pytest.Mo
     assert (found["steps"], found["samples"], found["machine"]["devices"]) == (25, 200, 2)
 
 
-def test_nothing_is_left_behind(vl: planning.Plan) -> None:
+def test_nothing_is_left_behind(vl: planner.Plan) -> None:
     """No tensors without values in the cache of position indexes, and no data source that stands in for others."""
     from torch._subclasses.fake_tensor import FakeTensor
 
@@ -127,12 +159,14 @@ def test_nothing_is_left_behind(vl: planning.Plan) -> None:
         ([*VL, "micro_batch_size=48"], {}, "in parts of micro_batch_size=48 leaves a rest"),
         (VL, {"shard": "zero"}, "--shard zero is neither ddp nor fsdp"),
         (VL, {"utilisation": 0.0}, "--utilisation must lie in"),
+        (VL, {"gib": float("nan")}, "--memory and --peak must be positive"),
+        (VL, {"peak": float("inf")}, "--memory and --peak must be positive"),
         (["task=probe", "model=tiny"], {}, "mim-probe cannot be planned without its data"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(words: list[str], machine: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        planning.plan(words, planning.Machine(**machine))
+        planner.plan(words, planner.Machine(**machine))
 
 
 def test_a_vocabulary_that_needs_no_file() -> None:

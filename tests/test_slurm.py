@@ -61,3 +61,11 @@ def test_what_is_set_stays():
     environment = {**STEP, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
     take_ranks(environment)
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"], environment["RANK"]) == ("10.0.0.1", "29500", "3")
+
+
+@pytest.mark.parametrize(("seen", "local"), [("0", "0"), ("0,1", "1"), ("0,1,2,3", "3"), ("", "3")])
+def test_a_task_takes_one_of_the_gpus_that_it_sees(seen, local):
+    """`--gpus-per-task=1` shows each task one GPU; `--gpus-per-node` shows all of them to all."""
+    environment = {**STEP, "SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": seen}
+    take_ranks(environment)
+    assert environment["LOCAL_RANK"] == local

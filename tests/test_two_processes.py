@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from vlbeit.cli import main
 WORDS = ("train", "stage=vl", "init=none", "stage.negatives=hardest", "precision=fp64", "data.max_bad_fraction=0")
 
 
-def test_vl_on_two_processes(scenes: Path, again: dict, tmp_path: Path) -> None:
+def test_vl_on_two_processes(scenes: Path, again: dict, tmp_path: Path, capsys) -> None:
     small = [word for word in again["vl"] if not word.startswith(("stage=", "steps=", "micro_batch_size="))]
     words = [*WORDS, *small, "steps=3"]
     with chdir(tmp_path):
@@ -50,6 +51,24 @@ def test_vl_on_two_processes(scenes: Path, again: dict, tmp_path: Path) -> None:
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-10, msg=name)
     one, two = (json.loads((tmp_path / run / "evaluation.json").read_text()) for run in ("one", "two"))
-    words = {name: value for name, value in one.items() if isinstance(value, str)}
-    assert {name: two.pop(name) for name in words} == words
-    assert two == pytest.approx({name: value for name, value in one.items() if name not in words}, rel=1e-6)
+    texts = {name: value for name, value in one.items() if isinstance(value, str)}
+    assert {name: two.pop(name) for name in texts} == texts
+    assert two == pytest.approx({name: value for name, value in one.items() if name not in texts}, rel=1e-6)
+    with chdir(tmp_path):
+        goes_on_with_one(words, capsys)
+
+
+def goes_on_with_one(words: list[str], capsys) -> None:
+    """From the state of two processes: `auto` keeps what is compared, another size is told and taken."""
+    shutil.copytree("two", "other")
+    capsys.readouterr()
+    for run in ("one", "two"):
+        assert main([*words, "steps=4", "micro_batch_size=auto", f"run={run}"]) == 0
+        said = capsys.readouterr().out
+        assert "8 samples, 8 at a time" in said and "was trained with" not in said
+    one, two = (load_file(f"{run}/state/step-000004/model.safetensors") for run in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-10, msg=name)
+    assert main([*words, "steps=4", "run=other", "micro_batch_size=4"]) == 0
+    said = capsys.readouterr().out
+    assert "note: other was trained with 2 x 4 samples at a time" in said and "now it is 1 x 4: what compares" in said

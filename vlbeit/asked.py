@@ -24,7 +24,7 @@ from vlbeit.types import Records
 
 _OF_TRAINING = ("optim", "engine", "data.train_split", "data.val_split", "data.split_seed", "data.held_out")
 _HASHED = ("data.root", "data.limit")  # what they stand for is in the identity by itself: pictures, questions
-NO_MATTER = (*compose.MAY_DIFFER, "global_batch_size", "micro_batch_size", *_OF_TRAINING, *_HASHED)
+NO_MATTER = (*compose.MAY_DIFFER, "global_batch_size", *_OF_TRAINING, *_HASHED)
 """Keys, and whole sections, that change no answer."""
 
 _PIECE = 10_000  # rows held at a time

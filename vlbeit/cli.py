@@ -129,10 +129,10 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Print what `vlbeit train` with these words would cost: steps, FLOPs, memory of a device, time. Needs no data."""
-    from vlbeit import planning
+    from vlbeit.planning import planner
 
-    found = planning.plan(
-        words or [], planning.Machine(devices, memory, shard, peak, utilisation), planning.Assumed(samples, labels)
+    found = planner.plan(
+        words or [], planner.Machine(devices, memory, shard, peak, utilisation), planner.Assumed(samples, labels)
     )
     if as_json:
         print(json.dumps(found.to_json(), indent=1))

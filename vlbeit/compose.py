@@ -35,9 +35,9 @@ from vlbeit.task import Stage, Task
 GROUPS = ("stage", "task", "model", "data", "recipe")
 _NAMES = {f"{group}.name" for group in GROUPS}  # set by the group itself
 MAY_DIFFER = (
-    "epochs", "steps", "device", "run", "resume", "overwrite", "data.workers", "data.cache", "data.cache_gb",
-    "data.max_bad_fraction", "engine.save_every", "engine.log_every", "engine.checkpoint", "engine.async_save",
-    "engine.timeout", "engine.max_skipped", "engine.trackers", "task.controls",
+    "epochs", "steps", "micro_batch_size", "device", "run", "resume", "overwrite", "data.workers", "data.cache",
+    "data.cache_gb", "data.max_bad_fraction", "engine.save_every", "engine.log_every", "engine.checkpoint",
+    "engine.async_save", "engine.timeout", "engine.max_skipped", "engine.trackers", "task.controls",
 )  # fmt: skip
 _TYPE_NAMES: dict[type[Node], str] = {
     FloatNode: "a number",
@@ -183,12 +183,7 @@ def group_names(values: Any, origin: str) -> tuple[str, str | None]:
 
 
 def differing_keys(stored: RunConfig, new: RunConfig, ignore: Sequence[str] = MAY_DIFFER) -> list[tuple[str, Any, Any]]:
-    """(key, stored value, new value) wherever two configs differ, beyond the keys that may.
-
-    `micro_batch_size=auto` differs from no number: the run that stored it had it settled.
-    """
-    if new.micro_batch_size == "auto":
-        ignore = (*ignore, "micro_batch_size")
+    """(key, stored value, new value) wherever two configs differ, beyond the keys that may."""
     old, now = (dict(_flatten("", OmegaConf.to_container(OmegaConf.structured(c)))) for c in (stored, new))
     keys = [*old, *(key for key in now if key not in old)]
     return [(k, old.get(k), now.get(k)) for k in keys if k not in ignore and old.get(k) != now.get(k)]

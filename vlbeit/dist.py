@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 _turns = itertools.count()  # calls of `wait_for_main`: the same number on every process
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
+_watch: ContextVar[Callable[[], str]] = ContextVar("watch", default=str)
+
+
+class Lost(RuntimeError):
+    """A process that is waited for has ended or failed."""
 
 
 def rank() -> int:
@@ -57,7 +62,7 @@ def barrier() -> None:
 def wait_for_main() -> None:
     """Wait until the main process comes here too, however long it works: no limit of an exchange holds for that.
 
-    Whether it is still alive, `vlbeit.engine.processes` looks.
+    Raises Lost where it will not, as what `watched` was given has seen.
     """
     group = _group()
     if not group:
@@ -69,8 +74,20 @@ def wait_for_main() -> None:
         return
     pause = 0.01
     while not store.check([turn]):
+        if gone := _watch.get()():
+            raise Lost(gone)
         time.sleep(pause)
         pause = min(2 * pause, 0.5)
+
+
+@contextmanager
+def watched(gone: Callable[[], str]) -> Iterator[None]:
+    """For the length of a `with` it is asked of `gone` whether a process is, and which: '' for none."""
+    token = _watch.set(gone)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
 
 
 def leave() -> None:

@@ -6,6 +6,8 @@ httpx2 is what huggingface-hub is built on too: its errors are caught beside our
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -23,9 +25,16 @@ _FARTHEST = 30 * 86400.0  # seconds
 def open_client(**options: Any) -> httpx.Client:
     """A client with our name and these options of httpx. UsageError where the environment's proxy cannot be used."""
     headers = {"User-Agent": f"vlbeit/{vlbeit.__version__}", **options.pop("headers", {})}
-    try:
+    with proxies_set_up():
         return httpx.Client(headers=headers, **options)
-    except (ValueError, ImportError) as error:  # a scheme that it does not know, SOCKS without its package
+
+
+@contextmanager
+def proxies_set_up() -> Iterator[None]:
+    """UsageError for what is raised where a proxy has a scheme that nobody knows, or is SOCKS without its package."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
         raise UsageError(f"the proxy set in the environment cannot be used: {error}") from error
 
 

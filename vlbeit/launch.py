@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +82,7 @@ def _train(config: RunConfig, accelerator: Accelerator, command: str, typed: Seq
     for each in [*before, config]:
         if chain.init_of(each) not in [run.run for run in before]:
             preflight.check_init(each)
-    _on_main_first(lambda: chain.ensure_data(config))
+    dist.on_main(lambda: chain.ensure_data(config))
     for earlier in before:
         words = f"stage={earlier.tower}" + (f" task={earlier.task.name}" if earlier.task else "")
         say(f"{earlier.run} is missing: training {words} first")
@@ -116,7 +116,8 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str, profile: int
         config, steps=steps, steps_per_epoch=steps_per_epoch, metric=recipe.metric, resume_command=command
     )
     optimizer = build_optimizer(recipe.param_groups(objective, config.optim), config.optim)
-    micro = _settle_micro_batch(config, folder, spec, objective, accelerator)
+    known = origin or (None if config.overwrite else folder)
+    micro = _settle_micro_batch(config, known, spec, objective, accelerator)
     config = replace(config, steps=steps, micro_batch_size=micro)
     plan = replace(plan, profile=profile, settings=container(config))
     stream = _stream(config, spec, config.global_batch_size, micro, config.data.workers)
@@ -128,8 +129,8 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str, profile: int
     if source is not None:
         _prove(engine, source, config)
     recipe.evaluators(held_out, meta)  # what they refuse is better known now than after an epoch
-    with folder.locked() if dist.is_main() else nullcontext():
-        _on_main_first(lambda: _open_folder(folder, config, meta, source))
+    with ExitStack() as held:
+        dist.on_main(lambda: _open_folder(held, folder, config, meta, source))
         _draw_first_batch(stream, folder, config, meta)
         batch = f"{config.global_batch_size} samples, {micro} at a time"
         say(f"training {config.title} in {folder.path}: {steps} steps of {batch}")
@@ -185,23 +186,40 @@ def _warn_of_warmup(config: RunConfig, steps: int) -> None:
 
 
 def _settle_micro_batch(
-    config: RunConfig, folder: RunFolder, spec: DataSpec, objective: Objective, accelerator: Accelerator
+    config: RunConfig, known: RunFolder | None, spec: DataSpec, objective: Objective, accelerator: Accelerator
 ) -> int:
-    """`micro_batch_size`; for auto the one that the run was started with, where it divides the batch, else the probed.
+    """`micro_batch_size`; for auto the one that keeps processes x size as in the `known` run, else the probed.
 
-    Contrast and matching draw their candidates from a micro-batch: a run that goes on keeps its size.
+    Contrast and matching draw their candidates from a micro-batch of every process: other ones are told.
     """
-    if config.micro_batch_size != "auto":
-        return int(config.micro_batch_size)
     world = dist.world_size()
-    stored = (folder.stored_config() or {}).get("micro_batch_size")
-    if not config.overwrite and isinstance(stored, int) and config.global_batch_size % (world * stored) == 0:
-        return stored
 
     def make_batch(size: int) -> Batch:
         return _stream(config, spec, size * world, size, workers=0).heaviest()
 
-    return probe_micro_batch(objective, make_batch, max(1, config.global_batch_size // world), accelerator)
+    processes, size = (0, 0) if known is None else _processes_and_size(known)
+    share, kept = max(1, config.global_batch_size // world), processes * size // world
+    if config.micro_batch_size != "auto":
+        micro = int(config.micro_batch_size)
+    elif kept * world != processes * size or not kept or share % kept:
+        micro = probe_micro_batch(objective, make_batch, share, accelerator)
+    elif kept > size and accelerator.device.type == "cuda":  # may be too much for fewer processes
+        micro = probe_micro_batch(objective, make_batch, kept, accelerator)
+    else:
+        micro = kept
+    if known is not None and processes * size not in (0, world * micro):
+        say(
+            f"note: {known.path} was trained with {processes} x {size} samples at a time (processes x "
+            f"micro_batch_size), now it is {world} x {micro}: what compares samples sees others, as contrast and "
+            f"matching without stage.cache_gradients and mixup; all else is the same"
+        )
+    return micro
+
+
+def _processes_and_size(known: RunFolder) -> tuple[int, int]:
+    """Processes and `micro_batch_size` that a run was last trained with; (0, 0) where that is not known."""
+    size = (known.stored_config() or {}).get("micro_batch_size")
+    return (known.stored_processes() or dist.world_size(), size) if isinstance(size, int) else (0, 0)
 
 
 def _stream(config: RunConfig, spec: DataSpec, batch_size: int, micro: int, workers: int) -> TrainLoader:
@@ -252,9 +270,7 @@ def _meta(recipe: Recipe, records: Records, checkpoint: Checkpoint | None, origi
     if origin is not None:
         return read_meta(origin.checkpoint)
     inherited = {} if checkpoint is None else checkpoint.meta
-    made = {**recipe.meta(records, inherited), **tower_meta(recipe.config, inherited)} if dist.is_main() else {}
-    dist.wait_for_main()
-    return dist.broadcast_object(made)
+    return dist.on_main(lambda: {**recipe.meta(records, inherited), **tower_meta(recipe.config, inherited)})
 
 
 def _start(recipe: Recipe, objective: Objective, checkpoint: Checkpoint | None, meta: Meta) -> None:
@@ -314,11 +330,13 @@ def _fitting(source: RunFolder, config: RunConfig) -> Iterator[None]:
         ) from error
 
 
-def _open_folder(folder: RunFolder, config: RunConfig, meta: Meta, source: RunFolder | None) -> None:
-    """The first thing that is written: an old run goes if it must, a state comes over, then config and meta.
+def _open_folder(held: ExitStack, folder: RunFolder, config: RunConfig, meta: Meta, source: RunFolder | None) -> None:
+    """The first thing that is written: the lock, which is `held`; an old run goes if it must, a state comes over, then
+    config and meta.
 
     In this order, so that a run killed in between begins in the same way again.
     """
+    held.enter_context(folder.locked())
     if config.overwrite:
         folder.clear()
     if source is not None:
@@ -344,10 +362,3 @@ def _draw_first_batch(stream: TrainLoader, folder: RunFolder, config: RunConfig,
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.warning("%s is not drawn (%s); the run goes on without it", folder.batch_file, reason)
-
-
-def _on_main_first(work: Any) -> None:
-    """Run on the main process while the others wait."""
-    if dist.is_main():
-        work()
-    dist.wait_for_main()

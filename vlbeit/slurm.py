@@ -13,6 +13,8 @@ def take_ranks(environment: MutableMapping[str, str]) -> None:
 
     The main process is on the step's first node, its port follows from the ids of job and step: all tasks find the same
     without talking. What is set already stays. A batch script itself, and a step of one task, are left alone.
+
+    LOCAL_RANK is the number of the GPU that a task takes of those it sees: with `--gpus-per-task=1` always 0.
     """
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if "RANK" in environment or not tasks.isdecimal() or int(tasks) < 2 or "SLURM_PROCID" not in environment:
@@ -21,7 +23,10 @@ def take_ranks(environment: MutableMapping[str, str]) -> None:
     job, step = (environment.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     number = int(job) * 7 + int(step) if job.isdecimal() and step.isdecimal() else 0
     environment.setdefault("WORLD_SIZE", tasks)
-    environment.setdefault("LOCAL_RANK", environment.get("SLURM_LOCALID", "0"))
+    local, seen = environment.get("SLURM_LOCALID", "0"), environment.get("CUDA_VISIBLE_DEVICES", "")
+    if local.isdecimal() and seen:
+        local = str(int(local) % len(seen.split(",")))
+    environment.setdefault("LOCAL_RANK", local)
     environment.setdefault("MASTER_ADDR", first_node(nodes))
     environment.setdefault("MASTER_PORT", str(FIRST_PORT + number % PORTS))
     environment["RANK"] = environment["SLURM_PROCID"]

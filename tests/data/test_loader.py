@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vlbeit import dist
+from vlbeit.data import loader
 from vlbeit.data.collate import collate
 from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.randomness import drawn, seeded, stream
@@ -154,6 +155,31 @@ def test_closing_ends_the_workers():
     assert children() == []
 
 
+class Hang:
+    """A read that does not come back."""
+
+    def __call__(self, record):
+        time.sleep(1000)
+
+
+def test_workers_stuck_in_a_read_end_too(monkeypatch):
+    """What breaks off the waiting, a signal say, gets through at once, and nobody is left that an exit waits for."""
+    monkeypatch.setattr(loader, "_GRACE", 0.2)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(train(numbers(10, Hang()), 2).steps(0, 10))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert children() == [] and time.monotonic() - began < 4  # torch alone waits five seconds for each
+
+
 def children():
     """Process ids of the living children of this process."""
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
@@ -192,8 +218,19 @@ def test_too_many_unreadable_images_stop_the_training(images, workers):
 
 def test_nothing_but_unreadable_images():
     records = ListRecords([{"id": "a", "image": b"x"}])
-    with pytest.raises(DataError, match="11 unreadable samples in a row"):
+    with pytest.raises(DataError, match="1 unreadable sample in a row: an image of"):
         flat(train(DataSpec(records, Look(), collate), max_bad_fraction=1.0).steps(0, 1))
+
+
+def test_a_replacement_comes_from_elsewhere_where_all_that_is_near_is_broken(images):
+    class Near(ListRecords):
+        def near(self, index):
+            return range(index, index + 1)  # a shard of one sample
+
+    spec = images._replace(records=Near([images.records[n] for n in range(8)]))
+    batches = flat(train(spec).steps(0, 4))
+    assert {sample_id for batch in batches for sample_id in batch["bad"]} == {"id1", "id5"}
+    assert max(len(batch["bad"]) for batch in batches) <= 2, "no sample is tried twice"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -10,6 +10,7 @@ PARTS = {
     "three rows": lambda: Scattered(3),
     "shards": lambda: Sharded([300, 0, 250, 7, 443], chunks=50, open_shards=2),
     "chunks of their own": lambda: Sharded([300, 700], chunks=[30, 700], open_shards=1),
+    "chunks with ends": lambda: Sharded([30, 0, 500], chunks=[[7, 7, 30], [], 100], open_shards=2),
 }
 
 
@@ -70,7 +71,7 @@ def test_an_epoch_has_every_sample_once_whatever_is_asked_first(window):
 
 
 def test_weights_are_passes_over_a_member():
-    order = StreamOrder([Member(Scattered(50)), Member(Scattered(30), 2), Member(Scattered(41), 0.5)], 20)
+    order = StreamOrder([Member(Scattered(50)), Member(Scattered(30), 2), Member(Scattered(40), 0.5)], 20)
     assert len(order) == 50 + 60 + 20
     seen = [[place for place in epoch(order, number)] for number in range(3)]
     for number in range(3):
@@ -81,7 +82,25 @@ def test_weights_are_passes_over_a_member():
         assert len(set(twice)) == 60, "the two visits of a row are different passes: augmented differently"
     third = [place for each in seen for place in each if place[1] >= 80]
     assert len({place for place in third}) == 60
-    assert sorted(row for turn, row in third if turn == 0) == list(range(80, 121)), "the pass goes on in the next epoch"
+    assert sorted(row for turn, row in third if turn == 0) == list(range(80, 120)), "the pass goes on in the next epoch"
+
+
+def test_a_small_share_is_seen_in_some_of_the_epochs():
+    order = StreamOrder([Member(Scattered(100)), Member(Scattered(4), 0.1), Member(Scattered(3), 0.5)], 30)
+    rows = [row for _, row in (order.place(3, position) for position in range(1000 + 4 + 15))]
+    assert sorted(rows) == sorted([*range(100)] * 10 + [*range(100, 104)] + [*range(104, 107)] * 5), "ten epochs"
+    assert len(order) == 102
+    alone = StreamOrder([Member(Scattered(4), 0.1)], 30)
+    assert sorted(alone.place(3, position) for position in range(8)) == [
+        (turn, row) for turn in (0, 1) for row in range(4)
+    ]
+
+
+def test_chunks_are_those_of_the_row_groups():
+    part = Sharded([10, 6], chunks=[[2, 3, 3, 10], 4], open_shards=2)
+    rows = part.rows((1, 0), 0, 16).tolist()
+    for chunk in ([0, 1], [2], [*range(3, 10)], [10, 11, 12, 13], [14, 15]):
+        assert rows[rows.index(chunk[0]) :][: len(chunk)] == chunk
 
 
 def test_members_are_spread_evenly():

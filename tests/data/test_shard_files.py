@@ -1,6 +1,7 @@
 import os
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -63,6 +64,16 @@ def test_footers_are_read_from_afar_and_only_they(tmp_path, made, memory):
     assert made.number_in(records[11]["image"]) == 11 and records[11]["text"] == "text 11"
 
 
+def test_pictures_beside_a_table_at_an_address_are_refused(tmp_path, made, memory):
+    pictures = {"string": ["a/1.png"], "struct": [{"bytes": None, "path": "a/1.png"}]}
+    for name, values in pictures.items():
+        pq.write_table(pa.table({"image": values, "caption": ["c"]}), tmp_path / f"{name}.parquet")
+        memory.pipe_file(f"/hub/{name}.parquet", (tmp_path / f"{name}.parquet").read_bytes())
+        assert opened(str(tmp_path / f"{name}.parquet"), tmp_path)[0]["image"] == f"{tmp_path}/a/1.png"
+        with pytest.raises(DataError, match=r"hub/\w+\.parquet names pictures by paths \(a/1\.png\)"):
+            opened(f"memory://hub/{name}.parquet", tmp_path)[0]
+
+
 def test_copies_that_were_not_used_for_longest_make_room(bucket, tmp_path, made, memory):
     cache, size = tmp_path / "cache", memory.size("/bucket/sbu/00000.tar")
     records = opened(bucket, cache, cache_gb=2.5 * size / 1e9)
@@ -115,6 +126,61 @@ def test_a_fetch_that_fails_is_tried_again(bucket, tmp_path, made, memory, monke
     failures = iter([OSError("reset")] * 3)
     with pytest.raises(DataError, match=r"00001\.tar cannot be fetched: OSError: reset; run the same command again"):
         records[6]
+
+
+class Foreign(Exception):
+    """As the errors of aiohttp and botocore: no OSError."""
+
+
+@pytest.mark.parametrize("call", ["ls", "cat_file", "open", "info", "get_file"])
+def test_errors_of_the_libraries_of_file_systems_are_one_line(tmp_path, made, memory, monkeypatch, call):
+    made.write_tars(tmp_path / "sbu", [2] * 2)
+    made.write_parquet(tmp_path / "sbu" / "x.parquet", range(3))
+    for path in (tmp_path / "sbu").iterdir():
+        memory.pipe_file(f"/bucket/{path.name}", path.read_bytes())
+    waits = []
+    monkeypatch.setattr(shard_files.time, "sleep", waits.append)
+
+    def failing(*arguments, **options):
+        raise Foreign("no\nroute")
+
+    def read():
+        opened("memory://bucket", tmp_path / "cache", split="train", val_split="train")[0]
+
+    monkeypatch.setattr(type(memory), call, failing)
+    with pytest.raises(DataError, match=r"memory://\S+ cannot be (listed|read|fetched).*\bForeign: no route"):
+        read()
+    assert waits == ([1.0, 4.0] if call in ("info", "get_file") else [])
+
+
+def test_copies_that_others_remove_meanwhile_are_no_error(bucket, tmp_path, made, memory, monkeypatch):
+    cache, size = tmp_path / "cache", memory.size("/bucket/sbu/00000.tar")
+    records = opened(bucket, cache, cache_gb=1.5 * size / 1e9)
+    records[0]
+    scandir = os.scandir
+    gone = cache / "shards" / "gone.tar"
+
+    def vanishing(folder):
+        gone.write_bytes(b"x")
+        entries = list(scandir(folder))
+        gone.unlink()
+        return entries
+
+    monkeypatch.setattr(shard_files.os, "scandir", vanishing)
+    assert made.number_in(records[5]["image"]) == 5
+    monkeypatch.undo()
+    errors = [FileNotFoundError, FileNotFoundError]
+
+    def removed(path):
+        if errors:
+            path.unlink()
+            raise errors.pop()
+
+    monkeypatch.setattr(shard_files.os, "utime", removed)
+    assert made.number_in(records[10]["image"]) == 10
+    monkeypatch.setattr(shard_files.os, "utime", lambda path: (_ for _ in ()).throw(FileNotFoundError))
+    with pytest.raises(DataError, match=r"00000\.tar was removed .* raise data\.cache_gb"):
+        LocalFiles(cache, None).path(listed(bucket, [])[0], "key")
 
 
 def test_what_cannot_be_opened_is_one_line(memory, tmp_path):

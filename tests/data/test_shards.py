@@ -109,15 +109,58 @@ def test_what_a_sample_lacks_is_told_with_its_reason(tmp_path, made, opened):
     assert len(opened(tmp_path / "x.tar", "images", val_split="train")) == 6
 
 
-@pytest.mark.parametrize("how", ["cut", "gzip", "text"])
-def test_a_damaged_tar_is_one_line(tmp_path, made, opened, how):
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("cut in a member", "at byte 2,048 unexpected end of data; copy"),
+        ("cut between members", "at byte 2,048 empty header; copy"),
+        ("cut in a header", "at byte 2,048 truncated header; copy"),
+        ("rotten header", "at byte 2,048 bad checksum; copy"),
+        ("joined", "at byte 8,192 stands the end mark, and more behind it"),
+        ("gzip", "compressed and cannot be read by offset; unpack"),
+        ("text", "at byte 0 .*; copy"),
+        ("empty", "at byte 0 .*; copy"),
+    ],
+)
+def test_a_damaged_tar_is_one_line(tmp_path, made, opened, how, message):
     import gzip
 
-    path = made.write_tar(tmp_path / "x.tar", made.pair_members(range(4)))
+    members = {f"{n}.{ending}": "x" * 100 for n in range(4) for ending in ("jpg", "txt")}
+    path = made.write_tar(tmp_path / "x.tar", members)
     data = path.read_bytes()
-    path.write_bytes({"cut": data[:1500], "gzip": gzip.compress(data), "text": b"no tar " * 200}[how])
-    with pytest.raises(DataError, match=r"x\.tar is no tar file.*" + ("gunzip" if how == "gzip" else "again")):
+    damaged = {
+        "cut in a member": data[:1600], "cut between members": data[:2048], "cut in a header": data[:2200],
+        "rotten header": data[:2060] + b"x" + data[2061:], "joined": data + data, "gzip": gzip.compress(data),
+        "text": b"no tar " * 200, "empty": b"",
+    }  # fmt: skip
+    path.write_bytes(damaged[how])
+    with pytest.raises(DataError, match=r"x\.tar is .*" + message):
         opened(path, val_split="train")
+
+
+def test_repeated_keys_are_samples_of_their_own(tmp_path, made, opened):
+    members = [
+        ("x.jpg", made.picture(1)), ("x.txt", b"one"), ("x.jpg", made.picture(2)), ("x.txt", b"two"),
+        ("y.jpg", made.picture(3)), ("y.txt", b"three"), ("x.jpg", made.picture(4)), ("x.txt", b"four"),
+        ("1.5.jpg", made.picture(5)), ("1.5.txt", b"five"), ("1.6.jpg", made.picture(6)), ("1.6.txt", b"six"),
+    ]  # fmt: skip
+    made.write_tar(tmp_path / "a" / "x.tar", members)
+    table = pa.table({"id": ["k"] * 3, "image": [made.picture(n) for n in range(3)], "caption": [["c", "d"]] * 3})
+    (tmp_path / "b").mkdir()
+    pq.write_table(table, tmp_path / "b" / "x.parquet")
+    records = opened(str(tmp_path / "{a,b}/x.*"), val_split="train")
+    assert numbers(made, [records[n] for n in range(4)]) == [1, 2, 3, 4]
+    assert [records[n]["text"] for n in range(4)] == ["one", "two", "three", "four"]
+    with pytest.raises(IncompleteError, match=r"1 has no picture") as error:
+        records[4]
+    assert error.value.record["text"] == "", "texts and pictures are told by the same rule"
+    names = list(records.column("id"))
+    assert names == [
+        "a/x/x", "a/x/x@1", "a/x/y", "a/x/x@3", "a/x/1", "b/x/k", "b/x/k#1", "b/x/k@1", "b/x/k@1#1", "b/x/k@2",
+        "b/x/k@2#1",
+    ]  # fmt: skip
+    pictures = list(records.column("picture"))
+    assert len(set(pictures)) == 8 and pictures[5] == pictures[6] != pictures[7]
 
 
 def test_a_vanished_and_a_changed_shard_are_named(tmp_path, made, opened):
@@ -180,6 +223,30 @@ def test_documents_are_text(tmp_path, made, opened):
     assert records.column("text")[:] == ["first text", "second"]
     with pytest.raises(DataError, match=r"train-00000\.parquet has no column of a picture.*title"):
         opened(tmp_path, "pairs")
+
+
+def test_chunks_of_the_order_are_row_groups(tmp_path, made, opened):
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    rows = pa.table({"image": [made.picture(n) for n in range(12)], "caption": ["c"] * 12})
+    with pq.ParquetWriter(folder / "0.parquet", rows.schema) as file:
+        for start, count in ((0, 2), (2, 5), (7, 5)):
+            file.write_table(rows.slice(start, count))
+    made.write_parquet(folder / "1.parquet", range(6), texts=[["a", "b"], [], ["c"], [], ["d"] * 3, ["e"]], group=3)
+    made.write_parquet(folder / "2.parquet", range(5), group=2)
+    counted = opened(folder, val_split="train")._counted
+    assert [each.samples for each in counted] == [12, 9, 5]
+    assert [each.chunks for each in counted] == [[2, 7, 12], [4, 9], 2]
+
+
+def test_a_limit_keeps_the_order_and_what_is_near(tmp_path, made, opened):
+    folder = made.write_tars(tmp_path / "sbu", [4, 4, 4, 2])
+    whole, records = opened(folder, val_split="train"), opened(folder, val_split="train", limit=6, open_shards=1)
+    assert len(records) == len(records.order) == 6 and numbers(made, records) == list(range(6))
+    assert records.near(5) == range(4, 6) and list(records.column("text")) == [f"text {n}" for n in range(6)]
+    rows = [records.order.place(3, position)[1] for position in range(6)]
+    assert sorted(rows) == list(range(6))
+    assert records.identity != whole.identity and records.first(4).identity == whole.first(4).identity
 
 
 # ---- which shards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, picture: Callable[[int], bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.picture, self.asked, self.times = picture, Counter[str](), list[float]()
+        self.cookies: list[str] = []  # that came
         self.down = False  # closes every connection without an answer
 
     def url(self, path: str) -> str:
@@ -47,6 +49,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(302, {"Location": f"/{rest}"})
         elif kind == "loop":
             self._answer(302, {"Location": self.path})
+        elif kind == "nowhere":
+            self._answer(302)
+        elif kind == "drip":  # a header now and then
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            while not self.wfile.closed:
+                try:
+                    self.wfile.write(b"X-Wait: 1\r\n")
+                except OSError:
+                    return
+                time.sleep(0.02)
+        elif kind == "packed":
+            self._answer(200, {"Content-Encoding": "gzip"}, gzip.compress(server.picture(number)))
+        elif kind == "cookie":
+            server.cookies += self.headers.get_all("Cookie", [])
+            self._answer(200, {"Set-Cookie": f"c{number}=1; Path=/"}, server.picture(number))
         elif kind == "page":
             self._answer(200, {"Content-Type": "text/html"}, b"<html>")
         elif kind == "noai":

@@ -21,8 +21,8 @@ from PIL import Image
 
 from vlbeit.cli import main
 from vlbeit.data.records import ImageError
-from vlbeit.data_prep import addresses, cc3m, cc12m, downloading, sbu
-from vlbeit.data_prep.fetching import Bounds, Unfetched, client, fetch
+from vlbeit.data_prep import addresses, cc3m, cc12m, downloading, fetching, pace, resizing, sbu, webdataset
+from vlbeit.data_prep.fetching import Bounds, Moved, Unfetched, client, fetch
 from vlbeit.data_prep.pace import Pace
 from vlbeit.data_prep.resizing import resized
 from vlbeit.data_prep.tar_shards import SUCCESS, Row, TarShard, stats_of
@@ -94,6 +94,7 @@ def test_every_failure_has_its_reason(tmp_path, server):
         "status/404": "HTTP 404", "status/500": "HTTP 500", "loop/1": "more than 5 redirects",
         "page/1": "a web page instead of a picture", "noai/1": "opted out: X-Robots-Tag noai",
         "big/1": "more than 0.1 MB", "junk/1": "not an image in a known format", "cut/1": "cannot be read",
+        "packed/1": "sent packed though asked not to",
     }  # fmt: skip
     urls = {server.url(path): reason for path, reason in wrong.items()}
     urls |= {
@@ -106,6 +107,46 @@ def test_every_failure_has_its_reason(tmp_path, server):
     assert {row["url"]: row["error_message"] or row["status"] for row in rows} == urls
     assert server.asked["/status/500"] == 3 and server.asked["/status/404"] == 1  # what may help is tried again
     assert facts["splits"]["train"]["reasons"]["no URL that can be asked for"] == 2
+
+
+def test_a_redirect_is_a_request_like_others(tmp_path, server):
+    urls = [server.url(f"to/to/ok/{i}.jpg") for i in range(3)]
+    started = time.monotonic()
+    prepare(tmp_path / "out", listed(tmp_path / "list.tsv", urls), per_host=25)
+    assert time.monotonic() - started >= 8 / 25 and server.asked.total() == 9
+    facts, _ = prepare(tmp_path / "other", listed(tmp_path / "b.tsv", [urls[0], server.url("nowhere/1")]))
+    assert facts["splits"]["train"]["reasons"] == {"success": 1, "redirect without an address": 1}
+    assert server.asked["/nowhere/1"] == 1
+
+
+def test_a_request_ends_after_a_time_whatever_comes(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(fetching, "LONGEST", 0.2)
+    with client(1, Bounds(10**6, True)) as asker, pytest.raises(Unfetched, match="too slow") as raised:
+        fetch(asker, server.url("drip/1"), Bounds(10**6, True))
+    assert raised.value.again
+
+
+def test_nothing_is_kept_of_a_host(server):
+    with client(1, Bounds(10**6, True)) as asker:
+        for number in range(3):
+            fetch(asker, server.url(f"cookie/{number}"), Bounds(10**6, True))
+        assert not list(asker.cookies.jar)
+    assert not server.cookies
+
+
+def test_half_a_letter_is_a_fault_of_its_row(tmp_path, server):
+    rows = [{"url": server.url("ok/1.jpg"), "caption": text} for text in ("a cat", "a \ud83d cat")]
+    rows.append({"url": server.url("ok/\udc00.jpg"), "caption": "x"})
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    webdataset.prepare(tmp_path / "out", from_=[str(tmp_path / "list.jsonl")], allow_local=True)
+    reasons = stats_of(tmp_path / "out/train", 0)["status_dict"]
+    assert reasons == {"success": 1, "half a letter in URL or caption": 2}
+
+
+def test_a_byte_order_mark_is_no_part_of_an_address(tmp_path, server):
+    path = tmp_path / "list.tsv"
+    path.write_text(f"{server.url('ok/1.jpg')}\tone\n", encoding="utf-8-sig")
+    assert prepare(tmp_path / "out", path)[0]["splits"]["train"]["reasons"] == {"success": 1}
 
 
 def test_a_busy_server_is_asked_again(tmp_path, server):
@@ -234,6 +275,32 @@ def test_without_a_network_no_row_counts_as_failed(tmp_path, server, monkeypatch
     assert prepare(tmp_path / "out", path)[0]["splits"]["train"]["reasons"] == {"success": 40}
 
 
+def test_a_list_whose_servers_are_gone_can_be_ended(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(downloading, "_SILENT", 3)
+    gone = [f"http://gone{number}.invalid/a.jpg" for number in range(7)]
+    path = listed(tmp_path / "list.tsv", gone)
+    with pytest.raises(DataError, match=r"servers are gone, --give-up counts such rows as failed"):
+        prepare(tmp_path / "out", path)
+    with pytest.raises(DataError, match=r"not one picture came; NNNNN.parquet beside each shard says why"):
+        prepare(tmp_path / "out", path, give_up=True)
+    facts = json.loads((tmp_path / "out/download.json").read_text())
+    assert facts["splits"]["train"] == {"rows": 7, "reasons": {"no such host": 7}}
+    (tmp_path / "Train_GCC-training.tsv").write_text(f"a\t{server.url('ok/1.jpg')}\n")
+    (tmp_path / "Validation_GCC-1.1.0-Validation.tsv").write_text("".join(f"b\t{url}\n" for url in gone))
+    cc3m.prepare(tmp_path / "cc", from_=[str(tmp_path)], allow_local=True, give_up=True, retries=0)
+    facts = json.loads((tmp_path / "cc/download.json").read_text())
+    assert facts["splits"]["val"]["reasons"] == {"no such host": 7}
+
+
+def test_val_knows_what_answered_in_train(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(downloading, "_SILENT", 3)
+    (tmp_path / "Train_GCC-training.tsv").write_text(f"a\t{server.url('ok/1.jpg')}\n")
+    lines = [*(f"b\thttp://gone{number}.invalid/a.jpg\n" for number in range(4)), f"c\t{server.url('ok/2.jpg')}\n"]
+    (tmp_path / "Validation_GCC-1.1.0-Validation.tsv").write_text("".join(lines))
+    cc3m.prepare(tmp_path / "cc", from_=[str(tmp_path)], allow_local=True, threads=1)
+    assert stats_of(tmp_path / "cc/val", 0)["successes"] == 1 and server.asked["/ok/1.jpg"] >= 2
+
+
 def test_a_host_that_is_gone_does_not_stop_the_others(tmp_path, server, monkeypatch):
     monkeypatch.setattr(downloading, "_SILENT", 3)
     urls = [server.url("ok/0.jpg"), *(f"http://gone{i}.invalid/a.jpg" for i in range(7)), server.url("ok/1.jpg")]
@@ -331,8 +398,11 @@ def test_a_name_is_looked_up_once(names, server):
 def test_a_redirect_to_the_own_network_is_refused(names, server):
     names["example.org"] = ["8.8.8.8"]
     own = f"/127.0.0.1:{server.server_port}/ok/1.jpg"  # Location: //127.0.0.1:PORT/ok/1.jpg
-    with client(1, Bounds(10**6)) as asker, pytest.raises(Unfetched, match="refused"):
-        fetch(asker, f"http://example.org:{server.server_port}/to/{own}", Bounds(10**6))
+    with client(1, Bounds(10**6)) as asker:
+        place = fetch(asker, f"http://example.org:{server.server_port}/to/{own}", Bounds(10**6))
+        assert place == Moved(server.url("ok/1.jpg"))
+        with pytest.raises(Unfetched, match="refused"):
+            fetch(asker, place.url, Bounds(10**6))
     assert server.asked.total() == 1
 
 
@@ -343,6 +413,39 @@ def test_behind_a_proxy_literal_addresses_are_refused(monkeypatch, server):
             with pytest.raises(Unfetched, match="refused"):
                 fetch(asker, f"http://{host}/ok/1.jpg", Bounds(10**6))
     assert not server.asked
+
+
+def test_what_no_proxy_is_for_is_looked_at_as_without_one(monkeypatch, names, server):
+    """A variable of another scheme, and a host that the proxy is not for, do not open the own network."""
+    names["example.org"] = ["127.0.0.1", "10.0.0.1", "192.168.0.1"]
+    address = f"http://example.org:{server.server_port}/ok/1.jpg"
+    for name, value in (
+        ("no_proxy", "internal.example"), ("https_proxy", server.url("")), ("http_proxy", server.url("")),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, f"{value},example.org" if name == "no_proxy" else value)
+        with client(1, Bounds(10**6)) as asker, pytest.raises(Unfetched, match="refused: private or loopback address"):
+            fetch(asker, address, Bounds(10**6))
+    assert not server.asked and not names["example.org"]
+    with client(1, Bounds(10**6)) as asker:  # of which the proxy is asked
+        assert fetch(asker, "http://example.com/ok/1.jpg", Bounds(10**6)) == server.picture(1)
+    assert set(server.asked) == {"http://example.com/ok/1.jpg"}
+
+
+@pytest.mark.parametrize("proxied", [False, True])
+def test_numbers_that_hide_an_address_are_refused(monkeypatch, server, proxied):
+    if proxied:
+        monkeypatch.setenv("http_proxy", server.url(""))
+    with client(1, Bounds(10**6)) as asker:
+        for host in ("127.1", "2130706433", "0x7f000001", "0177.0.0.1", "127.0.0.1.", "localhost.", "127.0.0.0x1"):
+            with pytest.raises(Unfetched, match=r"^refused|no URL that"):
+                fetch(asker, f"http://{host}:{server.server_port}/ok/1.jpg", Bounds(10**6))
+    assert not server.asked
+
+
+def test_a_proxy_that_cannot_be_used(monkeypatch):
+    monkeypatch.setenv("http_proxy", "gopher://127.0.0.1:70")
+    with pytest.raises(UsageError, match="the proxy set in the environment cannot be used"):
+        client(1, Bounds(10**6))
 
 
 # ---- parts
@@ -375,6 +478,15 @@ def test_pace_of_all_hosts_together():
     assert [number for number, _ in out] == list(range(50)) and out[-1][1] == pytest.approx(4.9)
 
 
+def test_pace_forgets_hosts(monkeypatch):
+    monkeypatch.setattr(pace, "_FEW", 10)
+    paced = Pace[int](0, 1)
+    for number in range(500):
+        paced.put(number, str(number))
+        assert paced.next(number) == number
+    assert len(paced._host_free_at) <= 10
+
+
 def jpeg(size: tuple[int, int], mode: str = "RGB", format: str = "JPEG", **more: Any) -> bytes:
     out = io.BytesIO()
     Image.new(mode, size, "red" if mode == "RGB" else 0).save(out, format, **more)
@@ -403,3 +515,9 @@ def test_pictures_become_upright_rgb_jpeg():
     assert small.format == "JPEG" and small.getpixel((5, 5)) == (255, 255, 255)  # what is transparent is white
     with pytest.raises(ImageError, match="smaller than 16 pixels"):
         resized(jpeg((40, 1)), 384, "keep_ratio")
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded(monkeypatch):
+    monkeypatch.setattr(resizing, "_MOST", 40 * 30 - 1)
+    with pytest.raises(ImageError, match="more than 89 megapixels"):
+        resized(jpeg((40, 30)), 384, "keep_ratio")

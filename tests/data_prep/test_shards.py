@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from vlbeit.data.names import Names
 from vlbeit.data.prepared import prepared_records
 from vlbeit.data_prep import hashes, imagenet, shards
-from vlbeit.data_prep.names import Names
 from vlbeit.data_prep.pictures import examine_picture
 from vlbeit.data_prep.shards import Finding, Item
 from vlbeit.errors import DataError, Interrupted

@@ -72,6 +72,24 @@ def test_files_of_wikiextractor(tmp_path, extracted):
     assert len(open_records(DataConfig(name="text", root=str(tmp_path / "out")), "text", "train")) == 3
 
 
+def test_halves_of_letters_and_a_byte_order_mark(tmp_path):
+    lines = [
+        json.dumps({"title": "T\ud83d", "text": f"Text {i} of half \udc00 a letter.", "url": ""}) for i in range(2)
+    ]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/wiki_00").write_text("\n".join(lines), encoding="utf-8-sig")
+    (tmp_path / "in/book.txt").write_text("One book.\n", encoding="utf-8-sig")
+    prepare(tmp_path / "out", tmp_path / "in")
+    records = prepared_records(tmp_path / "out", "text", "train")
+    assert [records[i]["text"] for i in range(3)] == ["One book.", *(f"Text {i} of half ? a letter." for i in range(2))]
+
+
+def test_no_val_is_said(tmp_path):
+    (tmp_path / "a.txt").write_text("One text.\n\nAnother text.\n")
+    _, lines, _ = prepare(tmp_path / "out", tmp_path / "a.txt", held_out=0.005)
+    assert "no split val: by --held-out 0.005 none of so few documents falls to it; give a larger share" in lines
+
+
 def test_packed_files_of_wikiextractor(tmp_path, extracted):
     path = extracted / "AA/wiki_00"
     (extracted / "AA/wiki_00.bz2").write_bytes(bz2.compress(path.read_bytes()))

@@ -26,7 +26,7 @@ from vlbeit.errors import DataError, UserError
 
 OWN = {"micro_batch": 2, "dropout": 0.0, "precision": "fp64", "ema_decay": 0.9, "clip_grad": 0.5}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-WAYS = ("killed", "stopped", "refused", "broken", "agreed", "waits")
+WAYS = ("killed", "stopped", "refused", "broken", "agreed", "waits", "main refused", "main broken")
 MODES = {
     "whole": {"checkpoint": "whole"},
     "parts": {"checkpoint": "sharded"},
@@ -84,6 +84,9 @@ def fail(root: Path) -> None:
                     time.sleep(0.5)
                     os.kill(os.getpid(), signal.SIGKILL)
                 dist.wait_for_main()
+            if root.name.startswith("main "):
+                processes.GRACE = 20.0  # rank 1 ends before its thread has to end it
+                dist.on_main(lambda: main_fails(root.name))
             engine.fit()
     except UserError as error:
         told = {"said": str(error), "quiet": error.quiet, "seconds": time.monotonic() - started}
@@ -91,6 +94,10 @@ def fail(root: Path) -> None:
         os._exit(error.exit_code)
     except KeyError:
         os._exit(3)
+
+
+def main_fails(way: str) -> None:
+    raise DataError("runs/vl is in use") if way == "main refused" else KeyError("ours")
 
 
 class Ending(toy.Samples):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch
 from torch import nn
 
 from vlbeit.engine.device import batch_dtype, fits, make_accelerator, probe_micro_batch, to_device
 from vlbeit.engine.environment import describe_environment
-from vlbeit.errors import UsageError
+from vlbeit.errors import DataError, UsageError
 
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 
@@ -84,3 +86,33 @@ def test_what_of_fsdp_is_refused(monkeypatch):
     monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
     with pytest.raises(UsageError, match=r"model.grad_checkpointing=true"):
         make_accelerator("cpu")
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment is not a number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1 in the environment is not a number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 of WORLD_SIZE=2: ranks are counted from 0"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "LOCAL_RANK=1, and this process sees 1 GPU"),
+    ],
+)
+def test_ranks_of_the_environment(monkeypatch, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UsageError, match=said):
+        make_accelerator("cuda")
+
+
+def test_a_process_that_nobody_joins(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    for name, value in {**place, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match=r"the 2 processes of this run have not met at 127.0.0.1:\d+ within .*=1 s \("):
+        make_accelerator("cpu", timeout=1)
+    monkeypatch.undo()
+    assert make_accelerator("cpu").num_processes == 1

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from vlbeit.engine import folder as folder_module
-from vlbeit.engine.folder import RunFolder
+from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.errors import DataError
 
 
@@ -36,7 +36,34 @@ def test_two_newest_states_stay(run):
         save(run, step)
     assert names(run.states) == ["step-1000000", "step-999999"]
     assert (run.last_state() / "file").read_text() == "1000000"
-    assert (run.is_finished(1_000_000), run.is_finished(1_000_001)) == (True, False)
+
+
+def test_finished(run):
+    """So many steps, weights for users besides the files of meta, and no evaluation owed."""
+    save(run, 10)
+    run.checkpoint.mkdir()
+    (run.checkpoint / "vocab.json").write_text("{}")
+    assert not run.is_finished(10)
+    (run.checkpoint / "model.safetensors").write_text("")
+    assert (run.is_finished(10), run.is_finished(11)) == (True, False)
+    run.save_state(11, lambda folder: None, owes_evaluation=True)
+    assert not run.is_finished(11)
+    run.pay_evaluation()
+    assert run.is_finished(11) and run.last_step() == 11
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("[enforce fail at inline_container.cc:862] . unexpected pos 64 vs 0"), True),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+    ],
+)
+def test_a_bug_is_no_failed_write(run, error, told):
+    with pytest.raises(DataError if told else RuntimeError) as raised, write_errors(run.path):
+        raise error
+    assert (raised.value is error) != told
 
 
 def test_what_last_json_does_not_name_counts_for_nothing(run):
@@ -90,6 +117,11 @@ def test_metrics_cut_at_a_step(run):
     run.metrics_file.write_text("\n".join(lines) + '\n{"step": 1, "to')
     run.cut_metrics(2)
     assert run.metrics_file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 2}\n'
+    run.metrics_file.write_text('{"step": 2}\n{"step": 2, "evaluation": {}}\n')
+    run.cut_metrics(2)
+    assert "evaluation" in run.metrics_file.read_text()
+    run.cut_metrics(2, owes_evaluation=True)
+    assert run.metrics_file.read_text() == '{"step": 2}\n'
     run.cut_metrics(0)
     assert run.metrics_file.read_text() == ""
 
@@ -111,6 +143,9 @@ def test_clear_removes_the_run_only(run):
     save(run, 5)
     run.write_config({})
     (run.path / "notes.txt").write_text("mine")
+    for watched in ("profile", "trackers"):
+        (run.path / watched).mkdir()
+        (run.path / watched / "of-the-run-before").write_text("")
     run.clear()
     assert names(run.path) == ["notes.txt"] and not run.exists()
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from vlbeit.engine.callbacks import Callbacks
 from vlbeit.engine.evaluate import run_evaluators
+from vlbeit.engine.folder import RunFolder
 from vlbeit.engine.loop import Engine
+from vlbeit.engine.state import TrainingState, first_named
 from vlbeit.errors import DataError, Interrupted, UsageError
 
 
@@ -334,6 +336,9 @@ def test_evaluation_is_broken_off_and_made_up_for(toy, tmp_path):
     with pytest.raises(Interrupted, match="stopped after step 6 of 12"):
         engine.fit()
     assert [line["step"] for line in lines(tmp_path) if "evaluation" in line] == [3]
+    killed = toy.make_engine(tmp_path, callbacks=Callbacks(evaluation(), lambda *_: None), evaluate_every=3)
+    with pytest.raises(KeyError):  # after the evaluation is made up for, before a state says so
+        toy.in_step(killed, 6, lambda: {}["killed"]).fit()
     again = toy.make_engine(tmp_path, callbacks=Callbacks(evaluation(), lambda *_: export.append(1)), evaluate_every=3)
     whole = toy.make_engine(tmp_path / "whole", callbacks=Callbacks(evaluation(), lambda *_: None), evaluate_every=3)
     again.fit(), whole.fit()
@@ -343,6 +348,18 @@ def test_evaluation_is_broken_off_and_made_up_for(toy, tmp_path):
         for f in (tmp_path, tmp_path / "whole")
     ]
     assert evaluated[0] == evaluated[1]
+
+
+@pytest.mark.parametrize("metric", ["-distance", ""])
+def test_fewer_steps_than_were_made(toy, tmp_path, metric):
+    """Stopped after step 2 and asked for no more: evaluated, exported, and from then on finished."""
+    with pytest.raises(Interrupted):
+        toy.in_step(toy.make_engine(tmp_path), 1, raising(signal.SIGTERM)).fit()
+    assert not RunFolder(tmp_path).is_finished(2)
+    for _ in range(2):
+        assert toy.make_engine(tmp_path, steps=2, metric=metric).fit().step == 2
+    assert RunFolder(tmp_path).is_finished(2) and (tmp_path / "checkpoint" / "weights.pt").exists()
+    assert [line["step"] for line in lines(tmp_path) if "evaluation" in line] == [2]
 
 
 def test_the_last_evaluation_is_finished(toy, tmp_path):
@@ -384,3 +401,13 @@ def test_unreadable_samples_are_remembered(toy, tmp_path):
         f"step3-sample{i}" for i in (0, 2, 4, 6)
     ]
     assert toy.make_engine(tmp_path).fit().bad[0] == "step3-sample0"
+
+
+def test_a_million_unreadable_samples_stay_a_bounded_list(toy):
+    """The first that were met are kept, whatever comes after them; a state of all processes is as short."""
+    state = TrainingState()
+    for start in range(0, 1000, 50):
+        state.advance([{"sample_id": ["a"], "bad": [f"z{999 - number:03d}" for number in range(start, start + 50)]}], 1)
+    assert state.bad == [f"z{number}" for number in range(800, 1000)] and state.step == 20
+    assert first_named([], state.bad, ["z900", "other"])[:2] == ["other", "z800"]
+    assert len(first_named([], state.bad, ["other"])) == 200

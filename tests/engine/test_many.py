@@ -156,3 +156,20 @@ def test_nobody_waits_for_a_dead_main_process(ended):
     run = ended["waits"]
     assert run["codes"] == [-signal.SIGKILL, 1]
     assert "process 0" in str(run["told"][1]) + run["said"][1]
+
+
+def test_what_the_main_process_alone_meets_is_said_once(ended):
+    run = ended["main refused"]
+    assert run["codes"] == [1, 1]
+    assert [told["said"] for told in run["told"]] == ["runs/vl is in use"] * 2
+    assert sorted(told["quiet"] for told in run["told"]) == [False, True]
+    assert run["said"] == ["", ""], "no stack of torch"
+
+
+def test_nobody_waits_for_a_main_process_that_has_failed(ended):
+    """Rank 1 hears of it outside any exchange, before the store goes and long before its thread ends it."""
+    run = ended["main broken"]
+    assert run["codes"] == [3, 1]
+    told = run["told"][1]
+    assert told["said"].startswith("process 0 of 2 (") and "has stopped: KeyError: 'ours'; no state" in told["said"]
+    assert told["seconds"] < 15 and run["said"][1] == ""

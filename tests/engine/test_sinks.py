@@ -90,6 +90,38 @@ def test_wandb_without_network(toy, tmp_path, monkeypatch):
     assert len(found) == 2 and all(path.name.endswith(name) for path in found)
 
 
+def test_a_tracker_that_fails_is_left_out(toy, tmp_path, caplog, capfd):
+    """A full disk, say, which TensorBoard meets in a thread of its own: one line, and training goes on."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.compat.tensorflow_stub.io import gfile
+
+    engine = toy.make_engine(tmp_path, trackers=["tensorboard"], log_every=1)
+    with pytest.MonkeyPatch.context() as patch:
+        toy.in_step(engine, 3, lambda: patch.setattr(gfile.LocalFileSystem, "append", full))
+        assert engine.fit().step == 12
+    assert caplog.text.count("tensorboard has failed and is left out from here on (OSError: [Errno 28] full)") == 1
+    assert "Traceback" not in capfd.readouterr().err and len((tmp_path / "metrics.jsonl").read_text().splitlines()) > 12
+
+
+def full(*_):
+    raise OSError(28, "full")
+
+
+def test_names_of_runs_in_trackio(toy, tmp_path, monkeypatch):
+    """It tells runs apart by their names alone: those of folders of one name differ, that of a run stays."""
+    pytest.importorskip("trackio")
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "accelerate.Accelerator.init_trackers",
+        lambda self, project, config, each: asked.append(each["trackio"]["name"]),
+    )
+    toy.make_engine(tmp_path / "a" / "mim", trackers=["trackio"], steps=4, schedule_steps=12).fit()
+    toy.make_engine(tmp_path / "a" / "mim", trackers=["trackio"]).fit()
+    toy.make_engine(tmp_path / "b" / "mim", trackers=["trackio"], steps=4).fit()
+    first, again, other = asked
+    assert first == again != other and all(name.startswith("mim-") for name in asked)
+
+
 def refuse(*_):
     raise ConnectionError("no login\nhere")
 

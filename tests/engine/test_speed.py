@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from vlbeit.engine.speed import PEAKS, Speed, memory_peak, peak_of, speed_on
 
@@ -25,6 +26,13 @@ from vlbeit.engine.speed import PEAKS, Speed, memory_peak, peak_of, speed_on
         ("NVIDIA L4", "bf16", False, 121e12),
         ("Tesla V100-SXM2-16GB", "fp16", False, 125e12),
         ("Tesla V100-SXM2-16GB", "bf16", False, None),
+        ("Tesla V100-PCIE-32GB", "fp16", False, 112e12),
+        ("Tesla V100S-PCIE-32GB", "fp16", False, None),
+        ("NVIDIA A100 80GB PCIe", "bf16", False, 312e12),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", False, None),
+        ("NVIDIA H100 NVL", "bf16", False, None),
+        ("NVIDIA H200 NVL", "bf16", False, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16", False, None),
         ("Tesla T4", "fp32", True, None),
         ("NVIDIA H100 80GB HBM3", "fp64", False, None),
         ("Some Other Device 3000", "bf16", False, None),
@@ -56,6 +64,17 @@ def test_operations_of_one_micro_batch_and_utilisation():
     assert found["tokens_per_second"] == 6
     assert found["tflops_per_second"] * 1e12 == pytest.approx(6 * speed.flops_per_token)
     assert found["mfu"] == pytest.approx(6 * speed.flops_per_token / 1e6)
+
+
+def test_what_checkpointing_computes_again_does_not_count():
+    """The utilisation is that of the model's operations: the same with and without."""
+    layers, found = nn.Sequential(nn.Linear(20, 30), nn.GELU(), nn.Linear(30, 20)), []
+    for reentrant in (None, False, True):
+        speed, x = Speed(torch.device("cpu"), None, counts_flops=True), torch.ones(8, 20, requires_grad=True)
+        with speed.forward_and_backward(tokens=1):
+            (layers(x) if reentrant is None else checkpoint(layers, x, use_reentrant=reentrant)).sum().backward()
+        found.append(speed.flops_per_token)
+    assert found == [3 * 2 * 8 * 2 * 600] * 3
 
 
 def test_nothing_is_said_of_what_is_not_counted():
@@ -115,6 +134,20 @@ def test_profile(toy, tmp_path, caplog):
     assert "aten::addmm" in (tmp_path / "profile" / "step-000003.txt").read_text()
     assert "wrote" in caplog.text and "https://ui.perfetto.dev" in caplog.text
     assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == ["step-000003.json.gz", "step-000003.txt"]
+
+
+@pytest.mark.parametrize("torn", [b'{"traceEvents": [{"name": "a", "args": {"x": [1]', None])
+def test_profile_on_a_full_disk(toy, tmp_path, caplog, monkeypatch, torn):
+    """Torch writes what it can and says nothing, or fails: no torn file gets the name, and training goes on."""
+
+    def export(self, path):
+        if torn is None:
+            raise OSError(28, "No space left on device")
+        Path(path).write_bytes(torn)
+
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", export)
+    assert toy.make_engine(tmp_path, profile=2, steps=6).fit().step == 6
+    assert caplog.text.count("no profile: cannot write") == 1 and not list((tmp_path / "profile").iterdir())
 
 
 def test_profile_of_a_run_that_ends_too_early(toy, tmp_path, caplog):

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,8 @@ def one_of_two(root: Path) -> None:
     """What one of two processes does: a whole run, one with a NaN on rank 1, one where only rank 1 is stopped."""
     make_accelerator("cpu", "fp64")  # the process group, before anything asks for ranks
     own = {"micro_batch": 2, "dropout": 0.0, "precision": "fp64"}
-    make_engine(root / "whole", stream=Samples(2, bad_at=3), ema_decay=0.9, **own).fit()
+    trackers = ["tensorboard"] * bool(find_spec("tensorboard"))  # its end must not be that of the process group
+    make_engine(root / "whole", stream=Samples(2, bad_at=3), ema_decay=0.9, trackers=trackers, **own).fit()
     log = {}
     stop_at = 5 if dist.rank() == 1 else -1
     for name, stream in {"nan": Samples(2, nan_at=2), "stop": Trouble(2, stop_at, signal.SIGINT)}.items():

@@ -8,9 +8,15 @@ grids of their own, which ones share a micro-batch, and so the grid of one now a
 
 from __future__ import annotations
 
+import atexit
+import functools
+import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from multiprocessing.synchronize import Semaphore
 
 import numpy as np
 import torch
@@ -27,7 +33,8 @@ from vlbeit.errors import DataError, UsageError, UserError
 from vlbeit.types import Batch, DataSpec, Layout, Record, Sample
 
 _ORDER, _SAMPLE, _REPLACE, _BUCKETS = 0, 1, 2, 3  # what a random stream is for
-_ATTEMPTS = 10  # replacements in a row that are tried
+_ATTEMPTS = 10  # replacements that are drawn near a sample, and as many anywhere
+_GRACE = 2.0  # seconds that a worker gets to end by itself
 
 Place = tuple[int, int, Grid | None]  # epoch, index, and the patch grid of its batch where the layout has grids
 
@@ -204,12 +211,10 @@ class _Samples(Dataset):  # type: ignore[type-arg]
             return error
 
     def _replaced(self, place: Place) -> tuple[Sample, list[Bad]]:
-        """The sample, or else the first usable one of others drawn in its place."""
+        """The sample, or else the first usable one of others drawn in its place, near it first."""
         epoch, index, grid = place
-        near: range = self._near(index)
-        others = stream(self._seed, _REPLACE, epoch, index).integers(near.start, near.stop, size=_ATTEMPTS)
         bad: list[Bad] = []
-        for candidate in (index, *others.tolist()):
+        for candidate in dict.fromkeys((index, *self._others(epoch, index))):
             try:
                 record = self._record(candidate, grid)
             except IncompleteError as error:
@@ -221,12 +226,16 @@ class _Samples(Dataset):  # type: ignore[type-arg]
             except SampleError as error:
                 bad.append((record["id"], error.reason, str(error)))
         names = "; ".join(dict.fromkeys(message for _, _, message in bad))
-        raise DataError(f"{len(bad)} unreadable samples in a row: {names}; restore the files or remove their records")
+        found = f"{len(bad)} unreadable sample{'s' * (len(bad) > 1)} in a row"
+        raise DataError(f"{found}: {names}; restore the files or remove their records")
 
-    def _near(self, index: int) -> range:
-        """The records that another one may be drawn from: of a stream those of the shard, which is open already."""
+    def _others(self, epoch: int, index: int) -> Iterator[int]:
+        """What is tried in place of a record: of a stream others of the shard that is open already, then any."""
         records = self.spec.records
-        return records.near(index) if hasattr(records, "near") else range(len(records))
+        near: range = records.near(index) if hasattr(records, "near") else range(len(records))
+        draws = stream(self._seed, _REPLACE, epoch, index)
+        yield from draws.integers(near.start, near.stop, size=_ATTEMPTS).tolist()
+        yield from draws.integers(len(records), size=_ATTEMPTS).tolist()
 
     def _greyed(self, place: Place) -> tuple[Sample, list[Bad]]:
         """The sample, or else what it is with a stand-in for its image or mask."""
@@ -274,15 +283,22 @@ def _batches(
 ) -> Generator[Batch, None, None]:
     """The batches of the places, in order. Closing the iterator ends the workers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+    ends = multiprocessing.Semaphore(0)
+
+    def let_go() -> None:
+        for _ in range(workers):
+            ends.release()
+
     loader = DataLoader(
         samples,
         batch_sampler=places,  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=_Collate(samples.spec),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=functools.partial(_obey_main_alone, ends),
         generator=torch.Generator(),  # of its own: the global one is not touched
         pin_memory=pin_memory,
     )
+    atexit.register(let_go)  # comes before Python's own waiting for the workers
     batches = iter(loader)
     try:
         for item in batches:
@@ -297,10 +313,23 @@ def _batches(
         reason = str(error).partition("\n")[0]
         raise DataError(f"a loader process died, for lack of memory perhaps: fewer data.workers= ({reason})") from error
     finally:
+        atexit.unregister(let_go)
+        let_go()
         del batches  # the workers end with it
 
 
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM may reach the whole process group: the main process decides how to stop."""
+def _obey_main_alone(ends: Semaphore, worker: int) -> None:
+    """A loader process ends when the main process says so, and stuck in a read too.
+
+    Ctrl-C and a scheduler's SIGTERM may reach the whole process group, and the main process decides how to stop. So
+    they are ignored; torch's own way to end a worker, SIGTERM, is so too.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_when_told, args=(ends,), daemon=True).start()
+
+
+def _end_when_told(ends: Semaphore) -> None:
+    ends.acquire()
+    time.sleep(_GRACE)
+    os._exit(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 from vlbeit.data.order import Member, Scattered, StreamOrder
@@ -126,7 +126,7 @@ class MixedColumn(Sequence[Any]):
         return self._slice(index, index + 1)[0]
 
     def __iter__(self) -> Iterator[Any]:
-        return chain.from_iterable(self[start : start + _PIECE] for start in range(0, len(self), _PIECE))
+        return _first(self, len(self))
 
     def _slice(self, start: int, stop: int) -> list[Any]:
         found: list[Any] = []
@@ -141,21 +141,16 @@ class MixedColumn(Sequence[Any]):
 class MixedTexts(MixedColumn, StreamedTexts):
     """The texts of several members, one behind the other."""
 
-    def __iter__(self) -> Iterator[str]:
-        return chain.from_iterable(map(_each, self._columns))
-
     def sample(self, most: int) -> Iterator[str]:
         """Of every member its share."""
-        for column in self._columns:
-            count = min(len(column), -(-most * len(column) // len(self)))
-            yield from column.sample(count) if isinstance(column, StreamedTexts) else islice(_each(column), count)
+        return chain.from_iterable(
+            _first(column, min(len(column), -(-most * len(column) // len(self)))) for column in self._columns
+        )
 
 
-def _each(column: Sequence[str]) -> Iterator[str]:
-    """The values in order; a table is slow to read one by one."""
-    if isinstance(column, StreamedTexts):
-        return iter(column)
-    pieces = (column[start : start + _PIECE] for start in range(0, len(column), _PIECE))
+def _first(column: Sequence[Any], count: int) -> Iterator[Any]:
+    """The first values, read in pieces: a table is slow to read one by one."""
+    pieces = (column[start : min(count, start + _PIECE)] for start in range(0, count, _PIECE))
     return chain.from_iterable(pieces)
 
 

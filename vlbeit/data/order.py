@@ -2,8 +2,10 @@
 
 A stream has one member or several. Of each it takes in every epoch so many samples as its weight says, spread evenly
 over the epoch; a member's own passes over its rows follow each other without a gap, whatever the weight: with 0.5 two
-epochs see every row once. An epoch is cut into windows, the samples of a window are permuted. So position p hangs on
-(seed, p) alone, and any number of processes, workers and micro-batches gives the same stream.
+epochs see every row once. Where weight times rows is no whole number, epochs differ by a sample: 4 rows at 0.1 give
+one sample in two epochs of five, so that no member is ever left out. An epoch is cut into windows, the samples of a
+window are permuted. So position p hangs on (seed, p) alone, and any number of processes, workers and micro-batches
+gives the same stream.
 
 Within one pass the rows of a member are in shards, or scattered:
 
@@ -14,6 +16,7 @@ Within one pass the rows of a member are in shards, or scattered:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +29,7 @@ _ROUNDS = 6  # of the cipher that scatters
 CHUNK = 100  # rows that stay together where nothing else is known
 
 Key = tuple[int, ...]
+Chunks = int | Sequence[int]  # rows of a chunk, the last one may have fewer; or where each chunk ends
 
 
 class Part(Protocol):
@@ -75,35 +79,51 @@ class StreamOrder:
         """`window`: samples that are permuted together, about."""
         self._parts = [member.part for member in members]
         self._first = np.cumsum([0, *map(len, self._parts)]).tolist()
-        self._shares = [round(member.weight * len(member.part)) for member in members]  # samples of an epoch
+        # samples an epoch, exactly: as the weight is written
+        self._rates = [Fraction(str(member.weight)) * len(member.part) for member in members]
+        self._rate = sum(self._rates, Fraction())
         self._windows = max(1, -(-len(self) // max(1, window)))
         self._made: Recent[tuple[np.ndarray, np.ndarray]] = Recent(4)
 
     def __len__(self) -> int:
-        return sum(self._shares)
+        """Samples of an epoch; the mean where epochs differ by a few."""
+        return max(1, round(self._rate))
 
     def place(self, seed: int, position: int) -> tuple[int, int]:
         """Which pass over which row stands at this position."""
-        epoch, item = divmod(position, len(self))
-        window = item * self._windows // len(self)
-        while self._begin(window) > item:
+        epoch = int(position / self._rate)  # or a later one: before it there are that many samples or fewer
+        while (end := sum(self._before(epoch + 1))) <= position:
+            epoch += 1
+        starts = self._before(epoch)
+        begin = sum(starts)
+        ends = self._before(epoch + 1)
+        shares = [stop - start for start, stop in zip(starts, ends, strict=True)]
+        item, count = position - begin, end - begin
+        window = item * self._windows // count
+        while self._begin(shares, window) > item:
             window -= 1
-        while self._begin(window + 1) <= item:
+        while self._begin(shares, window + 1) <= item:
             window += 1
         passes, rows = self._made.get((seed, epoch, window), lambda: self._window(seed, epoch, window))
-        place = item - self._begin(window)
+        place = item - self._begin(shares, window)
         return int(passes[place]), int(rows[place])
 
-    def _begin(self, window: int) -> int:
+    def _before(self, epoch: int) -> list[int]:
+        """Samples of every member in all epochs before this one."""
+        return [rate.numerator * epoch // rate.denominator for rate in self._rates]
+
+    def _begin(self, shares: Sequence[int], window: int) -> int:
         """First item of a window: of every member it has the same share, to the nearest whole sample below."""
-        return sum(share * window // self._windows for share in self._shares)
+        return sum(share * window // self._windows for share in shares)
 
     def _window(self, seed: int, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
         """The passes and rows of one window."""
         passes, rows = [], []
-        for number, (part, share) in enumerate(zip(self._parts, self._shares, strict=True)):
-            start = epoch * share + share * window // self._windows
-            stop = epoch * share + share * (window + 1) // self._windows
+        spans = zip(self._before(epoch), self._before(epoch + 1), strict=True)
+        for number, (part, (first, last)) in enumerate(zip(self._parts, spans, strict=True)):
+            share = last - first
+            start = first + share * window // self._windows
+            stop = first + share * (window + 1) // self._windows
             while start < stop:
                 turn, begin = divmod(start, len(part))
                 count = min(stop - start, len(part) - begin)
@@ -118,10 +138,10 @@ class StreamOrder:
 class Sharded:
     """Rows in shards, taken a few shards at a time, in chunks of rows that follow each other."""
 
-    def __init__(self, sizes: Sequence[int], chunks: int | Sequence[int] = CHUNK, open_shards: int = 16) -> None:
-        """`sizes`: rows of every shard; `chunks`: rows of a chunk, of each shard or of all."""
+    def __init__(self, sizes: Sequence[int], chunks: int | Sequence[Chunks] = CHUNK, open_shards: int = 16) -> None:
+        """`sizes`: rows of every shard; `chunks`: how each of them is cut, or all."""
         self._sizes = np.asarray(sizes, dtype=np.int64)
-        self._chunks = np.maximum(1, np.broadcast_to(np.asarray(chunks, dtype=np.int64), self._sizes.shape))
+        self._chunks = [chunks] * len(sizes) if isinstance(chunks, int) else chunks
         self._first = np.cumsum(self._sizes) - self._sizes
         self._open = open_shards
         self._passes: Recent[tuple[np.ndarray, np.ndarray]] = Recent(2)
@@ -160,12 +180,20 @@ class Sharded:
 
     def _group(self, key: Key, group: int, shards: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """First row, length and end of every chunk of a group of shards, permuted."""
-        parts = [np.arange(0, self._sizes[shard], self._chunks[shard]) for shard in shards]
-        lengths = [np.minimum(self._sizes[n] - part, self._chunks[n]) for n, part in zip(shards, parts, strict=True)]
+        parts = [_begins(self._chunks[shard], int(self._sizes[shard])) for shard in shards]
+        lengths = [np.diff(part, append=self._sizes[shard]) for shard, part in zip(shards, parts, strict=True)]
         begins = np.concatenate([part + self._first[n] for n, part in zip(shards, parts, strict=True)])
         order = stream(*key, _CHUNKS, group).permutation(len(begins))
         sizes = np.concatenate(lengths)[order]
         return begins[order], sizes, np.cumsum(sizes)
+
+
+def _begins(chunks: Chunks, size: int) -> np.ndarray:
+    """First row of every chunk of a shard."""
+    if isinstance(chunks, int):
+        return np.arange(0, size, max(1, chunks))
+    starts = np.unique(np.array([0, *chunks], dtype=np.int64))  # of groups without rows none
+    return starts[starts < size]
 
 
 class Scattered:

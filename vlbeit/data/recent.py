@@ -1,4 +1,4 @@
-"""The last few pictures, for samples that show the same one."""
+"""What was made for the last few keys: a picture that several samples show, an open file, a window of an order."""
 
 from __future__ import annotations
 

@@ -306,8 +306,11 @@ class JoinedRecords:
 
 
 def take(records: Records, count: int | None) -> Records:
-    """The first `count` records; all of them for None."""
-    return records if count is None or count >= len(records) else FirstRecords(records, count)
+    """The first `count` records; all of them for None. Records with an order of their own know how to be cut."""
+    if count is None or count >= len(records):
+        return records
+    first: Callable[[int], Records] | None = getattr(records, "first", None)
+    return FirstRecords(records, count) if first is None else first(count)
 
 
 def looked_at(count: int) -> range:

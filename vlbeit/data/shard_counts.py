@@ -12,12 +12,15 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from vlbeit.data.index import cache_folder
-from vlbeit.data.order import CHUNK
-from vlbeit.data.shard_files import ShardFile, file_system, reason
+from vlbeit.data.order import CHUNK, Chunks
+from vlbeit.data.shard_files import ShardFile, asked, file_system, reason
 from vlbeit.data.shard_rows import holds_paths, is_list, is_tar
 from vlbeit.data.shard_store import ShardStore, open_parquet
 from vlbeit.data.shards import Counted
@@ -26,7 +29,7 @@ from vlbeit.files import write_json
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # of the file of counts
+_FORMAT = 2  # of the file of counts
 _EVERY = 10.0  # seconds between two lines of progress
 _AT_ONCE = 8  # shards that are asked for their counts at a time
 
@@ -78,20 +81,22 @@ def _count_all(shards: Sequence[ShardFile], store: ShardStore, say: Any) -> list
 
 
 def _count(shard: ShardFile, store: ShardStore) -> Counted:
-    samples, chunk, decoded = _beside(shard) if is_tar(shard.name) else _footer(shard, store)
+    samples, chunks, decoded = _beside(shard) if is_tar(shard.name) else _footer(shard, store)
     if samples is None:  # an index that there is already must not tell otherwise: another machine has none
         index = ShardStore(store.reading).index(shard)  # handles of its own: this may be one of several threads
         samples = index.pictures if store.reading.kind == "images" else index.samples
-    return Counted(samples, chunk, decoded)
+        chunks = index.group_ends() if decoded else chunks
+    return Counted(samples, chunks, decoded)
 
 
-def _beside(shard: ShardFile) -> tuple[int | None, int, int]:
+def _beside(shard: ShardFile) -> tuple[int | None, Chunks, int]:
     """What img2dataset says of a tar: the pictures that it could download and wrote."""
     name = f"{shard.name.removesuffix('.tar')}_stats.json"
     try:
         if shard.remote:
             system, path = file_system(name)
-            content = system.cat_file(path)
+            with asked():
+                content = system.cat_file(path)
         else:
             content = Path(name).read_bytes()
         return int(json.loads(content)["successes"]), CHUNK, 0
@@ -101,27 +106,34 @@ def _beside(shard: ShardFile) -> tuple[int | None, int, int]:
         raise DataError(f"{name} cannot be read ({reason(error)}); remove it, the shard is counted then") from error
 
 
-def _footer(shard: ShardFile, store: ShardStore) -> tuple[int | None, int, int]:
-    """Rows of a Parquet file; None where a row has a list of texts. Then those of a row group, and pictures' bytes."""
-    if shard.remote:
-        system, path = file_system(shard.name)
-        try:
-            with system.open(path, "rb") as source:
-                return _facts(shard, store, source)
-        except OSError as error:
-            raise DataError(f"{shard.name} cannot be read: {reason(error)}") from error
-    return _facts(shard, store, shard.name)
+def _footer(shard: ShardFile, store: ShardStore) -> tuple[int | None, Chunks, int]:
+    """Rows of a Parquet file; None where a row has a list of texts. Then its row groups, and the pictures' bytes."""
+    if not shard.remote:
+        with open_parquet(shard.name, shard.name) as file:
+            return _facts(shard, store, file)
+    system, path = file_system(shard.name)
+    try:
+        with asked(), system.open(path, "rb") as source, open_parquet(source, shard.name) as file:
+            return _facts(shard, store, file)
+    except OSError as error:
+        raise DataError(f"{shard.name} cannot be read: {reason(error)}") from error
 
 
-def _facts(shard: ShardFile, store: ShardStore, source: Any) -> tuple[int | None, int, int]:
-    with open_parquet(source, shard.name) as file:
-        columns, schema = store.columns(shard, file), file.schema_arrow
-        chunk, decoded = CHUNK, 0
+def _facts(shard: ShardFile, store: ShardStore, file: pq.ParquetFile) -> tuple[int | None, Chunks, int]:
+    columns, schema = store.columns(shard, file), file.schema_arrow
+    chunks: Chunks = CHUNK
+    decoded = 0
+    if columns.image and not columns.lengths and not holds_paths(schema, columns):
         groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-        if columns.image and not columns.lengths and not holds_paths(schema, columns):
-            chunk = max((group.num_rows for group in groups), default=CHUNK)
-            parts = [group.column(number) for group in groups for number in range(group.num_columns)]
-            own = [part for part in parts if part.path_in_schema.partition(".")[0] == columns.image]
-            decoded = sum(part.total_uncompressed_size for part in own)
-        lists = bool(columns.text) and is_list(schema, columns.text)
-        return None if lists else file.metadata.num_rows, chunk, decoded
+        chunks = _chunks([group.num_rows for group in groups])
+        parts = [group.column(number) for group in groups for number in range(group.num_columns)]
+        own = [part for part in parts if part.path_in_schema.partition(".")[0] == columns.image]
+        decoded = sum(part.total_uncompressed_size for part in own)
+    lists = bool(columns.text) and is_list(schema, columns.text)
+    return None if lists else file.metadata.num_rows, chunks, decoded
+
+
+def _chunks(rows: list[int]) -> Chunks:
+    """Row groups of so many rows: one number where they are alike, but for a shorter last one, else their ends."""
+    alike = all(count == rows[0] for count in rows[:-1]) and rows[-1:] <= rows[:1]
+    return max(rows, default=CHUNK) if alike else list(accumulate(rows))

@@ -11,18 +11,20 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlbeit.data.index import cache_folder
-from vlbeit.errors import DataError, UsageError
+from vlbeit.errors import DataError, UsageError, UserError
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".tar", ".parquet")
 _WAITS = (1.0, 4.0)  # seconds before a shard is asked for again
 _STAMPS = ("ETag", "etag", "oid", "LastModified", "last_modified", "mtime", "created")
+_REMOVED = 5  # times that a copy may be removed for others before it is used
 _STALE = 86400.0  # seconds after which what an interrupted process left is removed
 
 
@@ -75,9 +77,10 @@ def file_system(name: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(name)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"{name} cannot be opened: {error}") from error
+        with asked():
+            return fsspec.core.url_to_fs(name)
+    except (OSError, ImportError, ValueError) as error:
+        raise UsageError(f"{name} cannot be opened: {reason(error)}") from error
 
 
 def listed(root: str, splits: Sequence[str]) -> list[ShardFile]:
@@ -116,21 +119,25 @@ def _stat(path: Path) -> ShardFile:
 def _remote(name: str, splits: Sequence[str]) -> Iterator[ShardFile]:
     system, path = file_system(name)
     try:
-        if any(sign in path for sign in "*?["):
-            entries = system.glob(path, detail=True).values()
-        elif path.endswith(SUFFIXES):
-            entries = [system.info(path)]
-        else:
-            entries = system.ls(path, detail=True)
-            below = [entry["name"] for entry in entries if entry["type"] == "directory"]
-            below = [each for each in below if each.rstrip("/").rpartition("/")[2] in splits]
-            entries += [entry for each in below for entry in system.ls(each, detail=True)]
-    except (OSError, ValueError, NotImplementedError) as error:
+        with asked():
+            entries = _entries(system, path, splits)
+    except OSError as error:
         raise DataError(f"{name} cannot be listed: {reason(error)}; see whether the address is right") from error
     for entry in entries:
         address = system.unstrip_protocol(entry["name"])
         if entry["type"] == "file" and address.endswith(SUFFIXES):
             yield ShardFile(address, int(entry.get("size") or 0), _stamp(entry))
+
+
+def _entries(system: Any, path: str, splits: Sequence[str]) -> list[dict[str, Any]]:
+    if any(sign in path for sign in "*?["):
+        return list(system.glob(path, detail=True).values())
+    if path.endswith(SUFFIXES):
+        return [system.info(path)]
+    entries: list[dict[str, Any]] = system.ls(path, detail=True)
+    below = [entry["name"] for entry in entries if entry["type"] == "directory"]
+    below = [each for each in below if each.rstrip("/").rpartition("/")[2] in splits]
+    return entries + [entry for each in below for entry in system.ls(each, detail=True)]
 
 
 def _stamp(entry: dict[str, Any]) -> str:
@@ -148,8 +155,25 @@ def _differ(one: ShardFile, other: ShardFile) -> bool:
     return one.size != other.size or (stamps[0][0] == stamps[1][0] and stamps[0] != stamps[1])
 
 
+class RemoteError(OSError):
+    """What a file system raised that is no OSError: some let errors of their libraries through."""
+
+
+@contextmanager
+def asked() -> Iterator[None]:
+    """Around a question to a file system: whatever it raises becomes an OSError."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        raise RemoteError(reason(error)) from error
+
+
 def reason(error: BaseException) -> str:
     """What went wrong, in one line."""
+    if isinstance(error, RemoteError):
+        return str(error)
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -166,16 +190,17 @@ class LocalFiles:
             return Path(shard.name)
         path = self._folder / f"{key}-{shard.name.rpartition('/')[2]}"
         try:
-            if not path.exists():
-                self._fetch(shard, path)
-            os.utime(path)  # used now: others go first
-        except FileNotFoundError:  # another process made room in between
-            self._fetch(shard, path)
+            for _ in range(_REMOVED):
+                if not path.exists():
+                    self._fetch(shard, path)
+                with suppress(FileNotFoundError):  # another process made room in between
+                    os.utime(path)  # used now: others go first
+                    return path
         except OSError as error:
             raise DataError(
                 f"cannot keep {shard.name} in {self._folder}: {error.strerror or error}; set data.cache="
             ) from error
-        return path
+        raise DataError(f"{shard.name} was removed from {self._folder} again and again: raise data.cache_gb")
 
     def _fetch(self, shard: ShardFile, path: Path) -> None:
         from filelock import FileLock
@@ -199,17 +224,19 @@ class LocalFiles:
         with FileLock(self._folder / ".room.lock"):
             held = []
             for entry in os.scandir(self._folder):
-                facts = entry.stat()
-                if entry.name.startswith(".tmp-") and facts.st_mtime < time.time() - _STALE:
-                    os.unlink(entry.path)
-                elif not entry.name.endswith(".lock"):
-                    held.append((facts.st_mtime, facts.st_size, entry))
+                with suppress(FileNotFoundError):  # what another process is done with goes any time
+                    facts = entry.stat()
+                    if entry.name.startswith(".tmp-") and facts.st_mtime < time.time() - _STALE:
+                        os.unlink(entry.path)
+                    elif not entry.name.endswith(".lock"):
+                        held.append((facts.st_mtime, facts.st_size, entry))
             room = float("inf") if self._most is None else self._most - size - sum(size for _, size, _ in held)
             for _, freed, entry in sorted(held, key=lambda each: each[0]):
                 if room >= 0:
                     break
                 if not entry.name.startswith(".tmp-"):
-                    os.unlink(entry.path)  # who has it open goes on reading it
+                    with suppress(FileNotFoundError):
+                        os.unlink(entry.path)  # who has it open goes on reading it
                     room += freed
 
 
@@ -218,12 +245,14 @@ def _download(shard: ShardFile, path: Path) -> None:
     system, place = file_system(shard.name)
     for wait in (*_WAITS, None):
         try:
-            system.invalidate_cache()
-            facts = system.info(place)
+            with asked():
+                system.invalidate_cache()
+                facts = system.info(place)
             now = ShardFile(shard.name, int(facts.get("size") or 0), _stamp(facts))
             if _differ(now, shard):
                 raise DataError(f"{shard.name} is another file than when it was listed; start the run again")
-            system.get_file(place, str(path))
+            with asked():
+                system.get_file(place, str(path))
             if path.stat().st_size != shard.size and shard.size:
                 raise OSError(f"{path.stat().st_size} bytes came of {shard.size}")
             with open(path, "rb+") as file:

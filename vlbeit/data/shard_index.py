@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlbeit.data.names import Names
 from vlbeit.data.shard_rows import Row
 from vlbeit.errors import DataError
 from vlbeit.files import write_by
 
-FORMAT = 1  # raise it when the rows that are read of a shard change: older indexes are then left alone
+FORMAT = 2  # raise it when the rows that are read of a shard change: older indexes are then left alone
 _ENTRY = np.dtype(
     [
         ("at", "<i8"), ("length", "<i8"), ("words_at", "<i8"), ("picture", "<i8"), ("position", "<i4"),
@@ -35,7 +36,7 @@ _MANY = 1000  # entries that are read or written at a time
 class Entry(NamedTuple):
     """One sample of a shard."""
 
-    key: str
+    key: str  # of one picture of the shard alone: where a key comes again, `@` and the number of the row are added
     text: str | None
     at: int
     length: int
@@ -54,10 +55,12 @@ def _write(path: Path, rows: Iterable[Row]) -> None:
         waiting: list[tuple[int, ...]] = []
         firsts: list[int] = []
         samples = count = 0
+        names = Names()
         for row in rows:
             firsts.append(samples)
+            key = row.key if names.add(row.key) else f"{row.key}@{count}"
             for position, text in enumerate(row.texts or [None]):
-                words = [part.encode() for part in (row.key, text or "", row.path, row.picture)]
+                words = [part.encode() for part in (key, text or "", row.path, row.picture)]
                 sizes = [len(part) for part in words]
                 if text is None:
                     sizes[1] = -1
@@ -112,6 +115,17 @@ class ShardIndex:
         """The first sample of a picture, by its number in the shard."""
         data = os.pread(self._file, _NUMBER.itemsize, self._pictures_at + number * _NUMBER.itemsize)
         return self.entry(int(np.frombuffer(data, _NUMBER)[0]))
+
+    def group_ends(self) -> list[int]:
+        """Where each row group of a Parquet file ends, in samples; not where pictures are found by byte."""
+        ends: list[int] = []
+        last = -1
+        for first in range(0, self.samples, _MANY):
+            for number, group in enumerate(self._entries(first, min(_MANY, self.samples - first))["at"].tolist()):
+                if group != last and last >= 0:
+                    ends.append(first + number)
+                last = group
+        return [*ends, self.samples]
 
     def texts(self, start: int = 0) -> Iterator[str]:
         """The texts of all samples from one on, "" where there is none."""

@@ -5,8 +5,6 @@ A row is a picture with its texts, a picture alone, or a text alone. Pictures st
 
 from __future__ import annotations
 
-import json
-import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlbeit.data.prepared import plain_places
+from vlbeit.data.tar_samples import PICTURES, kept_texts, tar_samples
 from vlbeit.errors import DataError
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-_TEXTS = ("txt", "caption", "text")  # members of a tar that are a text
-_FACTS = ("caption", "captions", "text", "txt")  # keys of a JSON member
 IMAGE_COLUMNS = ("image", *PICTURES, "img", "bytes", "image_bytes")
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "txt", "TEXT")
 TEXT_COLUMNS = ("text", "texts", *(name for name in CAPTION_COLUMNS if not name.startswith("text")))
@@ -43,81 +39,9 @@ def is_tar(name: str) -> bool:
     return name.endswith(".tar")
 
 
-# ---- tar
-
-
 def tar_rows(path: Path, name: str) -> Iterator[Row]:
-    """Members that follow each other and have all but their endings in common make a row. `name` is for messages."""
-    members: dict[str, Any] = {}
-    current = ""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                tar.members.clear()  # type: ignore[attr-defined]  # of which tarfile would keep all
-                folder, _, base = member.name.rpartition("/")
-                stem, _, ending = base.partition(".")
-                if not member.isfile() or not stem:
-                    continue
-                key = f"{folder}/{stem}" if folder not in ("", ".") else stem
-                if key != current and members:
-                    yield _tar_row(current, members)
-                    members = {}
-                current = key
-                ending = ending.lower()
-                if ending.rpartition(".")[2] in PICTURES:
-                    members.setdefault("picture", (member.offset_data, member.size))
-                elif ending in (*_TEXTS, "json"):
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    members.setdefault("json" if ending == "json" else "text", content.read())
-            if members:
-                yield _tar_row(current, members)
-        if path.stat().st_size % tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("it ends in the middle of a block")
-    except (tarfile.TarError, EOFError) as error:
-        hint = "unpack it with gunzip first" if _is_gzip(path) else "copy or download it again"
-        raise DataError(f"{name} is no tar file that can be read ({error}); {hint}") from error
-
-
-def _tar_row(key: str, members: dict[str, Any]) -> Row:
-    texts = _decoded_text(members["text"]) if "text" in members else []
-    if not texts and "json" in members:
-        texts = _texts_of(members["json"])
-    return Row(key, texts, *members.get("picture", (-1, -1)))
-
-
-def _decoded_text(content: bytes) -> list[str]:
-    try:
-        return _kept(content.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return []
-
-
-def _texts_of(content: bytes) -> list[str]:
-    try:
-        facts = json.loads(content)
-    except (ValueError, RecursionError):
-        return []
-    return next((_kept(facts[name]) for name in _FACTS if facts.get(name)), []) if isinstance(facts, dict) else []
-
-
-def _kept(value: Any) -> list[str]:
-    """The texts of a value, a text or a list of texts, that say something and that UTF-8 can write."""
-    texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    return [text.strip() for text in texts if isinstance(text, str) and text.strip() and _writable(text)]
-
-
-def _writable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _is_gzip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+    """The samples of a tar. `name` is for messages."""
+    return (Row(*sample[:4]) for sample in tar_samples(path, name))
 
 
 # ---- Parquet
@@ -180,7 +104,7 @@ def parquet_rows(path: Path, name: str, columns: Columns) -> Iterator[Row]:
                     key = values.get(columns.key)
                     yield Row(
                         f"{number:09d}" if key is None else str(key),
-                        _kept(values[columns.text]) if columns.text else [],
+                        kept_texts(values[columns.text]) if columns.text else [],
                         at,
                         length,
                         str(values[columns.image] or "") if paths else "",

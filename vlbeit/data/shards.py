@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlbeit.data import shard_store
-from vlbeit.data.order import CHUNK, Member, Sharded, StreamOrder
+from vlbeit.data.order import CHUNK, Chunks, Member, Sharded, StreamOrder
 from vlbeit.data.records import FieldColumn, IncompleteError, StreamedTexts
 from vlbeit.data.shard_files import ShardFile
 from vlbeit.data.shard_index import FORMAT, Entry
 from vlbeit.data.shard_rows import is_tar
 from vlbeit.data.shard_store import ShardStore
+from vlbeit.errors import DataError
 from vlbeit.types import Record
 
 
@@ -28,7 +30,7 @@ class Counted(NamedTuple):
     """What is known of a shard before it is read."""
 
     samples: int
-    chunk: int = CHUNK  # samples that are best read together
+    chunks: Chunks = CHUNK  # samples that are best read together
     decoded: int = 0  # bytes of its pictures, where they are in row groups that can only be read whole
 
 
@@ -38,16 +40,27 @@ class ShardRecords:
     def __init__(self, shards: Sequence[ShardFile], counted: Sequence[Counted], store: ShardStore) -> None:
         self._shards, self._counted, self._store = shards, counted, store
         self._ends = np.cumsum([each.samples for each in counted], dtype=np.int64)
+        self._long = _long_names(shards)
         self.order: StreamOrder | None = None  # as `ordered` makes it
+        self._together = 16, 10_000  # shards and samples
 
     def ordered(self, open_shards: int, window: int) -> ShardRecords:
         """The same records, with an order: so many shards at a time, about so many samples permuted together."""
+        self._together = open_shards, window
         self.order = StreamOrder([Member(self.part(open_shards))], min(window, self.near_samples() or window))
         return self
 
+    def first(self, count: int) -> ShardRecords:
+        """The first records, in an order of the same kind."""
+        last = int(np.searchsorted(self._ends, count))
+        cut = self._counted[last]
+        rest = count - (int(self._ends[last - 1]) if last else 0)
+        counted = [*self._counted[:last], Counted(rest, cut.chunks, cut.decoded * rest // max(1, cut.samples))]
+        return ShardRecords(self._shards[: last + 1], counted, self._store).ordered(*self._together)
+
     def part(self, open_shards: int) -> Sharded:
         """The rows as a member of a stream."""
-        return Sharded([each.samples for each in self._counted], [each.chunk for each in self._counted], open_shards)
+        return Sharded([each.samples for each in self._counted], [each.chunks for each in self._counted], open_shards)
 
     def near_samples(self) -> int | None:
         """Of how many samples the row groups fit into memory; None where no row groups are read whole."""
@@ -111,7 +124,7 @@ class ShardRecords:
     def _names(self, shard: ShardFile, entry: Entry) -> Record:
         """The fields that are names: `id`, and of pairs `picture`."""
         kind, prepared = self._store.reading.kind, self._store.reading.prepared
-        name = entry.key if prepared else f"{shard.stem}/{entry.key}"
+        name = entry.key if prepared else f"{self._long.get(shard.name, shard.stem)}/{entry.key}"
         names: Record = {"id": f"{name}#{entry.position}" if entry.position and kind != "images" else name}
         if kind == "pairs":
             names["picture"] = entry.picture or f"{shard.name}#{entry.key}"
@@ -121,8 +134,7 @@ class ShardRecords:
         """Encoded bytes or a path; empty where there is none."""
         prepared = self._store.reading.prepared
         if entry.path:
-            folder = Path(prepared) if prepared else Path(shard.name).parent
-            return str(folder / entry.path)
+            return str(Path(prepared) / entry.path) if prepared else _beside(shard, entry.path)
         if entry.at < 0:
             return b""
         if is_tar(shard.name) or prepared:
@@ -181,10 +193,27 @@ class ShardTexts(StreamedTexts):
             yield from islice(found, count - skipped)
 
 
+def _long_names(shards: Sequence[ShardFile]) -> dict[str, str]:
+    """Where several shards have one stem, what tells them apart: the path below the folder that all lie in."""
+    if len({shard.stem for shard in shards}) == len(shards):
+        return {}
+    parts = [shard.name.split("/") for shard in shards]
+    shared = sum(1 for _ in takewhile(lambda same: len(set(same)) == 1, zip(*parts, strict=False)))
+    return {"/".join(each): "/".join(each[shared:]).rpartition(".")[0] for each in parts}
+
+
 def _bytes_of(value: Any, shard: ShardFile) -> str | bytes:
     """What an image column holds: bytes, or {bytes, path} as `datasets` writes them."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, str):
-        return str(Path(shard.name).parent / value)
-    return value or b""
+    return _beside(shard, value) if isinstance(value, str) else value or b""
+
+
+def _beside(shard: ShardFile, path: str) -> str:
+    """A picture by its path, relative to the folder of the shard."""
+    if shard.remote and not os.path.isabs(path):
+        raise DataError(
+            f"{shard.name} names pictures by paths ({path}), which cannot be fetched from there: copy the folder to a "
+            "disk, or write the pictures into the shards"
+        )
+    return str(Path(shard.name).parent / path)

@@ -14,7 +14,7 @@ from vlbeit.files import finite, write_json
 def is_new_best(plan: FitPlan, state: TrainingState, results: dict[str, float], *, evaluates: bool) -> bool:
     """Whether the weights of now are the ones to export: the best by the metric so far, or without one the last."""
     if not plan.metric or not evaluates:
-        return state.step == plan.steps
+        return state.step >= plan.steps
     if not results:
         return False
     lower, name = plan.metric.startswith("-"), plan.metric.removeprefix("-")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -42,22 +43,24 @@ def make_accelerator(
     that `accelerate launch` makes of its config file.
     """
     device = choose_device(device)
+    _check_place(device)
     _check_precision(precision, device)
     _check_trackers(trackers)
     _check_launch()
     # accelerate keeps one state per process and refuses another precision; a run may follow another in one process
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=device == "cpu" and not _wants_deepspeed(),  # told to use the CPU, accelerate forgets DeepSpeed
-        mixed_precision=precision if precision in ("bf16", "fp16") else "no",
-        log_with=list(trackers) or None,
-        project_dir=str(Path(folder) / "trackers") if trackers else None,
-        # buffers stay equal because every process computes the same; objectives reduce what differs in after_step
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
-        ],
-    )
+    with _meeting(timeout):
+        accelerator = Accelerator(
+            cpu=device == "cpu" and not _wants_deepspeed(),  # told to use the CPU, accelerate forgets DeepSpeed
+            mixed_precision=precision if precision in ("bf16", "fp16") else "no",
+            log_with=list(trackers) or None,
+            project_dir=str(Path(folder) / "trackers") if trackers else None,
+            # buffers stay equal because every process computes the same; objectives reduce what differs in after_step
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+            ],
+        )
     if _wants_fsdp():
         _settle_fsdp(accelerator)
     return accelerator
@@ -96,6 +99,42 @@ def _wants_deepspeed() -> bool:
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
+def _check_place(device: str) -> None:
+    """Refuse ranks that are no numbers, and a process whose GPU is not there."""
+    rank, world, local = (
+        _number(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    if rank >= world:
+        raise UsageError(f"RANK={rank} of WORLD_SIZE={world}: ranks are counted from 0; set both")
+    if device == "cuda" and world > 1 and local >= torch.cuda.device_count():
+        raise UsageError(
+            f"LOCAL_RANK={local}, and this process sees {torch.cuda.device_count()} GPU: start as many processes a "
+            "machine as it has, or let LOCAL_RANK be the number of the GPU among those that the process sees"
+        )
+
+
+@contextmanager
+def _meeting(timeout: float) -> Iterator[None]:
+    """Tell in one line that the processes of a run have not found each other."""
+    try:
+        yield
+    except torch.distributed.DistError as error:
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise DataError(
+            f"the {_number('WORLD_SIZE', 1)} processes of this run have not met at {place} within engine.timeout="
+            f"{timeout:g} s ({(str(error).splitlines() or ['?'])[0].rstrip('.')}): one has ended, or does not reach that address; "
+            "nothing was changed: run the same command again"
+        ) from error
+
+
+def _number(name: str, default: int) -> int:
+    """A variable of the environment that whoever starts several processes sets."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UsageError(f"{name}={text} in the environment is not a number from 0 on: set it as torchrun does, or not")
+    return int(text)
+
+
 def _check_launch() -> None:
     """Refuse what of accelerate's config would train something else than what was asked for."""
     if not _wants_fsdp():
@@ -114,7 +153,7 @@ def choose_device(device: str) -> str:
     mps = torch.backends.mps.is_available()
     if device == "auto":
         # several processes without CUDA: accelerate would start them unconnected unless told that they use the CPU
-        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        many = _number("WORLD_SIZE", 1) > 1
         return "cuda" if torch.cuda.is_available() else "mps" if mps and not many else "cpu"
     if device not in ("cpu", "cuda", "mps"):
         raise UsageError(f"device={device} is not one of auto, cpu, cuda, mps")

@@ -28,7 +28,8 @@ def run_evaluators(
 
     The loader gives each of `samples` once over all processes; `unreadable` counts those whose image it had to replace.
     `compute` runs on every process and merges what the others saw by itself (`vlbeit.dist.gather_objects`). Two
-    evaluators must not give the same name. Raises Stopped where training evaluates and is asked to stop.
+    evaluators must not give the same name. Raises Stopped where training evaluates and is asked to stop
+    while it reads batches: `compute`, in which processes exchange, runs to its end.
     """
     objective.to(accelerator.device)
     unreadable = 0

@@ -1,7 +1,7 @@
 """The run folder: where everything of a run lies, and how it stays whole whatever happens while it is written.
 
     RUN/  config.yaml  environment.json  metrics.jsonl  evaluation.json  last.json  checkpoint/  state/step-000120/
-          batch0.png
+          batch0.png  profile/  trackers/
 
 A state folder is written under a temporary name, flushed to disk and renamed; only then does `last.json` name it.
 So `last.json` always names a whole state, and what it does not name counts for nothing. `.lock` is held while a
@@ -34,6 +34,8 @@ if sys.platform != "win32":
 log = logging.getLogger(__name__)
 
 KEPT_STATES = 2
+# in what torch's writer says: of a write, of the check of where it stands, of closing, of a folder that is gone
+_OF_WRITING = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error", "Parent directory")
 TEMPORARY = ".tmp-"  # prefix of what is being written or removed; also that of vlbeit.files
 
 
@@ -50,6 +52,8 @@ class RunFolder:
         self.batch_file = self.path / "batch0.png"
         self.checkpoint = self.path / "checkpoint"
         self.states = self.path / "state"
+        self.profile = self.path / "profile"
+        self.trackers = self.path / "trackers"
         self.lock_file = self.path / ".lock"
 
     def exists(self) -> bool:
@@ -69,6 +73,13 @@ class RunFolder:
         if not isinstance(config, dict) or not all(isinstance(config.get(g) or {}, dict) for g in ("stage", "task")):
             raise DataError(f"{self.config_file} holds no config: restore it, or overwrite=true")
         return config
+
+    def stored_processes(self) -> int | None:
+        """How many processes trained here last; None where that is not known."""
+        try:
+            return int(json.loads(self.environment_file.read_text())["processes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Keep the resolved config."""
@@ -106,9 +117,23 @@ class RunFolder:
         return f"{left}: run the same command again"
 
     def is_finished(self, steps: int) -> bool:
-        """Whether the run has made at least `steps` steps."""
+        """Whether the run has made at least `steps` steps, owes no evaluation and has given weights to users."""
         step = self.last_step()
-        return step is not None and step >= steps
+        return step is not None and step >= steps and not self._owes_evaluation() and self.is_exported()
+
+    def is_exported(self) -> bool:
+        """Whether weights for users lie in `checkpoint/`, besides what of it is there from the start."""
+        return any(file.suffix != ".json" for file in self.checkpoint.glob("[!.]*"))
+
+    def pay_evaluation(self) -> None:
+        """The evaluation after the last state, which that state owes, is made and written."""
+        step = self.last_step()
+        if step is not None:
+            with write_errors(self.last_file):
+                write_json(self.last_file, {"step": step, "state": self.state_of(step).name})
+
+    def _owes_evaluation(self) -> bool:
+        return bool(json.loads(self.last_file.read_text()).get("owes_evaluation"))
 
     def state_of(self, step: int) -> Path:
         return self.states / f"step-{step:06d}"
@@ -119,7 +144,7 @@ class RunFolder:
         with locked(self.lock_file, "trains there; wait for it, or choose another run="):
             yield
 
-    def save_state(self, step: int, write: Callable[[Path], None]) -> None:
+    def save_state(self, step: int, write: Callable[[Path], None], *, owes_evaluation: bool = False) -> None:
         """Let `write` fill a new state folder, put it in place whole, then name it in `last.json`.
 
         Raises DataError where writing fails (a full disk, say); the states saved before stay as they are.
@@ -131,7 +156,7 @@ class RunFolder:
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-        self.finish_state(step)
+        self.finish_state(step, owes_evaluation=owes_evaluation)
 
     def begin_state(self, step: int) -> Path:
         """A new folder for the files of a state, which counts for nothing before `finish_state`."""
@@ -141,7 +166,7 @@ class RunFolder:
             temporary.mkdir()
         return temporary
 
-    def finish_state(self, step: int) -> None:
+    def finish_state(self, step: int, *, owes_evaluation: bool = False) -> None:
         """Put the state that was begun in place whole, name it in `last.json`, and remove what is older than needed."""
         final, temporary = self.state_of(step), self.unfinished(step)
         with write_errors(final):
@@ -153,7 +178,8 @@ class RunFolder:
             except BaseException:
                 self.abandon_state(step)
                 raise
-            write_json(self.last_file, {"step": step, "state": final.name})
+            owed = {"owes_evaluation": True} if owes_evaluation else {}
+            write_json(self.last_file, {"step": step, "state": final.name, **owed})
             _flush_folder(self.path)
         for old in self._state_folders()[:-KEPT_STATES]:
             _discard(old)
@@ -167,23 +193,28 @@ class RunFolder:
         return self.states / f"{TEMPORARY}{self.state_of(step).name}"
 
     def clean(self) -> None:
-        """Remove what a killed run left: temporary files, and states that `last.json` does not know yet."""
+        """Make the folder; remove what a killed run left: temporary files, states unknown to `last.json`."""
         last = self.last_step()
-        for folder in (self.path, self.states, self.checkpoint):
-            for leftover in folder.glob(f"{TEMPORARY}*"):
-                _remove(leftover)
-        for folder in self._state_folders():
-            if last is None or _step_of(folder) > last:
-                _discard(folder)
+        with write_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path, self.states, self.checkpoint):
+                for leftover in folder.glob(f"{TEMPORARY}*"):
+                    _remove(leftover)
+            for folder in self._state_folders():
+                if last is None or _step_of(folder) > last:
+                    _discard(folder)
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the lines after `step`, and a torn last line: the resumed run writes them again."""
+    def cut_metrics(self, step: int, *, owes_evaluation: bool = False) -> None:
+        """Drop what the resumed run writes again: lines after `step`, a torn last line, and the evaluation after
+        `step` where it is owed."""
         if not self.metrics_file.exists():
             return
         kept = []
         for line in self.metrics_file.read_text().splitlines(keepends=True):
             try:
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                again = record["step"] > step or (owes_evaluation and record["step"] == step and "evaluation" in record)
+                if line.endswith("\n") and not again:
                     kept.append(line)
             except ValueError:
                 continue  # torn by a kill
@@ -197,13 +228,12 @@ class RunFolder:
             raise DataError(f"resume={other.path}: no saved state there; name a run folder that has last.json")
         self.clean()  # of an earlier try that was killed
         with write_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
             for name in (self.metrics_file.name, self.evaluation_file.name):
                 if (other.path / name).exists():
                     shutil.copy2(other.path / name, self.path / name)
             if other.checkpoint.exists():
                 shutil.copytree(other.checkpoint, self.checkpoint, dirs_exist_ok=True)
-        self.save_state(step, lambda folder: _copy_files(state, folder))
+        self.save_state(step, lambda folder: _copy_files(state, folder), owes_evaluation=other._owes_evaluation())
 
     def clear(self) -> None:
         """Remove the run, and nothing else that may lie in its folder."""
@@ -211,7 +241,7 @@ class RunFolder:
         settings = self.environment_file, self.config_file
         for file in (self.metrics_file, self.evaluation_file, self.batch_file, *settings):
             file.unlink(missing_ok=True)
-        for folder in (self.states, self.checkpoint):
+        for folder in (self.states, self.checkpoint, self.profile, self.trackers):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _state_folders(self) -> list[Path]:
@@ -260,12 +290,19 @@ def write_errors(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors wrap or lose the OSError of a full disk
         causes = list(_causes(error))
+        if isinstance(error, RuntimeError) and not any(map(_is_of_writing, causes)):
+            raise
         full = any(getattr(c, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(c) for c in causes)
         root = next((c for c in reversed(causes) if isinstance(c, OSError)), error)
         reason = "the disk is full: free space" if full else f"{_first_line(root)}: mend this"
         raise DataError(
             f"cannot write {path}: {reason} and run the same command again; what was saved before is intact"
         ) from error
+
+
+def _is_of_writing(error: BaseException) -> bool:
+    words = str(error)
+    return isinstance(error, (OSError, SafetensorError)) or any(sign in words for sign in _OF_WRITING)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -80,7 +80,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a forked loader worker: it lives on until the main process has finished its step
+            return  # a forked loader worker: it ends when the main process says so
         if self.number is not None:
             again = dist.world_size() == 1 or time.monotonic() - self._when > ONE_CTRL_C
             if number == signal.SIGINT and again:

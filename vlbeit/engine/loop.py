@@ -25,7 +25,7 @@ from vlbeit.engine.checkpoint import read_state
 from vlbeit.engine.counts import counts_of_step
 from vlbeit.engine.device import to_device
 from vlbeit.engine.evaluate import evaluation_mode
-from vlbeit.engine.folder import RunFolder, write_errors
+from vlbeit.engine.folder import RunFolder
 from vlbeit.engine.guard import check_skipping, check_step, kept_buffers, put_back, skip
 from vlbeit.engine.interrupt import Stopped, StopRequest, listening
 from vlbeit.engine.meter import Meter
@@ -36,11 +36,11 @@ from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.engine.saving import Saver
 from vlbeit.engine.sinks import Sink
 from vlbeit.engine.speed import speed_on
-from vlbeit.engine.state import TrainingState
+from vlbeit.engine.state import TrainingState, first_named
 from vlbeit.engine.stream import Stream
 from vlbeit.engine.watching import open_sinks
 from vlbeit.engine.weights import Weights
-from vlbeit.errors import Interrupted, UsageError
+from vlbeit.errors import Interrupted
 from vlbeit.types import Batch
 
 
@@ -67,8 +67,6 @@ class Engine:
         self.dtype = torch.float64 if plan.precision == "fp64" else torch.float32
         self.objective = objective.to(accelerator.device, self.dtype if plan.precision == "fp64" else None)
         self.weights = Weights(self.objective, optimizer, accelerator, plan.ema_decay, plan.clip_grad)
-        if self.weights.deepspeed and plan.max_skipped:
-            raise UsageError("engine.max_skipped: DeepSpeed has taken a step before it can be skipped; set it to 0")
         self.model, self.optimizer, self.ema = self.weights.model, self.weights.optimizer, self.weights.ema
         self.forward = torch.compile(self.model) if plan.compile else self.model
         self.stream, self.plan, self.accelerator, self.folder = stream, plan, accelerator, folder
@@ -87,6 +85,9 @@ class Engine:
         not finite and not to be skipped.
         """
         self.restore()
+        makes_up = self.state.owes_evaluation or self._lacks_export()
+        if self.state.step >= self.plan.steps and not makes_up:
+            return self.state
         with preserved_generators(), listening() as stop, stop.breaking_off(False), ExitStack() as at_end:
             self.sinks = open_sinks(self.accelerator, self.plan, self.state.step, self.folder, at_end)
             if self.saver is not None:
@@ -94,8 +95,8 @@ class Engine:
             self.objective.train()
             self.meter.restart(self.state.samples)
             steps = self.stream.steps(self.state.step, self.plan.steps)
-            if self.state.owes_evaluation:
-                self._evaluate(stop)
+            if makes_up:
+                self._make_up(stop)
             while self.state.step < self.plan.steps:
                 micro_batches = self._next(steps, stop)
                 if stop.agreed(self.accelerator.device):
@@ -166,16 +167,12 @@ class Engine:
         """Take up the folder's last saved state, if it has one, and forget what was written after it."""
         if self.folder is None:
             return
-        if dist.is_main():
-            with write_errors(self.folder.path):
-                self.folder.path.mkdir(parents=True, exist_ok=True)
-                self.folder.clean()
-        dist.barrier()
-        saved = self.folder.last_state()
+        folder = self.folder
+        dist.on_main(folder.clean)
+        saved = folder.last_state()
         if saved is not None:
             self.load_state(saved)
-        if dist.is_main():
-            self.folder.cut_metrics(self.state.step)
+        dist.on_main(lambda: folder.cut_metrics(self.state.step, owes_evaluation=self.state.owes_evaluation))
 
     def load_state(self, saved: Path) -> None:
         """Take up a saved state; DataError where it is damaged or of another model."""
@@ -233,7 +230,7 @@ class Engine:
         The last evaluation is not broken off: a run whose last state is saved counts as finished.
         """
         self.state.owes_evaluation = True
-        stop.finishes = self.state.step == self.plan.steps
+        stop.finishes = self.state.step >= self.plan.steps
         with suppress(Stopped):
             results = self.evaluate()
             self.state.owes_evaluation = False
@@ -241,6 +238,15 @@ class Engine:
             return
         self._write({"evaluation": results})
         self._export_best(results)
+
+    def _make_up(self, stop: StopRequest) -> None:
+        """The evaluation that a saved state owes, or that weights for users need."""
+        if self.callbacks.evaluate is not None:
+            self._evaluate(stop)
+        else:
+            self._export_best({})
+        if self.folder is not None and not self.state.owes_evaluation:
+            dist.on_main(self.folder.pay_evaluation)
 
     def _halt(self, stop: StopRequest) -> None:
         """Log and save what is not yet, and raise Interrupted."""
@@ -260,17 +266,23 @@ class Engine:
         if not is_new_best(self.plan, self.state, results, evaluates=evaluates) or self.folder is None:
             return
         weights = self.weights.exported() if self.callbacks.export else {}
-        if dist.is_main():
-            export(self.folder, self.callbacks, weights, results, self.plan.metric, self.state.step)
+        folder, step = self.folder, self.state.step
+        dist.on_main(lambda: export(folder, self.callbacks, weights, results, self.plan.metric, step))
 
     def _save(self) -> None:
         """Save the whole state."""
         if self.folder is None:
             return
         self.saved_at = self.state.step
-        self.state.bad = sorted({i for ids in dist.gather_objects(self.state.bad) for i in ids})
+        self.state.bad = first_named([], *dist.gather_objects(self.state.bad))
         assert self.saver is not None
         self.saver.save(self.weights.trained(), self.state)
+
+    def _lacks_export(self) -> bool:
+        """Whether all steps are made and no weights for users written: a run was stopped, and its `steps` lowered."""
+        if self.folder is None or self.callbacks.export is None or self.state.step < self.plan.steps:
+            return False
+        return not dist.on_main(self.folder.is_exported)
 
     def _on_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.accelerator.device, torch.float64 if self.plan.precision == "fp64" else None)

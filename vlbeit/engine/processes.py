@@ -46,7 +46,8 @@ def together(intact: Callable[[], str]) -> Iterator[None]:
     watch = _Watch(intact)
     watch.start()
     try:
-        yield
+        with dist.watched(lambda: watch.lost):
+            yield
     except Interrupted as error:
         if not error.agreed:
             watch.tell(str(error))
@@ -71,7 +72,7 @@ def together(intact: Callable[[], str]) -> Iterator[None]:
 def is_lost(error: BaseException | None) -> bool:
     """Whether an error, or what is behind it, says that an exchange with another process has failed."""
     while error is not None:
-        if isinstance(error, torch.distributed.DistError):  # of NCCL, and of the store
+        if isinstance(error, (dist.Lost, torch.distributed.DistError)):  # the second of NCCL, and of the store
             return True
         if isinstance(error, RuntimeError) and any(mark in str(error) for mark in _LOST):
             return True

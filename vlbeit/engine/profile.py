@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
+import re
+import tempfile
 from pathlib import Path
 
 import torch
@@ -21,13 +24,13 @@ class Profile(Sink):
     """Traces `steps` steps of the main process, once the first two are done; training goes on as ever.
 
     Writes RUN/profile/step-N.json.gz, for https://ui.perfetto.dev, and RUN/profile/step-N.txt, the operators that took
-    longest. A run that ends earlier leaves what there is.
+    longest. A run that ends earlier leaves what there is; where they cannot be written a line says so.
     """
 
     def __init__(self, folder: Path, start: int, steps: int) -> None:
         self.folder, self.steps = folder, steps
         self.first = start + SETTLING + 1
-        self.written: list[Path] = []
+        self._traced = False
         activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * torch.cuda.is_available()]
         self._torch = profile(
             activities=activities,
@@ -43,24 +46,42 @@ class Profile(Sink):
 
     def close(self) -> None:
         self._torch.stop()
-        if not self.written:
+        if not self._traced:
             log.warning("no profile: the run ended before step %d, the first that is traced", self.first)
 
     def _write(self, traced: profile) -> None:
-        if self.written:  # stopped in the step after the last one that was asked for
+        if self._traced:  # stopped in the step after the last one that was asked for
             return
+        self._traced = True
         trace, table = (self.folder / f"step-{self.first:06d}.{suffix}" for suffix in ("json.gz", "txt"))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = trace.with_name(f".tmp-{trace.name}")  # its name must end so to be compressed
-        traced.export_chrome_trace(str(temporary))
-        temporary.replace(trace)
         by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        files.write_text(table, traced.key_averages().table(sort_by=by, row_limit=OPERATORS) + "\n")
-        self.written = [trace, table]
+        try:
+            files.write_by(trace, lambda path: _compress_trace(traced, path))
+            files.write_text(table, traced.key_averages().table(sort_by=by, row_limit=OPERATORS) + "\n")
+        except (OSError, RuntimeError) as error:  # nobody trains for the profile
+            log.warning("no profile: cannot write %s (%s); training goes on", self.folder, error)
+            return
         log.info(
             "wrote %s and %s: open the first at https://ui.perfetto.dev, the second lists the slowest operators",
-            *self.written,
+            trace,
+            table,
         )
+
+
+def _compress_trace(traced: profile, path: Path) -> None:
+    """The trace as gzip; OSError where it cannot be written whole, which torch does not tell."""
+    # beside it: a machine's folder for temporary files may be small
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
+        plain = Path(folder) / "trace.json"
+        traced.export_chrome_trace(str(plain))
+        tail = b""
+        if plain.exists():
+            with open(plain, "rb") as source, gzip.open(path, "wb") as target:
+                while block := source.read(2**20):
+                    target.write(block)
+                    tail = (tail + block)[-4096:]
+    if not re.search(rb"\][^\[\]{}]*\}\s*$", tail):  # the list of events ends, and the object that holds it
+        raise OSError("torch has not written all of the trace: is the disk full?")
 
 
 part = record_function

@@ -52,9 +52,9 @@ class Saver:
         else:
             snapshot = snapshot_whole(trained, state, keep=keep)
         if not keep:
-            self._agree(self._attempt(snapshot, state.step))
+            self._agree(self._attempt(snapshot, state))
         else:
-            self._pending = self._thread.submit(self._write, snapshot, state.step)
+            self._pending = self._thread.submit(self._write, snapshot, state.step, state.owes_evaluation)
 
     def finish(self) -> None:
         """Wait until what is under way is on disk; DataError on all processes where it could not be written."""
@@ -71,18 +71,18 @@ class Saver:
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
-    def _attempt(self, snapshot: Snapshot, step: int) -> Exception | None:
+    def _attempt(self, snapshot: Snapshot, state: TrainingState) -> Exception | None:
         try:
-            self._write(snapshot, step)
+            self._write(snapshot, state.step, state.owes_evaluation)
         except DataError as error:
             return error
         return None
 
-    def _write(self, snapshot: Snapshot, step: int) -> None:
+    def _write(self, snapshot: Snapshot, step: int, owes_evaluation: bool) -> None:
         """The part of this process; on the main one, when all have written, the state gets its name."""
         if not snapshot.by_all:
             if dist.is_main():
-                self.folder.save_state(step, snapshot.write)
+                self.folder.save_state(step, snapshot.write, owes_evaluation=owes_evaluation)
             return
         try:
             with write_errors(self.folder.state_of(step)):
@@ -92,7 +92,7 @@ class Saver:
                 self.folder.abandon_state(step)
             raise
         if dist.is_main():
-            self.folder.finish_state(step)
+            self.folder.finish_state(step, owes_evaluation=owes_evaluation)
 
     def _agree(self, failed: Exception | None) -> None:
         """Raise on all processes what the first of them met."""
@@ -100,6 +100,7 @@ class Saver:
             if failed is not None:
                 raise failed
             return
+        dist.wait_for_main()  # it may write longer than an exchange may take
         lines = [line for line in dist.gather_objects(None if failed is None else str(failed)) if line]
         if failed is not None and not isinstance(failed, DataError):
             raise failed

@@ -7,12 +7,15 @@ A record is `{"step", "time", "total", "losses", "logs", "lr", "grad_norm", ...}
 from __future__ import annotations
 
 import json
+import logging
+import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from rich.console import Console
 
 from vlbeit import files
@@ -20,6 +23,8 @@ from vlbeit.engine.folder import write_errors
 from vlbeit.engine.progress import Progress
 from vlbeit.errors import UsageError
 from vlbeit.files import finite
+
+log = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 
@@ -52,7 +57,7 @@ class Trackers(Sink):
     """TensorBoard, Weights & Biases, trackio, ... through accelerate; nested names are joined by a slash.
 
     The settings become hyperparameters. A run that goes on from step `start` goes on in its trackers too. UsageError
-    where one of them does not start, for want of a login perhaps.
+    where one of them does not start, for want of a login perhaps; one that fails later is left out from there on.
     """
 
     def __init__(
@@ -60,37 +65,59 @@ class Trackers(Sink):
     ) -> None:
         self.accelerator = accelerator
         trackers = folder / "trackers"
-        trackers.mkdir(parents=True, exist_ok=True)
+        asked = {str(getattr(name, "value", name)) for name in accelerator.log_with}
+        with write_errors(trackers):
+            trackers.mkdir(parents=True, exist_ok=True)
+            ids = {name: _same_id(trackers / f"{name}-id", start) for name in asked & {"wandb", "trackio"}}
         kwargs: dict[str, dict[str, Any]] = {
             "tensorboard": {"purge_step": start + 1},
-            "wandb": {"name": folder.name, "dir": str(trackers), "id": _same_id(trackers, start), "resume": "allow"},
-            "trackio": {"name": folder.name, "resume": "allow"},
+            "wandb": {"name": folder.name, "dir": str(trackers), "id": ids.get("wandb"), "resume": "allow"},
+            "trackio": {"name": f"{folder.name}-{ids.get('trackio')}", "resume": "allow"},  # knows runs by name alone
         }
-        asked = {str(getattr(name, "value", name)) for name in accelerator.log_with}
+        self._libraries = asked
+        self._told, threading.excepthook = threading.excepthook, self._in_thread
         hyperparameters = {name: _plain(value) for name, value in flat(settings).items()}
         try:
             accelerator.init_trackers(project, hyperparameters, {n: kwargs[n] for n in sorted(asked & kwargs.keys())})
         except Exception as error:  # each library has its own
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            threading.excepthook = self._told
             raise UsageError(
-                f"engine.trackers={','.join(sorted(asked))} does not start ({reason}): log in there, set "
+                f"engine.trackers={','.join(sorted(asked))} does not start ({_reason(error)}): log in there, set "
                 "WANDB_MODE=offline for W&B, or leave it out"
             ) from error
 
     def write(self, record: Record) -> None:
         numbers = {name: value for name, value in flat(record).items() if name not in ("step", "time")}
-        self.accelerator.log(numbers, step=record["step"])
+        self._each(lambda tracker: tracker.log(numbers, step=record["step"]))
 
     def close(self) -> None:
-        self.accelerator.end_training()
+        self._each(lambda tracker: tracker.finish())  # not `end_training`: it ends the process group, of one rank alone
+        threading.excepthook = self._told
+
+    def _each(self, act: Callable[[GeneralTracker], object]) -> None:
+        """Nobody trains for a tracker: one that fails is named and left out, and training goes on."""
+        for tracker in list(self.accelerator.trackers):
+            try:
+                act(tracker)
+            except Exception as error:  # each library has its own
+                self.accelerator.trackers.remove(tracker)
+                log.warning("%s has failed and is left out from here on (%s)", tracker.name, _reason(error))
+
+    def _in_thread(self, args: threading.ExceptHookArgs) -> None:
+        """No traceback of a tracker's own thread: TensorBoard's next call fails for the same reason, which is told."""
+        if type(args.thread).__module__.partition(".")[0] not in self._libraries:
+            self._told(args)
 
 
-def _same_id(folder: Path, start: int) -> str:
-    """The run's name among those of W&B: made at its beginning, kept beside its files."""
-    file = folder / "wandb-id"
+def _same_id(file: Path, start: int) -> str:
+    """The run's name among those of a tracker: made at its beginning, kept beside its files."""
     if start == 0 or not file.exists():
         files.write_text(file, uuid.uuid4().hex[:12])
     return file.read_text()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _plain(value: Any) -> Any:

@@ -6,12 +6,13 @@ device's peak is not known.
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,18 +28,21 @@ class Peak(NamedTuple):
     fp32: float
 
 
-# From the manufacturer's data sheets; numbers "with sparsity" halved. The longest name that fits counts.
+# From the manufacturer's data sheets; numbers "with sparsity" halved. The names are those that the driver gives,
+# but for maker and memory. Whatever else stands in one (NVL, a MIG slice) is another device: nothing is known of it.
 PEAKS = {
-    "V100": Peak(125, None, 15.7),
+    "V100 SXM2": Peak(125, None, 15.7),
+    "V100 PCIE": Peak(112, None, 14),
     "T4": Peak(65, None, 8.1),
     "A10": Peak(125, 62.5, 31.2),
     "A30": Peak(165, 82, 10.3),
     "A40": Peak(149.7, 74.8, 37.4),
-    "A100": Peak(312, 156, 19.5),
+    "A100 SXM4": Peak(312, 156, 19.5),
+    "A100 PCIE": Peak(312, 156, 19.5),
     "L4": Peak(121, 60, 30.3),
     "L40S": Peak(362, 183, 91.6),
-    "H100": Peak(989, 495, 67),
-    "H100 PCIe": Peak(756, 378, 51),
+    "H100 HBM3": Peak(989, 495, 67),
+    "H100 PCIE": Peak(756, 378, 51),
     "H200": Peak(989, 495, 67),
 }
 
@@ -53,12 +57,11 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 def peak_of(name: str, precision: str, *, tf32: bool) -> float | None:
     """`peak_flops` of a device by its full name, such as `NVIDIA A100-SXM4-80GB`."""
-    words = name.replace("-", " ").split()
-    fitting = [known for known in PEAKS if all(word in words for word in known.split())]
-    if not fitting or precision == "fp64":
+    words = [word.upper() for word in name.replace("-", " ").split()]
+    told = [word for word in words if word not in ("NVIDIA", "TESLA") and not re.fullmatch(r"\d+GB", word)]
+    peak = PEAKS.get(" ".join(told))
+    if peak is None or precision == "fp64":
         return None
-    known = max(fitting, key=len)
-    peak = PEAKS[known]
     if precision == "bf16" and peak.tf32 is None:
         return None  # the first generations have no units for it
     if precision == "fp32":
@@ -80,11 +83,21 @@ def speed_on(device: torch.device, precision: str, *, compiled: bool) -> Speed:
     return Speed(device, peak_flops(device, precision), counts_flops=device.type == "cuda" and not compiled)
 
 
+class _Operations(FlopCounterMode):
+    """Counts no activations that are computed again: work with gradients switched on, in a backward pass."""
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        if self.mod_tracker.is_bw and torch.is_grad_enabled():
+            return out
+        return super()._count_flops(func_packet, out, args, kwargs)
+
+
 class Speed:
     """Adds up waiting and tokens of this process's steps, and knows the operations of a token.
 
-    These are counted in the first micro-batch of a command, forward and backward, as they are executed: activations
-    that are computed twice count twice. With `torch.compile` they are not seen, and nothing is said of them.
+    These are counted in the first micro-batch of a command, of this process, forward and backward, but for what
+    checkpointing computes once more: the work of the model, not of the machine. With `torch.compile`
+    they are not seen, and nothing is said of them.
     """
 
     def __init__(self, device: torch.device, peak: float | None, *, counts_flops: bool) -> None:
@@ -114,7 +127,7 @@ class Speed:
             yield
             return
         self._counts = False
-        with FlopCounterMode(display=False) as counter:
+        with _Operations(display=False) as counter:
             yield
         self.flops_per_token = counter.get_total_flops() / tokens
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vlbeit.types import Batch
+
+NAMED = 200  # ids of unreadable samples that a state keeps: the loader counts all of them, by reason
 
 
 @dataclass
@@ -15,7 +18,7 @@ class TrainingState:
 
     step: int = 0
     samples: int = 0  # samples seen, over all processes
-    bad: list[str] = field(default_factory=list)  # ids that could not be read, each once, sorted
+    bad: list[str] = field(default_factory=list)  # ids of the first `NAMED` that could not be read, each once, sorted
     best: float | None = None  # best value so far of the metric that picks the weights
     best_step: int | None = None
     skipped: int = 0  # steps that were not finite and changed no weight
@@ -26,7 +29,7 @@ class TrainingState:
         """One step more, of these micro-batches of this process; all processes have equally many samples."""
         self.step += 1
         self.samples += sum(len(batch["sample_id"]) for batch in micro_batches) * processes
-        self.bad = sorted({*self.bad, *(sample_id for batch in micro_batches for sample_id in batch.get("bad", ()))})
+        self.bad = first_named(self.bad, [sample_id for batch in micro_batches for sample_id in batch.get("bad", ())])
 
     def update_best(self, value: float, *, lower: bool) -> bool:
         """Remember `value` of this step and say True if it beats the best so far; anything beats a NaN."""
@@ -42,3 +45,9 @@ class TrainingState:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingState:
         return cls(**values)
+
+
+def first_named(known: list[str], *found: Iterable[str]) -> list[str]:
+    """Up to `NAMED` ids, those that are `known` among them, each once, sorted."""
+    new = [] if len(known) >= NAMED else sorted({sample_id for ids in found for sample_id in ids} - set(known))
+    return sorted([*known, *new[: NAMED - len(known)]]) if new else known

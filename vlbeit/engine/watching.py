@@ -23,7 +23,7 @@ def open_sinks(
 
     They are closed with `at_end`.
     """
-    if not dist.is_main() or start >= plan.steps:
+    if not dist.is_main():
         return []
     sinks: list[Sink] = [Terminal(start, plan.steps)]
     if folder is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vlbeit.planning import GIB, Plan
 from vlbeit.planning.memory import RESERVE
+from vlbeit.planning.planner import GIB, Plan
 
 _UNKNOWN = "unknown: give --samples, the records of the training split"
 _PARTS = {

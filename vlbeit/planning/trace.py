@@ -12,14 +12,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlbeit.nn.relpos import keeping_apart
 from vlbeit.objectives.base import Objective
 from vlbeit.objectives.mlm import IGNORED
 from vlbeit.types import Batch
+
+VALUES_WANTED = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+"""What torch raises, without values, for `x.item()`, for `x.nonzero()`, and for operations of others."""
 
 
 class Cost(NamedTuple):
@@ -28,6 +37,7 @@ class Cost(NamedTuple):
     forward: int  # floating-point operations; a multiplication and an addition are two
     backward: int
     saved: int  # bytes kept for the backward pass, weights and the batch itself left out
+    looked: int = 0  # operations of the pass without losses, of an objective that caches gradients over micro-batches
 
 
 class _Known(NamedTuple):
@@ -40,10 +50,11 @@ class _Known(NamedTuple):
 def trace(objective: Objective, batches: list[Batch], autocast: torch.dtype | None = None) -> list[Cost]:
     """The cost of each batch for an objective on torch's meta device, in training mode.
 
-    Raises whatever torch does for an objective that asks for the values of tensors: there are none.
+    Raises one of `VALUES_WANTED` for an objective that asks for the values of tensors: there are none.
     """
     known = [_Known(objective.counts(batch), _chosen(batch)) for batch in batches]
-    with FakeTensorMode() as mode, keeping_apart():
+    # torchvision's detectors hold tensors that are no buffers, and no batch has
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, keeping_apart():
         objective._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         return [
             measure(objective, _faked(batch, mode), autocast, values._replace(counts=_faked(values.counts, mode)))
@@ -72,11 +83,20 @@ def measure(
         with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(note, _same):
             losses = objective(batch, objective.counts(batch) if known is None else known.counts).losses
             loss = torch.stack(list(losses.values())).sum()
+        looked = _looked(objective, batch)
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     objective.zero_grad(set_to_none=True)
     kept = sum(size for _, size in saved.values())
-    return Cost(forward.get_total_flops(), backward.get_total_flops(), kept)
+    return Cost(forward.get_total_flops(), backward.get_total_flops(), kept, looked)
+
+
+def _looked(objective: Objective, batch: Batch) -> int:
+    if not getattr(getattr(objective, "contrast", None), "cached", False):
+        return 0
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        objective(batch, {})  # as `Objective.survey` has it done
+    return int(counter.get_total_flops())
 
 
 def on_meta(build: Callable[[], Objective]) -> Objective:
@@ -95,8 +115,9 @@ def _tensors(objective: nn.Module, batch: Batch) -> Iterator[Tensor]:
     yield from (value for value in batch.values() if isinstance(value, Tensor))
 
 
-def _faked(batch: Batch, mode: FakeTensorMode) -> Batch:
-    return {name: mode.from_tensor(value) if isinstance(value, Tensor) else value for name, value in batch.items()}
+def _faked(value: Any, mode: FakeTensorMode) -> Any:
+    """A batch, or a part of it, with tensors that have no values."""
+    return tree_map_only(Tensor, mode.from_tensor, value)
 
 
 def _chosen(batch: Batch) -> dict[Any, int]:

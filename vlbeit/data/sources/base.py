@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
@@ -10,9 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from vlbeit import dist
 from vlbeit.config import DataConfig
 from vlbeit.errors import DataError, MissingSplitError
 from vlbeit.types import Records
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -44,6 +48,12 @@ class DataSource(ABC):
     def classes(self, kind: str = "labelled") -> list[str]:
         """Names of the labels 0, 1, ... of the records of a kind: labelled, masks or boxes."""
         raise DataError(f"data={self.config.name} has no classes of {kind} records")
+
+
+def say(line: str) -> None:
+    """A note about the data in the log, once over all processes."""
+    if dist.is_main():
+        log.info(line)
 
 
 def split_files(root: Path, split: str, suffixes: Sequence[str], layout: str) -> list[Path]:

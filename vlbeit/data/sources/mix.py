@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from vlbeit import dist, registry
+from vlbeit import registry
 from vlbeit.config import DataConfig
 from vlbeit.data.mix import Entry, MixedRecords, Part, parsed
 from vlbeit.data.records import take
 from vlbeit.data.shard_files import is_remote
-from vlbeit.data.sources.base import DataSource
+from vlbeit.data.sources.base import DataSource, say
 from vlbeit.errors import DataError, MissingSplitError, UsageError
-from vlbeit.types import Records
-
-log = logging.getLogger(__name__)
 
 _SHORT = {"coco": "coco_captions", "vg": "visual_genome"}
 _LAYOUT = "data.mix=[coco,vg,sbu*2] names prepared folders below data.root, paths, addresses or SOURCE:ROOT"
@@ -69,12 +65,12 @@ class Mix(DataSource):
                 f"data.mix: no member has a split {split!r}; set data.val_split=, or add a member that has one"
             )
         if lacking:
-            _say(f"data.mix: {', '.join(lacking)} {'have' if len(lacking) > 1 else 'has'} no split {split!r}: left out")
+            say(f"data.mix: {', '.join(lacking)} {'have' if len(lacking) > 1 else 'has'} no split {split!r}: left out")
         found = self._limited(found)
         mixed = MixedRecords(found, self.config.open_shards, self.config.shuffle_buffer)
         if training:
             parts = ", ".join(f"{name} {len(records):,} * {weight:g}" for name, records, weight in found)
-            _say(f"data.mix: {parts}: {len(mixed.order):,} samples an epoch")
+            say(f"data.mix: {parts}: {len(mixed.order):,} samples an epoch")
         return mixed
 
     def _limited(self, parts: list[Part]) -> list[Part]:
@@ -82,7 +78,7 @@ class Mix(DataSource):
         limit, total = self.config.limit, sum(len(part.records) for part in parts)
         if limit is None or limit >= total:
             return parts
-        return [part._replace(records=_first(part.records, limit * len(part.records) // total)) for part in parts]
+        return [part._replace(records=take(part.records, max(1, limit * len(part.records) // total))) for part in parts]
 
     def _source(self, entry: Entry) -> DataSource:
         """The source of an entry, of those that there are or a stream over shards."""
@@ -108,10 +104,6 @@ class Mix(DataSource):
         return (name if name in known and name not in ("mix", "shards") else "shards"), str(folder)
 
 
-def _first(records: Records, count: int) -> Records:
-    return take(records, max(1, count))
-
-
 def _names(entries: Sequence[Entry]) -> list[str]:
     """A name for every member; one that is there already gets a number."""
     names: list[str] = []
@@ -119,11 +111,6 @@ def _names(entries: Sequence[Entry]) -> list[str]:
         name = Path(entry.name).stem if os.sep in entry.what else entry.name
         names.append(name if name not in names else f"{name}-{len(names) + 1}")
     return names
-
-
-def _say(line: str) -> None:
-    if dist.is_main():
-        log.info(line)
 
 
 SOURCE = Mix

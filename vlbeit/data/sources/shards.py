@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from vlbeit import dist
 from vlbeit.config import DataConfig
 from vlbeit.data.prepared import shard_paths
 from vlbeit.data.shard_counts import counted
 from vlbeit.data.shard_files import SUFFIXES, ShardFile, expanded, is_remote, listed
 from vlbeit.data.shard_store import Reading, ShardStore
 from vlbeit.data.shards import Counted, ShardRecords
-from vlbeit.data.sources.base import DataSource, is_named
+from vlbeit.data.sources.base import DataSource, is_named, say
 from vlbeit.errors import DataError, MissingSplitError
-
-log = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 
@@ -93,7 +89,7 @@ class Shards(DataSource):
             return list(shards[:first]), counts[:first]
         held = sum(each.samples for each in counts[first:])
         what = f"{shards[-1].stem} is" if first == len(shards) - 1 else f"the last {len(shards) - first} shards are"
-        _say(f"{self.config.root} has no split {split!r}: {what} held out for it, {held:,} samples")
+        say(f"{self.config.root} has no split {split!r}: {what} held out for it, {held:,} samples")
         return list(shards[first:]), counts[first:]
 
     def _last(self, counts: Sequence[Counted]) -> int:
@@ -112,9 +108,9 @@ class Shards(DataSource):
         near = records.near_samples()
         if split == self.config.train_split:
             files = f"{len(shards):,} shard{'s' * (len(shards) > 1)}"
-            _say(f"{self.config.root}: {len(records):,} samples of {split} in {files}")
+            say(f"{self.config.root}: {len(records):,} samples of {split} in {files}")
             if near is not None and near < self.config.shuffle_buffer:
-                _say(
+                say(
                     f"note: row groups are read whole, and those of {near:,} samples fit into memory: so many are "
                     f"shuffled together instead of data.shuffle_buffer={self.config.shuffle_buffer:,}"
                 )
@@ -124,7 +120,7 @@ class Shards(DataSource):
         largest = sorted((shard.size for shard in shards if shard.remote), reverse=True)[: self.config.open_shards + 1]
         room, needed = self.config.cache_gb, sum(largest) / 1e9
         if room is not None and needed > room:
-            _say(
+            say(
                 f"note: {len(largest)} shards are {needed:.3g} GB, data.cache_gb={room:g} holds fewer: they are "
                 f"fetched again and again; raise it, or lower data.open_shards={self.config.open_shards}"
             )
@@ -134,11 +130,6 @@ def _split_of(shard: ShardFile, splits: Sequence[str]) -> str:
     """The split that the file, or else the folder that it lies in, is named after; "" for none."""
     by_name = (split for split in splits if is_named(shard.stem, split))
     return next(by_name, shard.folder if shard.folder in splits else "")
-
-
-def _say(line: str) -> None:
-    if dist.is_main():
-        log.info(line)
 
 
 SOURCE = Shards
