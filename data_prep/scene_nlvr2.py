@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from random import Random
 
 from vlbeit.files import write_text
 
+from .partial import partial_folder
 from .scene_draw import draw, jpeg
 from .scene_pairs import PAIRS, PairSet, make_set
 from .scene_world import Scene, make_scene
@@ -40,9 +40,8 @@ def write_nlvr2(
         seed: of the scenes.
         buckets: of train, val and test (`Scene.bucket`).
     """
-    partial = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.partial-", dir=folder))
+    partial = partial_folder(folder / FOLDER)
     try:
-        partial.chmod(0o755)
         written = 0
         for name, split in SPLITS.items():
             sets = max(1, lengths[split] // _PICTURES_A_SET)

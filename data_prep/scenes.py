@@ -25,8 +25,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -37,6 +35,7 @@ import numpy as np
 from vlbeit.errors import DataError, UsageError
 from vlbeit.files import write_json, write_text
 
+from .partial import partial_folder
 from .scene_answers import annotate
 from .scene_captions import captions, sentences
 from .scene_draw import STYLES, Drawing, draw, draw_single, jpeg, outline, png
@@ -82,7 +81,7 @@ def prepare(
     if _is_there(out, arguments):
         _extend(out, images, size, seed, say)
         return
-    partial = _partial_folder(out)
+    partial = partial_folder(out)
     try:
         counts = _write_all(partial, images, size, seed, say)
         write_json(partial / MARKER, arguments | counts, indent=1)
@@ -141,20 +140,6 @@ def _is_there(out: Path, arguments: dict[str, int]) -> bool:
         wants = ", ".join(f"{name}={arguments[name]}" for name in differing)
         raise UsageError(f"{out} holds scenes with {has}, not {wants}; remove it or choose another folder")
     return True
-
-
-def _partial_folder(out: Path) -> Path:
-    """A new folder beside `out`; what killed preparations left there more than an hour ago is removed."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in out.parent.glob(f".{out.name}.partial-*"):
-            if time.time() - leftover.stat().st_mtime > 3600:
-                shutil.rmtree(leftover, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-        partial.chmod(0o755)
-    except OSError as error:
-        raise DataError(f"{out}: cannot make the folder: {error.strerror or error}") from error
-    return partial
 
 
 def _write_all(folder: Path, images: int, size: int, seed: int, say: Report) -> dict[str, int]:

@@ -324,6 +324,8 @@ class _Shard:
         if item.targets[name] in self._stored:
             return item.targets[name]
         path = self._out / item.targets[name]
+        if Path(item.targets[name]).is_absolute() or ".." in Path(item.targets[name]).parts:
+            raise DataError(f"{item.record['id']}: its file {item.targets[name]!r} would lie outside of {self._out}")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".tmp-{path.name}")
         temporary.write_bytes(data)

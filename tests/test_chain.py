@@ -264,6 +264,8 @@ def test_predict(in_chain: Path, scenes: Path, capsys: pytest.CaptureFixture[str
         (["stage=mim"], ["tokenizer", "mim"]),
         (["stage=vl", "task=vqa"], ["tokenizer", "mim", "mlm", "vl", "vl-vqa"]),
         (["stage=mim", "task=vqa"], ["tokenizer", "mim", "mim-vqa"]),
+        (["stage=vl", "task=nlvr2"], ["tokenizer", "mim", "mlm", "vl", "vl-vqa", "vl-nlvr2"]),
+        (["stage=mim", "task=nlvr2"], ["tokenizer", "mim", "mim-nlvr2"]),
         (["stage=vl", "task=classification"], ["tokenizer", "mim", "mlm", "vl", "vl-classification"]),
     ],
     ids=" ".join,

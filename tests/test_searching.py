@@ -98,8 +98,8 @@ def test_the_best_texts_of_a_file(there: Path, pictures: Path, tmp_path: Path, c
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["a red circle", "--images", "nowhere"], 1, "--images nowhere is no folder"),
-        (["a red circle", "--images", "empty"], 1, "--images empty has no pictures in it"),
+        (["a red circle", "--images", "nowhere"], 1, "error: nowhere is no folder"),
+        (["a red circle", "--images", "empty"], 1, "error: empty has no pictures in it"),
         ([" ", "--images", "pictures"], 2, "the text is empty"),
         (["pictures/red.png", "--texts", "nowhere.txt"], 1, "--texts nowhere.txt cannot be read"),
         (["pictures/red.png", "--texts", "blank.txt"], 1, "--texts blank.txt has no text in it"),
@@ -128,7 +128,7 @@ def test_what_a_run_cannot_do_is_said(there: Path, pictures: Path, capsys) -> No
     assert main(["predict", "runs/vl-retrieval", *words, "--out", "sheet.txt"]) == 2
     assert "tells no format of pictures" in capsys.readouterr().err
     assert main(["evaluate", "runs/vl-retrieval", "task.rerank=0", "task.matching_weight=0"]) == 2
-    assert "do not fit a model with task.rerank=0" in capsys.readouterr().err
+    assert "do not fit a model with task.rerank=0 task.matching_weight=0; leave that out" in capsys.readouterr().err
 
 
 def test_two_processes_find_what_one_finds(there: Path) -> None:

@@ -42,7 +42,8 @@ def init_of(config: RunConfig) -> str | None:
     if config.init != "auto":
         return config.init
     if config.task is not None:
-        return f"runs/{config.tower}"
+        start = registry.get("task", config.task.name).built_in_start if config.data.name == BUILT_IN else ""
+        return f"runs/{start if start.startswith(f'{config.tower}-') else config.tower}"
     stage = registry.get("stage", config.tower)
     assert issubclass(stage, Stage)
     return None if stage.previous is None else f"runs/{stage.previous}"
@@ -142,12 +143,12 @@ def _is_ready(path: str) -> bool:
 
 
 def _check_stage(path: str, stage: str) -> None:
-    """UsageError unless the run at `path` is one of the stage. A checkpoint from elsewhere may not say."""
+    """UsageError unless the run at `path` is one of STAGE or STAGE-TASK. A checkpoint from elsewhere may not say."""
     config = read_head(path)["config"]
     made_by, task = compose.group_names(config, f"{path}: the config of its checkpoint") if config else (None, None)
-    if (made_by, task) not in ((stage, None), (None, None)):
-        found = f"stage={made_by}" + (f" task={task}" if task else "")
-        raise UsageError(f"{path} is a run of {found}; a run of stage={stage} is needed: name another one")
+    if made_by is not None and (found := f"{made_by}-{task}" if task else made_by) != stage:
+        is_one, is_needed = (" ".join(_group_words(name)) for name in (found, stage))
+        raise UsageError(f"{path} is a run of {is_one}; a run of {is_needed} is needed: name another one")
 
 
 def _check_not_a_toy(config: RunConfig, path: str, stage: str) -> None:
@@ -170,7 +171,7 @@ def _config_before(config: RunConfig, path: str, stage: str, typed: Sequence[str
     asked for first.
     """
     shared = [word for word in typed if _is_shared(word.partition("=")[0])]
-    words = [f"stage={stage}", f"data={config.data.name}", f"model={config.model.name}", *shared]
+    words = [*_group_words(stage), f"data={config.data.name}", f"model={config.model.name}", *shared]
     before = compose.compose(words).config
     text = before.text
     if reads_text(config) and reads_text(before):
@@ -187,6 +188,11 @@ def _config_before(config: RunConfig, path: str, stage: str, typed: Sequence[str
         data=replace(before.data, root=config.data.root),
         text=text,
     )
+
+
+def _group_words(name: str) -> list[str]:
+    """STAGE or STAGE-TASK as words of a command."""
+    return [f"{group}={value}" for group, value in zip(("stage", "task"), name.split("-"), strict=False)]
 
 
 def _is_shared(key: str) -> bool:

@@ -49,7 +49,7 @@ class Trained:
         with meta_errors(self.checkpoint.path):
             self.objective: Objective = self.recipe.objective(self.meta)
         if self.is_run:
-            _load_all(self.objective, self.checkpoint, words)
+            _load_all(self.recipe, self.objective, self.checkpoint, words)
         else:
             adopt.take_weights(self.objective, self.checkpoint, self.meta, say)
         self.objective.eval()
@@ -245,11 +245,12 @@ def task_of(run: Trained, path: Any) -> Task:
     return run.recipe
 
 
-def _load_all(objective: Objective, checkpoint: Checkpoint, words: Sequence[str]) -> None:
+def _load_all(recipe: Recipe, objective: Objective, checkpoint: Checkpoint, words: Sequence[str]) -> None:
     own, given = objective.state_dict(), checkpoint.state
     wrong = sorted(own.keys() ^ given.keys()) or [n for n, v in own.items() if v.shape != given[n].shape]
     if wrong and words:
-        raise UsageError(f"{checkpoint.path}: its weights do not fit a model with {' '.join(words)}; leave that out")
+        remedy = recipe.without(sorted(own.keys() - given.keys()))
+        raise UsageError(f"{checkpoint.path}: its weights do not fit a model with {' '.join(words)}; {remedy}")
     if wrong:
         file = checkpoint.path / "model.safetensors"
         raise DataError(f"{file} does not fit its config.json: {wrong[0]}; copy the folder again")

@@ -84,7 +84,8 @@ def _train(config: RunConfig, accelerator: Accelerator, command: str, typed: Seq
             preflight.check_init(each)
     dist.on_main(lambda: chain.ensure_data(config))
     for earlier in before:
-        say(f"{earlier.run} is missing: training stage={earlier.tower} first")
+        words = f"stage={earlier.tower}" + (f" task={earlier.task.name}" if earlier.task else "")
+        say(f"{earlier.run} is missing: training {words} first")
         _run(earlier, _accelerator(earlier), command)
     # the accelerator of an earlier run took the place of ours
     _run(config, _accelerator(config) if before else accelerator, command, profile)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlbeit.data.records import open_named
-from vlbeit.data.sources.base import walk_images
+from vlbeit.data.sources.base import check_pictures
 from vlbeit.errors import DataError, UsageError
 
 _COLUMNS = 5  # of a contact sheet
@@ -21,7 +21,7 @@ def search_pictures(path: str, text: str, folder: Path, *, top: int = 5, out: Pa
     Raises, before the run is read, UsageError for an empty text and DataError for a folder without pictures; UsageError
     for a task that does not search.
     """
-    _check_folder(folder)
+    check_pictures(folder)
     if not text.strip():
         raise UsageError("the text is empty: say what is to be found")
     rows = _searcher(path, out).pictures(text, folder, top=top)
@@ -57,13 +57,6 @@ def _searcher(path: str, out: Path | None, *inputs: Path) -> Any:
     if not hasattr(predictor, "pictures"):
         raise UsageError(f"{path} is a run of task={run.config.task.name}, which searches nothing: task=retrieval does")
     return predictor
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise DataError(f"--images {folder} is no folder: name one with pictures in it")
-    if not any(names for _, names in walk_images(folder)):
-        raise DataError(f"--images {folder} has no pictures in it: name another folder")
 
 
 def _texts(file: Path) -> list[str]:

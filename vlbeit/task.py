@@ -7,7 +7,7 @@ and parameter groups.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlbeit.config import OptimConfig, RunConfig, Settings, require
@@ -43,6 +43,10 @@ class Recipe(ABC):
     def needed_runs(self) -> dict[str, str]:
         """Runs, beside `init`, that must exist before this one: folder -> stage that makes it."""
         return {}
+
+    def without(self, names: Sequence[str]) -> str:
+        """What to do about a trained run that lacks these weights, which the settings of now need."""
+        return "leave that out"
 
     def start(self, objective: Objective) -> None:  # noqa: B027  (most recipes start from `init` alone)
         """Load weights that do not come from `init`; called once, when a run starts and not when it goes on."""
@@ -97,6 +101,7 @@ class Task(Recipe):
     """A task on a pre-trained tower; its result is a number and a predictor."""
 
     stages: ClassVar[tuple[str, ...]]  # towers it takes, the first is the default
+    built_in_start: ClassVar[str] = ""  # STAGE-TASK: on the built-in data a run of it comes before, not the stage's own
     pictures: ClassVar[int] = 1  # that its predictor takes at once; of more than one it gets a list
 
     @abstractmethod

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlbeit.models.encoder import MoMEEncoder, join
 from vlbeit.models.heads import Heads
-from vlbeit.objectives.base import Objective
+from vlbeit.objectives.base import Objective, logged
 from vlbeit.objectives.contrastive import contrast_head, learned_logs
 from vlbeit.objectives.global_contrast import GlobalContrast
-from vlbeit.objectives.matching import Negatives, match_terms
+from vlbeit.objectives.matching import Negatives, match_terms, paired
 from vlbeit.types import Batch, StepOutput, Tokens
 
 
@@ -97,32 +96,22 @@ class RetrievalObjective(Objective):
             return StepOutput({}, {}, (pair,))
         terms_B, hits_B, negatives = self.contrast((pair,), batch)
         losses = {"itc": terms_B.sum() / counts["itc"]}
-        logs = {"itc": _log(terms_B), "itc_accuracy": _log(hits_B), **learned_logs((pair,))}
+        logs = {"itc": logged(terms_B), "itc_accuracy": logged(hits_B), **learned_logs((pair,))}
         if self.matching_weight:
             assert negatives is not None, "the contrast draws them"
             itm, hits = self._match(batch, negatives)
             losses["itm"] = self.matching_weight * itm.sum() / counts["itm"]
-            logs |= {"itm": _log(itm), "itm_accuracy": _log(hits)}
+            logs |= {"itm": logged(itm), "itm_accuracy": logged(hits)}
         return StepOutput(losses, logs)
 
     def _match(self, batch: Batch, negatives: Negatives) -> tuple[Tensor, Tensor]:
         """Terms and hits of true pairs, of texts with wrong pictures and of pictures with wrong texts."""
-        ids, keep, image = batch["text_ids"], batch["text_keep"].bool(), batch["image"]
-        extra = (0, negatives.text_ids.shape[1] - ids.shape[1])  # to the longest of all
-        ids, keep = F.pad(ids, extra), F.pad(keep, extra)
-        logits = self.match_logits(
-            torch.cat([ids, ids, negatives.text_ids]),
-            torch.cat([keep, keep, negatives.text_keep]),
-            self.encoder.embed_image(torch.cat([image, negatives.image, image])),
-        )
+        ids, keep, image = paired(batch, negatives)
+        logits = self.match_logits(ids, keep, self.encoder.embed_image(image))
         return match_terms(logits, negatives.there_B)
 
     def describe(self) -> dict[str, Any]:
         return {"encoder": self.encoder.spec.to_dict(), "heads": self.heads.specs}
-
-
-def _log(values: Tensor) -> tuple[Tensor, Tensor]:
-    return values.detach().sum(), torch.as_tensor(values.numel(), device=values.device)
 
 
 def _of_fused_pass(name: str) -> bool:

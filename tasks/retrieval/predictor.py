@@ -20,7 +20,7 @@ from vlbeit.config import DataConfig
 from vlbeit.data.collate import collate
 from vlbeit.data.loader import EvalLoader
 from vlbeit.data.records import ListRecords, open_image
-from vlbeit.data.sources.base import walk_images
+from vlbeit.data.sources.base import check_pictures, walk_images
 from vlbeit.data.text import Tokenizer
 from vlbeit.data.transforms import EvalImage
 from vlbeit.engine.progress import counting
@@ -98,10 +98,13 @@ class RetrievalPredictor:
 
     @torch.no_grad()
     def texts(self, image: Any, texts: Sequence[str], *, top: int = 5) -> Sequence[FoundText | MatchedText]:
-        """Path, bytes or PIL image -> the `top` nearest of the texts, best first.
+        """Path, bytes or PIL image -> the `top` nearest of the texts, best first; blank ones are none.
 
-        Raises ImageError for a picture that cannot be read, UsageError without a text.
+        Raises ImageError for a picture that cannot be read, UsageError without a text or for one that is in no list.
         """
+        if isinstance(texts, str):
+            raise UsageError("texts to choose from are a list: give [text, ...]")
+        texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
         if not texts:
             raise UsageError("there are no texts to choose from")
         look = placed(self.image(open_image(image))[None], self.objective)
@@ -119,11 +122,12 @@ class RetrievalPredictor:
     def pictures(self, text: str, folder: str | Path, *, top: int = 5) -> Sequence[FoundPicture | MatchedPicture]:
         """A text -> the `top` nearest pictures below a folder, best first. Vectors of pictures are kept in the cache.
 
-        Raises UsageError for an empty text, DataError where the folder has no picture that can be read.
+        Raises UsageError for an empty text, DataError where the folder is none or has no picture that can be read.
         """
         if not text.strip():
             raise UsageError("the text is empty: say what is to be found")
         folder = Path(folder).expanduser()
+        check_pictures(folder)
         paths = [Path(top_folder, name) for top_folder, names in walk_images(folder) for name in names]
         kept = FolderVectors(self.data.cache, self._facts, folder)(paths, self._picture_vectors)
         if not kept.pictures:
@@ -134,8 +138,9 @@ class RetrievalPredictor:
         first = _best(similarity_P, max(top, self.rerank))
         if not self.rerank:
             return [FoundPicture(str(kept.pictures[place]), float(similarity_P[place])) for place in first]
-        scores = [self._match(kept.pictures[place], text) for place in first]
-        rows = zip([str(kept.pictures[place]) for place in first], scores, similarity_P[first].tolist(), strict=True)
+        scores = self._matches([kept.pictures[place] for place in first], text)
+        there = [(place, score) for place, score in zip(first, scores, strict=True) if score is not None]
+        rows = ((str(kept.pictures[place]), score, float(similarity_P[place])) for place, score in there)
         return [MatchedPicture(*row) for row in self._ordered(rows)[:top]]
 
     def _ordered(self, rows: Iterable[tuple[str, float, float]]) -> list[tuple[str, float, float, float]]:
@@ -151,9 +156,18 @@ class RetrievalPredictor:
         view = {"size": self.image.size, "mean": self.image.mean, "std": self.image.std}
         return json.dumps([weights, view])
 
-    def _match(self, path: Path, text: str) -> float:
-        look = placed(self.image(open_image(path))[None], self.objective)
-        return float(match_scores(self.objective, self.tokenizer, self.objective.encoder.embed_image(look), [text])[0])
+    def _matches(self, paths: Sequence[Path], text: str) -> list[float | None]:
+        """Log odds of a match of each picture with a text; None for one that can no longer be read, which is told."""
+        scores: list[float | None] = [None] * len(paths)
+        for places, look_BCHW in self._read(paths):
+            ids_BT, keep_BT = text_tensors(self.objective, self.tokenizer, [text] * len(places))
+            picture = self.objective.encoder.embed_image(look_BCHW)
+            logits_B2 = self.objective.match_logits(ids_BT, keep_BT, picture).float()
+            for place, odds in zip(places, (logits_B2[:, 1] - logits_B2[:, 0]).tolist(), strict=True):
+                scores[place] = odds
+        if lost := scores.count(None):
+            log.warning("%d pictures cannot be read any more and are left out", lost)
+        return scores
 
     def _text_vectors(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors [M, E] on the CPU."""
@@ -168,19 +182,27 @@ class RetrievalPredictor:
         return torch.cat(parts)
 
     def _picture_vectors(self, paths: Sequence[Path]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """A few at a time; those that cannot be read are left out, which the log names."""
+        """Places among the paths and their vectors, a few at a time."""
+        with counting("read pictures", len(paths)) as add:
+            for places, look_BCHW in self._read(paths):
+                yield places, self.objective.image_vectors(look_BCHW).float().cpu().numpy()
+                add(len(places))
+
+    def _read(self, paths: Sequence[Path]) -> Iterator[tuple[list[int], Tensor]]:
+        """Places among the paths and pictures [B, 3, height, width], a few at a time.
+
+        Those that cannot be read are left out, which the log names.
+        """
         records = ListRecords([{"id": str(path), "image": str(path)} for path in paths])
         spec = DataSpec(records, PictureAlone(self.image), collate)
         workers = self.data.workers if len(paths) > _PICTURES else 0
-        loader = EvalLoader(spec, batch_size=_PICTURES, workers=workers, max_bad_fraction=1.0)
         place_of = {str(path): place for place, path in enumerate(paths)}
-        with counting("read pictures", len(paths)) as add:
-            for batch in loader:
-                vectors_BE = self.objective.image_vectors(placed(batch["image"], self.objective)).float().cpu().numpy()
-                bad = set(batch["bad"])
-                rows = [row for row, name in enumerate(batch["sample_id"]) if name not in bad]
-                yield [place_of[batch["sample_id"][row]] for row in rows], vectors_BE[rows]
-                add(len(batch["sample_id"]))
+        for batch in EvalLoader(spec, batch_size=_PICTURES, workers=workers, max_bad_fraction=1.0):
+            bad = set(batch["bad"])
+            rows = [row for row, name in enumerate(batch["sample_id"]) if name not in bad]
+            if rows:
+                places = [place_of[batch["sample_id"][row]] for row in rows]
+                yield places, placed(batch["image"][rows], self.objective)
 
 
 def _best(similarity_N: Tensor, count: int) -> list[int]:

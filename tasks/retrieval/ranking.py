@@ -1,7 +1,8 @@
 """Exact search in blocks: at which rank of all candidates the right one stands, and which ones come first.
 
 A rank counts every wrong candidate whose score is not lower: a tie counts against the model, so that vectors which are
-all alike, or not numbers, come last and not first.
+all alike, or not numbers, come last and not first. Scores are compared as computed, to rounding; which of tied ones are
+among the first K candidates, which re-ranking looks at, is left to the search.
 
 Legend: Q queries, C candidates, P pictures, M captions, E width of the vectors, K first candidates.
 """

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
+from vlbeit.config import OptimConfig, RunConfig, key, require
 from vlbeit.data.collate import collate
 from vlbeit.data.picture_names import number_of
 from vlbeit.data.records import FieldColumn
 from vlbeit.data.text import Tokenizer, choose_tokenizer
-from vlbeit.data.transforms import EvalImage, TrainImage
-from vlbeit.errors import UsageError
+from vlbeit.data.transforms import EvalImage
+from vlbeit.errors import DataError, UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import param_groups, vlmo_decays
 from vlbeit.models.spec import encoder_spec
-from vlbeit.objectives.contrastive import GATHERS, LOSSES, ContrastRule
-from vlbeit.objectives.global_contrast import GlobalContrast
-from vlbeit.objectives.matching import DRAWS
+from vlbeit.objectives.pair_settings import PairSettings
 from vlbeit.task import Task
 from vlbeit.types import DataSpec, Evaluator, Meta, Records
 
@@ -38,8 +36,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class RetrievalSettings(Settings):
+class RetrievalSettings(PairSettings):
     """Defaults: VLMo's dual encoder."""
+
+    section = "task"
 
     matching_weight: float = key(
         0.0, "weight of the matching loss beside contrast: trains what task.rerank needs; 0: contrast alone, as VLMo"
@@ -48,31 +48,15 @@ class RetrievalSettings(Settings):
         0,
         "so many first candidates of every query are compared anew by the fused experts, as many passes each; 0: none",
     )
-    contrastive: str = key(
-        "softmax", "softmax: each text among all pictures, as VLMo | sigmoid: pair by pair, as SigLIP"
-    )
-    gather: str = key(
-        "gradient", "gradient: as one process with the whole batch | published: none through the gather, as VLMo"
-    )
-    same_picture_negatives: bool = key(
-        False, "whether other captions of a picture count as wrong ones in contrast and matching; VLMo: true"
-    )
     cache_gradients: bool = key(
         True, "contrast over the whole global batch also where micro_batch_size is less, for one more forward pass"
     )
     negatives: str = key("sampled", "of matching; sampled: by their likelihood | hardest: always the likeliest")
-    min_scale: float = key(0.5, "smallest random crop as a share of the picture")
-    hflip: float = key(0.0, "probability of a horizontal flip; differs from VLMo (0.5): it turns left into right")
-    randaugment: bool = key(True, "RandAugment (2 operations, magnitude 7), as VLMo")
 
     def __post_init__(self) -> None:
-        one_of("task.contrastive", self.contrastive, tuple(LOSSES))
-        one_of("task.gather", self.gather, GATHERS)
-        one_of("task.negatives", self.negatives, tuple(DRAWS))
+        super().__post_init__()
         require(self.matching_weight >= 0, f"task.matching_weight={self.matching_weight} must not be negative")
         require(self.rerank >= 0, f"task.rerank={self.rerank} must not be negative")
-        require(0 < self.min_scale <= 1, f"task.min_scale={self.min_scale} must lie in (0, 1]")
-        require(0 <= self.hflip <= 1, f"task.hflip={self.hflip} must lie in [0, 1]")
 
 
 class Retrieval(Task):
@@ -93,6 +77,10 @@ class Retrieval(Task):
         """Whether there is a fused pass."""
         return self.settings.matching_weight > 0 or self.settings.rerank > 0
 
+    def check(self) -> None:
+        """UsageError where a single pair would be compared."""
+        self.settings.check_several(self.config)
+
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """`tokenizer`."""
         tokenizer = choose_tokenizer(self.config.text, lambda: train.column("text"), inherited.get("tokenizer"))
@@ -108,10 +96,8 @@ class Retrieval(Task):
             meta=meta,
         )
         settings = self.settings
-        rule = ContrastRule(settings.contrastive, settings.gather, settings.same_picture_negatives)
-        draw = DRAWS[settings.negatives] if settings.matching_weight else None
         heads = retrieval_heads(spec.embed_dim, settings.contrastive, self._fused)
-        contrast = GlobalContrast(rule, draw, settings.cache_gradients)
+        contrast = settings.contrast(matching=settings.matching_weight > 0)
         objective = RetrievalObjective(MoMEEncoder(spec), heads, contrast, settings.matching_weight)
         if self._fused and not settings.matching_weight:
             with torch.no_grad():  # no trained head is 0: so it is known whether one came
@@ -123,7 +109,8 @@ class Retrieval(Task):
     ) -> None:
         """Warns, as training starts, of pictures that are both trained and evaluated on.
 
-        Raises UsageError where the first candidates are to be re-ranked by a matching head that nobody trained.
+        Raises DataError where a single picture is to be trained on, UsageError where the first candidates are to be
+        re-ranked by a matching head that nobody trained.
         """
         if objective.matches and not self.settings.matching_weight and not bool(objective.heads["match"].weight.any()):
             raise UsageError(
@@ -131,23 +118,23 @@ class Retrieval(Task):
                 f"stage=vl has one); task.matching_weight=1 trains one, task.rerank=0 leaves re-ranking out"
             )
         if "train" in splits:
-            self._warn_of_overlap(splits["train"], splits["val"])
+            self._check_pictures(splits["train"], splits["val"])
+
+    def without(self, names: Sequence[str]) -> str:
+        """Of a run without a matching head, where it gets one."""
+        if not any(name.startswith("heads.match.") for name in names):
+            return super().without(names)
+        return (
+            "it was trained without a matching head: train with task.matching_weight=1, or with task.rerank=K from a "
+            "run of stage=vl"
+        )
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         """Pairs with `image`, `text_ids`, `picture`; for evaluation pictures with all their captions."""
         tokenizer, settings = self._tokenizer(meta), self.settings
         if not train:
             return DataSpec(self._by_picture(records), PictureTransform(self._image(), tokenizer), collate_pictures)
-        mean, std = self.config.normalization
-        image = TrainImage(
-            self.config.data.size,
-            mean,
-            std,
-            min_scale=settings.min_scale,
-            hflip=settings.hflip,
-            randaugment=settings.randaugment,
-        )
-        return DataSpec(records, PairTransform(image, tokenizer), collate)
+        return DataSpec(records, PairTransform(settings.train_image(self.config), tokenizer), collate)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
         """Recall over the split."""
@@ -172,12 +159,15 @@ class Retrieval(Task):
             objective, self._image(), self._tokenizer(meta), self.config.data, self.settings.rerank
         )
 
-    def _warn_of_overlap(self, train: Records, val: Records) -> None:
+    def _check_pictures(self, train: Records, val: Records) -> None:
         names = train.column("picture")
         if isinstance(names, FieldColumn):  # would read every picture of a stream
             return
+        trained = {number_of(name) for name in names}
+        if len(trained) == 1 and not self.settings.same_picture_negatives:
+            raise DataError("all pairs to train on are of one picture: there is no other to tell it from")
         own = {number_of(name) for name in val.column("picture")}
-        if both := own.intersection(number_of(name) for name in names):
+        if both := own & trained:
             log.warning(
                 "%d of the %d pictures of data.val_split=%s are trained on too (data.train_split=%s): numbers on them "
                 "say little of new pictures",

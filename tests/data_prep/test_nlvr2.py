@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -97,6 +98,8 @@ def test_an_older_folder_gets_what_it_lacks_and_nothing_else_changes(drawn: Path
     shutil.rmtree(old / "nlvr2")
     with pytest.raises(DataError, match=r"this adds them.*prepare scenes --out .* --images 20 --size 32 --seed 0"):
         records(old, "val", "scenes")
+    (old / ".nlvr2.partial-killed").mkdir()
+    os.utime(old / ".nlvr2.partial-killed", (0, 0))
     assert main(["prepare", "scenes", "--out", str(old), "--images", "20", "--size", "32"]) == 0
     assert "added nlvr2/" in capsys.readouterr().out
     assert digests(old) == digests(drawn)
@@ -133,11 +136,25 @@ def test_the_repository_beside_the_pictures(official: Path, tmp_path: Path) -> N
         ('{"sentence": 3, "identifier": "dev-0-0-0"}', "must be texts"),
         ('{"sentence": "a", "identifier": "dev-0-0"}', "'dev-0-0' is not SPLIT-SET-PAIR-SENTENCE"),
         ('{"sentence": "a", "label": "maybe", "identifier": "dev-0-0-0"}', "label 'maybe' is neither True nor False"),
+        ('{"sentence": "a", "identifier": "../dev-0-0-0"}', "line 1: identifier or directory is no name of a file"),
+        ('{"sentence": "a", "identifier": "..-0-0-0"}', "line 1: identifier or directory is no name of a file"),
+        ('{"sentence": "a", "identifier": "dev-0-0-0", "directory": "../x"}', "is no name of a file"),
+        ('{"sentence": "a", "identifier": "dev-0-0-0", "directory": ".."}', "is no name of a file"),
     ],
 )
 def test_damaged_lines_are_named(official: Path, line: str, said: str) -> None:
     (official / "dev.json").write_text(line + "\n")
     with pytest.raises(DataError, match=said):
+        records(official, "dev")
+
+
+def test_a_statement_that_is_there_twice(official: Path) -> None:
+    """Their results would be merged: of a file it is refused, and of splits that overlap."""
+    with pytest.raises(UsageError, match=r"dev\+val: 8 statements are in several"):
+        records(official, "dev+val")
+    lines = (official / "dev.json").read_text().splitlines()
+    (official / "dev.json").write_text("\n".join([*lines, lines[0]]))
+    with pytest.raises(DataError, match=r"dev\.json, line 9: identifier 'dev-0-0-0' is there twice"):
         records(official, "dev")
 
 

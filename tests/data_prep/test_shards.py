@@ -116,6 +116,15 @@ def test_names_are_known_again():
     assert names.add("200000") and not names.add("200000")
 
 
+@pytest.mark.parametrize("target", ["../a.jpg", "train/../../a.jpg", "/a.jpg"])
+def test_no_picture_leaves_the_folder(tmp_path, make_picture, target):
+    layout = shards.Layout("images", "folder", {})
+    items = [Item((0,), {"id": "a", "image": make_picture()}, {"image": target})]
+    with pytest.raises(DataError, match=r"a: its file '.*a\.jpg' would lie outside of .*out"):
+        list(shards.Folder(tmp_path / "out", layout, shard_bytes=1).write("train", items, lambda item: Finding(), 1))
+    assert not list(tmp_path.rglob("*a.jpg"))
+
+
 def test_a_format_that_the_name_of_the_file_does_not_say(make_picture):
     """Also where ids have no suffix, as ADE20K's."""
     item = Item((0,), {"id": "a", "image": make_picture(format="PNG")}, {"image": "images/training/a.jpg"})

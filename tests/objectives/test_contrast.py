@@ -226,6 +226,16 @@ def test_survey_sees_what_training_sees(contrast_run: ModuleType, tmp_path: Path
     assert (seen["looked"][0] - seen["looked"][4]).abs().max() > 0.01
 
 
+def test_running_statistics_learn_once_a_step(contrast_run: ModuleType, tmp_path: Path) -> None:
+    """A look is no step of training: what a batch norm remembers counts each micro-batch once."""
+    objective = contrast_run.make_objective(ContrastRule(), cached=True)
+    objective.encoder.norm_of_pictures = torch.nn.BatchNorm2d(3)
+    plain, norm = objective._features, objective.encoder.norm_of_pictures
+    objective._features = lambda batch: plain({**batch, "image": norm(batch["image"])})
+    contrast_run.run_engine(objective, 2, tmp_path, steps=1)
+    assert int(norm.num_batches_tracked) == 4
+
+
 def test_objective_of_the_documentation(contrast_run: ModuleType) -> None:
     """The dual encoder of docs/contrast.md: cached in two micro-batches it has the gradient of the whole."""
     text = (Path(__file__).parents[2] / "docs" / "contrast.md").read_text()

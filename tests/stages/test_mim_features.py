@@ -118,6 +118,14 @@ def test_a_tag_may_stand_behind_a_slash() -> None:
     assert settings.teacher == "open_clip:ViT-B-32@openai"
 
 
+def test_a_file_of_weights_is_known_by_its_whole_path_and_named_where_it_is_gone(tmp_path: Path) -> None:
+    with chdir(tmp_path):
+        settings = MIMSettings(name="mim", target="features", teacher="timm:test_vit@weights.pth")
+    assert settings.teacher == f"timm:test_vit@{tmp_path / 'weights.pth'}"
+    with pytest.raises(UsageError, match=r"weights\.pth is not there: bring the file back"):
+        read_teacher(settings.teacher, (48, 48))
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from vlbeit.config import DataConfig, RunConfig, Settings, TextConfig
 from vlbeit.data.loader import EvalLoader
 from vlbeit.data.records import ListRecords
 from vlbeit.engine.evaluate import run_evaluators
-from vlbeit.errors import UsageError
+from vlbeit.errors import DataError, UsageError
 from vlbeit.models.convert import Hints, convert
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.presets import PRESETS
@@ -277,6 +278,24 @@ def test_a_matching_head_that_nobody_trained_is_refused(records):
     built(records, rerank=2, matching_weight=1)[0].prepare(objective, {"val": records}, Accelerator(cpu=True))
 
 
+def test_a_single_pair_or_picture_is_not_trained_on(records):
+    recipe, _, objective = built(records)
+    alone = {"micro_batch_size": 1, "task": replace(recipe.settings, cache_gradients=False)}
+    for more in ({"global_batch_size": 1}, alone):
+        with pytest.raises(UsageError, match=r"task=.* needs a global_batch_size and a micro_batch_size of at least 2"):
+            Retrieval(replace(recipe.config, **more)).check()
+    recipe.check()
+    with pytest.raises(DataError, match="of one picture"):
+        splits = {"train": ListRecords([records[0], records[4]]), "val": records}
+        recipe.prepare(objective, splits, Accelerator(cpu=True))
+
+
+def test_a_run_without_a_matching_head_says_how_to_get_one(records):
+    recipe, _, _ = built(records)
+    assert "train with task.matching_weight=1" in recipe.without(["heads.match.weight", "heads.pooler.dense.weight"])
+    assert recipe.without(["heads.other"]) == "leave that out"
+
+
 def test_pictures_of_both_splits_are_said(records, caplog):
     recipe, _, objective = built(records)
     recipe.prepare(objective, {"train": records, "val": ListRecords([records[0], records[4]])}, Accelerator(cpu=True))
@@ -303,3 +322,26 @@ def test_the_best_texts_and_pictures(records, trained, tmp_path):
     expected = [objective.scale * row.similarity + odd for row, odd in zip(matched, odds, strict=True)]
     assert [row.score for row in matched] == pytest.approx(expected, abs=1e-3)
     assert again(records[2]["image"], "It is red.\nIt is blue.", top=1)[0].text == "It is blue."
+    assert predictor.texts(records[2]["image"], [" ", "It is blue. ", "It is blue."], top=5)[0].text == "It is blue."
+    for wrong, said in (("It is blue.", r"a list: give \[text"), (["", " "], "no texts")):
+        with pytest.raises(UsageError, match=said):
+            predictor.texts(records[2]["image"], wrong)
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        predictor.pictures("It is blue.", tmp_path / "nowhere")
+
+
+def test_a_picture_that_is_deleted_while_it_is_searched_is_left_out(records, trained, tmp_path, caplog, monkeypatch):
+    recipe, meta, objective, _ = trained
+    (tmp_path / "pictures").mkdir()
+    paths = [shutil.copy(records[row]["image"], tmp_path / "pictures") for row in range(3)]
+    recipe = Retrieval(replace(recipe.config, task=replace(recipe.settings, rerank=3)))
+    recipe.config.data.cache = str(tmp_path / "cache")
+    predictor = recipe.predictor(objective, meta)
+    whole = predictor.pictures("It is green.", tmp_path / "pictures")
+    matches = predictor._matches
+    monkeypatch.setattr(predictor, "_matches", lambda *given: (Path(paths[0]).unlink(), matches(*given))[1])
+    found = predictor.pictures("It is green.", tmp_path / "pictures")
+    assert len(whole) == 3 and [row.picture for row in found] == [
+        each.picture for each in whole if each.picture != paths[0]
+    ]
+    assert "1 pictures cannot be read any more and are left out" in caplog.text

@@ -114,9 +114,16 @@ def _example(line: bytes, place: str) -> Example:
         raise DataError(f"{place}: identifier {identifier!r} is not SPLIT-SET-PAIR-SENTENCE; {LAYOUT}")
     part, stem = found["split"], identifier.rpartition("-")[0]
     folder = f"{part}/{row['directory']}" if "directory" in row else part
+    if not all(_is_plain(name) for name in (part, stem, *([str(row["directory"])] if "directory" in row else []))):
+        raise DataError(f"{place}: identifier or directory is no name of a file ({identifier!r}); {LAYOUT}")
     left, right = (f"{folder}/{stem}-img{side}.png" for side in (0, 1))
     sentence = f"{part}-{found['set']}-{found['sentence']}"
     return Example(identifier, text, _label(row.get("label"), place), sentence, (left, right), place)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name from a file stays in the folder that it is put in."""
+    return not set("/\\\0").intersection(name) and name not in ("", ".", "..")
 
 
 def _label(value: Any, place: str) -> int:

@@ -181,14 +181,19 @@ class Engine:
 
     def _surveyed(self, micro_batches: list[Batch]) -> list[Batch]:
         """What the objective makes of all micro-batches of the step before it is asked for losses."""
+        buffers: dict[str, Tensor] = {}  # running statistics learn from a micro-batch once, as it is trained on
 
         @torch.no_grad()
         def look(index: int) -> tuple[Any, ...]:
+            buffers.update(buffers or kept_buffers(self.objective))
             seed_generators(self.plan.seed, self.state.step, index, dist.rank())
             with self.accelerator.autocast():  # as in training
                 return self.forward(self._on_device(micro_batches[index]), {}).seen
 
-        return self.objective.survey(micro_batches, look)
+        surveyed = self.objective.survey(micro_batches, look)
+        if buffers:
+            put_back(self.objective, buffers)
+        return surveyed
 
     def _next(self, steps: Iterator[list[Batch]], stop: StopRequest) -> list[Batch]:
         """The micro-batches of the next step; empty where this process was asked to stop meanwhile."""

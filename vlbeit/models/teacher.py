@@ -6,6 +6,7 @@ Legend: B batch, C width of the network.
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from vlbeit.config import foreign_tower
 from vlbeit.errors import UsageError, UserError
 from vlbeit.models.image_tower import ImageTower
 from vlbeit.models.towers import image_network
+
+_LIBRARIES = ("timm:", "open_clip:")
+_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".npz")  # of weights; a tag of open_clip has none
 
 
 class Teacher(nn.Module):
@@ -74,13 +78,24 @@ class _OwnPatches(nn.Module):
         return x_BND.transpose(1, 2).unflatten(2, grid)
 
 
+def with_whole_path(name: str) -> str:
+    """timm:NAME@FILE, or open_clip:, with the absolute path of its file; all else as it is."""
+    network, _, file = name.partition("@")
+    return f"{network}@{Path(file).expanduser().absolute()}" if _names_file(name) else name
+
+
+def _names_file(name: str) -> bool:
+    file = name.partition("@")[2]
+    return name.startswith(_LIBRARIES) and ("/" in file or Path(file).suffix in _SUFFIXES)
+
+
 def read_teacher(name: str, size: tuple[int, int]) -> Teacher:
     """timm:NAME, open_clip:NAME@TAG, or a run or checkpoint, for pictures of `size` (height, width).
 
     Raises UsageError, which names the key stage.teacher, where it cannot be had or does not take that size.
     """
     try:
-        teacher = _foreign(name, size) if name.startswith(("timm:", "open_clip:")) else _own(name, size)
+        teacher = _foreign(name, size) if name.startswith(_LIBRARIES) else _own(name, size)
         teacher.width(size)
     except (UserError, ValueError) as error:
         line = _first_line(error)
@@ -92,6 +107,8 @@ def _foreign(name: str, size: tuple[int, int]) -> Teacher:
     tower = foreign_tower(name)
     if tower is None or not tower.name or tower.weights == "none":
         raise UsageError("it names no weights: timm:NAME, open_clip:NAME/TAG, or a run or checkpoint of ours")
+    if _names_file(name) and not Path(tower.weights).is_file():
+        raise UsageError(f"{tower.weights} is not there: bring the file back, or name another one")
     network, facts = image_network(name, size, f"stage.teacher={name}")
     return Teacher(network, facts["mean"], facts["std"])
 

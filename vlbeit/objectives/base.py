@@ -53,5 +53,10 @@ class Objective(nn.Module, ABC):
         """The parts as JSON values for `checkpoint/config.json`: `encoder` (absent without one) and `heads`."""
 
 
+def logged(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of values and their number, for the logs of a `StepOutput`."""
+    return values.detach().sum(), torch.as_tensor(values.numel(), device=values.device)
+
+
 def _is_picture(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 4

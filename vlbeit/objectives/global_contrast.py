@@ -82,8 +82,8 @@ class GlobalContrast:
         if self.rule.same_picture_negatives:
             return rows
         pictures = set(batch["picture"].tolist())
-        several = set(dist.gather_objects(pictures.pop() if len(pictures) == 1 else None))
-        return rows if None in several or len(several) > 1 else 0
+        found = set(dist.gather_numbers(pictures.pop() if len(pictures) == 1 else -1))  # of pictures they are positive
+        return rows if -1 in found or len(found) > 1 else 0
 
     def _over_step(
         self, seen: Sequence[Sequence[Compared]], picture_S: Tensor | None

@@ -76,6 +76,21 @@ def negatives(logits_BG: Tensor, excluded_BG: Tensor, draw: Draw) -> Tensor:
     return draw(weights_BG)
 
 
+def paired(batch: Batch, negatives: Negatives, *more_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, which of them are real, and pictures: [3 * B, T] of true pairs, texts with wrong pictures, pictures
+    with wrong texts, all as wide as the widest; then the true pairs again with each of `more_BT` as their ids.
+    """
+    image, width = batch["image"], negatives.text_ids.shape[1]
+    ids, keep, *more = (
+        F.pad(part, (0, width - part.shape[1])) for part in (batch["text_ids"], batch["text_keep"].bool(), *more_BT)
+    )
+    return (
+        torch.cat([ids, ids, negatives.text_ids, *more]),
+        torch.cat([keep, keep, negatives.text_keep, *[keep] * len(more)]),
+        torch.cat([image, negatives.image, image, *[image] * len(more)]),
+    )
+
+
 def match_terms(logits: Tensor, there_B: Tensor) -> tuple[Tensor, Tensor]:
     """Terms and hits of true pairs, then of texts with wrong pictures and of pictures with wrong texts: [3 * B, 2].
 
@@ -93,7 +108,7 @@ def exchange(batches: Sequence[Batch], chosen: Sequence[Chosen]) -> list[Negativ
     All micro-batches are of one size. Columns count the processes, in each its micro-batches, in these their rows.
     Everything lies where the rows of the batches lie.
     """
-    width = max(dist.gather_objects(max(batch["text_ids"].shape[1] for batch in batches)))
+    width = max(dist.gather_numbers(max(batch["text_ids"].shape[1] for batch in batches)))
     images = [batch["image"] for batch in batches]
     texts = [
         torch.stack([F.pad(part, (0, width - part.shape[1])) for part in (ids, keep.to(ids.dtype))], 1)

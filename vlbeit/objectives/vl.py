@@ -14,10 +14,10 @@ from torch import Tensor
 
 from vlbeit.models.encoder import MoMEEncoder, join, split
 from vlbeit.models.heads import Compared, Heads
-from vlbeit.objectives.base import Objective
+from vlbeit.objectives.base import Objective, logged
 from vlbeit.objectives.contrastive import ContrastRule, learned_logs
 from vlbeit.objectives.global_contrast import GlobalContrast
-from vlbeit.objectives.matching import Negatives, match_terms
+from vlbeit.objectives.matching import Negatives, match_terms, paired
 from vlbeit.objectives.mlm import IGNORED, masked_word_terms
 from vlbeit.types import Batch, StepOutput
 
@@ -67,8 +67,8 @@ class VLObjective(Objective):
         assert negatives is not None
         match_logits, mlm_M, mlm_logs = self._fused(batch, negatives)
         itm, itm_hits = match_terms(match_logits, negatives.there_B)
-        logs = {"itc": _log(itc_B), "itc_accuracy": _log(hits_B), **learned_logs(pairs)}
-        logs |= mlm_logs | {"itm": _log(itm), "itm_accuracy": _log(itm_hits)}
+        logs = {"itc": logged(itc_B), "itc_accuracy": logged(hits_B), **learned_logs(pairs)}
+        logs |= mlm_logs | {"itm": logged(itm), "itm_accuracy": logged(itm_hits)}
         losses = {
             "itc": itc_B.sum() / counts["itc"],
             "itm": itm.sum() / counts["itm"],
@@ -89,24 +89,14 @@ class VLObjective(Objective):
 
     def _fused(self, batch: Batch, negatives: Negatives) -> tuple[Tensor, Tensor, Log]:
         """One fused pass over four sets of pairs: true, negative image, negative text, true with masked words."""
-        ids, keep, image = batch["text_ids"], batch["text_keep"].bool(), batch["image"]
-        width = negatives.text_ids.shape[1]  # the longest of all
-        ids, mlm_ids = (F.pad(t, (0, width - t.shape[1])) for t in (ids, batch["mlm_ids"]))
-        keep = F.pad(keep, (0, width - keep.shape[1]))
-        text = self.encoder.embed_text(
-            torch.cat([ids, ids, negatives.text_ids, mlm_ids]), torch.cat([keep, keep, negatives.text_keep, keep])
-        )
-        picture = self.encoder.embed_image(torch.cat([image, negatives.image, image, image]))
+        ids, keep, image = paired(batch, negatives, batch["mlm_ids"])
+        text, picture = self.encoder.embed_text(ids, keep), self.encoder.embed_image(image)
         words = split(self.encoder(join(text, picture)))[0].x_BLD
-        pairs = 3 * len(ids)
-        labels_BT = F.pad(batch["mlm_labels"], (0, width - batch["mlm_labels"].shape[1]), value=IGNORED)
+        pairs = 3 * len(batch["mlm_labels"])
+        labels_BT = F.pad(batch["mlm_labels"], (0, ids.shape[1] - batch["mlm_labels"].shape[1]), value=IGNORED)
         mlm_M, hits_M = masked_word_terms(self.heads["mlm"], words[pairs:], labels_BT)
         match_logits = self.heads["match"](self.heads["pooler"](words[:pairs]))
-        return match_logits, mlm_M, {"mlm": _log(mlm_M), "mlm_accuracy": _log(hits_M)}
+        return match_logits, mlm_M, {"mlm": logged(mlm_M), "mlm_accuracy": logged(hits_M)}
 
     def describe(self) -> dict[str, Any]:
         return {"encoder": self.encoder.spec.to_dict(), "heads": self.heads.specs}
-
-
-def _log(values: Tensor) -> tuple[Tensor, Tensor]:
-    return values.detach().sum(), torch.as_tensor(values.numel(), device=values.device)

@@ -26,7 +26,7 @@ from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import beit_decays, param_groups
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import encoder_spec
-from vlbeit.models.teacher import Teacher, read_teacher
+from vlbeit.models.teacher import Teacher, read_teacher, with_whole_path
 from vlbeit.models.tokenizer_kinds import kind_of
 from vlbeit.objectives.evaluation import MeanLogs
 from vlbeit.objectives.mim import MIMObjective
@@ -72,7 +72,7 @@ class MIMSettings(Settings):
 
     def __post_init__(self) -> None:
         one_of("stage.target", self.target, ("dvae", "pixels", "features"))
-        self.teacher = with_tag(self.teacher)
+        self.teacher = with_whole_path(with_tag(self.teacher))
         self._check_teacher()
         one_of("stage.masking", self.masking, ("blockwise", "random"))
         require(0 < self.mask_ratio < 1, f"stage.mask_ratio={self.mask_ratio} must lie between 0 and 1")

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlbeit import dist
-from vlbeit.config import OptimConfig, RunConfig, Settings, key, one_of, require
+from vlbeit.config import OptimConfig, RunConfig, key, require
 from vlbeit.data.collate import collate
 from vlbeit.data.masked_text import MaskedText
 from vlbeit.data.picture_names import number_of
@@ -18,46 +17,27 @@ from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import param_groups, vlmo_decays
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import encoder_spec
-from vlbeit.objectives.contrastive import GATHERS, LOSSES, ContrastRule, contrast_head
+from vlbeit.objectives.contrastive import contrast_head
 from vlbeit.objectives.evaluation import MeanLogs
-from vlbeit.objectives.global_contrast import GlobalContrast
-from vlbeit.objectives.matching import DRAWS
+from vlbeit.objectives.pair_settings import PairSettings
 from vlbeit.objectives.vl import VLObjective
 from vlbeit.task import Stage
 from vlbeit.types import DataSpec, Evaluator, Meta, Record, Records, Sample
 
 
 @dataclass
-class VLSettings(Settings):
+class VLSettings(PairSettings):
     """Settings of vision-language pre-training; the defaults are VLMo's."""
+
+    section = "stage"
 
     mlm_weight: float = key(0.25, "weight of the masked-word loss beside contrast and matching")
     mlm_probability: float = key(0.15, "share of words that is masked")
-    contrastive: str = key(
-        "softmax", "softmax: each text among all pictures, as VLMo | sigmoid: pair by pair, as SigLIP"
-    )
-    gather: str = key(
-        "gradient", "gradient: as one process with the whole batch | published: none through the gather, as VLMo"
-    )
-    negatives: str = key("sampled", "sampled: by their likelihood | hardest: always the likeliest")
-    same_picture_negatives: bool = key(
-        False, "whether other captions of a picture count as wrong ones in contrast and matching; VLMo: true"
-    )
-    cache_gradients: bool = key(
-        False, "contrast and negatives over the whole global batch at any micro_batch_size, for one more forward pass"
-    )
-    min_scale: float = key(0.5, "smallest random crop as a share of the picture")
-    hflip: float = key(0.0, "probability of a horizontal flip; differs from VLMo (0.5): it turns left into right")
-    randaugment: bool = key(True, "RandAugment (2 operations, magnitude 7), as VLMo")
 
     def __post_init__(self) -> None:
-        one_of("stage.contrastive", self.contrastive, tuple(LOSSES))
-        one_of("stage.gather", self.gather, GATHERS)
-        one_of("stage.negatives", self.negatives, tuple(DRAWS))
+        super().__post_init__()
         require(self.mlm_weight >= 0, f"stage.mlm_weight={self.mlm_weight} must not be negative")
         require(0 < self.mlm_probability < 1, f"stage.mlm_probability={self.mlm_probability} must lie in (0, 1)")
-        require(0 < self.min_scale <= 1, f"stage.min_scale={self.min_scale} must lie in (0, 1]")
-        require(0 <= self.hflip <= 1, f"stage.hflip={self.hflip} must lie in [0, 1]")
 
     @classmethod
     def upgraded(cls, stored: dict[str, Any]) -> dict[str, Any]:
@@ -77,13 +57,10 @@ class VL(Stage):
         super().__init__(config)
         self.settings: VLSettings = config.stage
         require(config.model.fused_layers > 0, "stage=vl needs model.fused_layers of at least 1")
-        whole = config.micro_batch_size == "auto" or self.settings.cache_gradients
-        own = config.global_batch_size if whole else config.micro_batch_size
-        require(
-            own * dist.world_size() > 1,
-            "stage=vl needs a global_batch_size and a micro_batch_size of at least 2: matching wants negatives; with "
-            "stage.cache_gradients=true they come from the whole batch",
-        )
+
+    def check(self) -> None:
+        """UsageError where a single pair would be compared."""
+        self.settings.check_several(self.config)
 
     def meta(self, train: Records, inherited: Meta) -> Meta:
         """`tokenizer`."""
@@ -95,29 +72,15 @@ class VL(Stage):
         spec = encoder_spec(self.config, experts=("image", "text"), fused=True, vocab_size=vocab_size, meta=meta)
         encoder = MoMEEncoder(spec)  # first: what is drawn for it and for the heads hangs on the order
         heads = vl_heads(spec.embed_dim, vocab_size, self.settings.contrastive)
-        return VLObjective(encoder, heads, self.settings.mlm_weight, self._contrast())
-
-    def _contrast(self) -> GlobalContrast:
-        settings = self.settings
-        rule = ContrastRule(settings.contrastive, settings.gather, settings.same_picture_negatives)
-        return GlobalContrast(rule, DRAWS[settings.negatives], settings.cache_gradients)
+        return VLObjective(encoder, heads, self.settings.mlm_weight, self.settings.contrast(matching=True))
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         tokenizer = Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length)
         masked = MaskedText(tokenizer, self.settings.mlm_probability)
-        mean, std = self.config.normalization
-        size, settings = self.config.data.size, self.settings
         image = (
-            TrainImage(
-                size,
-                mean,
-                std,
-                min_scale=settings.min_scale,
-                hflip=settings.hflip,
-                randaugment=settings.randaugment,
-            )
+            self.settings.train_image(self.config)
             if train
-            else EvalImage(size, mean, std)
+            else EvalImage(self.config.data.size, *self.config.normalization)
         )
         return DataSpec(records if train else spread(records), PairTransform(image, masked), collate)
 

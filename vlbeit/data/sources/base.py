@@ -101,6 +101,14 @@ def walk_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Ite
         yield top, found
 
 
+def check_pictures(folder: Path) -> None:
+    """Raise `DataError` unless there are image files below a folder."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: name one with pictures in it")
+    if not any(names for _, names in walk_images(folder)):
+        raise DataError(f"{folder} has no pictures in it: name another folder")
+
+
 def missing_files(paths: Iterable[Path]) -> list[Path]:
     """Which files are not there, by listing each folder once instead of asking for every file."""
     by_folder: dict[Path, list[Path]] = defaultdict(list)

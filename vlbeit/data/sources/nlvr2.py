@@ -12,7 +12,7 @@ from vlbeit.data.nlvr2_files import find_table, official_name, pictures_of, read
 from vlbeit.data.prepared import prepared_records
 from vlbeit.data.records import KINDS, JoinedRecords
 from vlbeit.data.sources.base import DataSource
-from vlbeit.errors import DataError, some
+from vlbeit.errors import DataError, UsageError, some
 from vlbeit.types import Record, Records
 
 
@@ -31,7 +31,12 @@ class NLVR2(DataSource):
 
     def records(self, kind: str, split: str) -> Records:
         parts = [self._part(name) for name in split.split("+")]
-        return parts[0] if len(parts) == 1 else JoinedRecords(parts)
+        if len(parts) == 1:
+            return parts[0]
+        joined = JoinedRecords(parts)
+        if twice := len(joined) - len(set(joined.column("id")[:])):
+            raise UsageError(f"{split}: {twice:,} statements are in several of these splits: name others")
+        return joined
 
     def _part(self, split: str) -> Records:
         name = official_name(split)
@@ -44,8 +49,12 @@ class NLVR2(DataSource):
 
     def _rows(self, table: Path) -> Iterator[Record]:
         missing: dict[Path, None] = {}
+        seen: set[str] = set()
         for example, (left, right), absent in pictures_of(read_examples(table), self.images):
             missing |= dict.fromkeys(absent)
+            if example.identifier in seen:
+                raise DataError(f"{example.place}: identifier {example.identifier!r} is there twice; get it again")
+            seen.add(example.identifier)
             yield {
                 "id": example.identifier,
                 "image_0": str(left),
