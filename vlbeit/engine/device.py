@@ -122,8 +122,8 @@ def _meeting(timeout: float) -> Iterator[None]:
         place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise DataError(
             f"the {_number('WORLD_SIZE', 1)} processes of this run have not met at {place} within engine.timeout="
-            f"{timeout:g} s ({(str(error).splitlines() or ['?'])[0].rstrip('.')}): one has ended, or does not reach that address; "
-            "nothing was changed: run the same command again"
+            f"{timeout:g} s ({(str(error).splitlines() or ['?'])[0].rstrip('.')}): one has ended, or does not reach "
+            "that address; nothing was changed: run the same command again"
         ) from error
 
 
