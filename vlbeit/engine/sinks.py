@@ -63,10 +63,12 @@ class Trackers(Sink):
         trackers.mkdir(parents=True, exist_ok=True)
         kwargs: dict[str, dict[str, Any]] = {
             "tensorboard": {"purge_step": start + 1},
-            "wandb": {"name": folder.name, "dir": str(trackers), "id": _same_id(trackers, start), "resume": "allow"},
             "trackio": {"name": folder.name, "resume": "allow"},
         }
         asked = {str(getattr(name, "value", name)) for name in accelerator.log_with}
+        if "wandb" in asked:
+            own_id = _same_id(trackers, start)
+            kwargs["wandb"] = {"name": folder.name, "dir": str(trackers), "id": own_id, "resume": "allow"}
         hyperparameters = {name: _plain(value) for name, value in flat(settings).items()}
         try:
             accelerator.init_trackers(project, hyperparameters, {n: kwargs[n] for n in sorted(asked & kwargs.keys())})
@@ -109,7 +111,7 @@ class Terminal(Sink):
 
     def write(self, record: Record) -> None:
         if "evaluation" in record:
-            self.progress.say(f"step {record['step']}  " + "  ".join(_short(record["evaluation"])))
+            self.progress.say(f"step {record['step']}  val  " + "  ".join(_short(record["evaluation"])))
         elif self.progress.has_bar:
             self.progress.describe(self._summary(record))
         else:
