@@ -183,6 +183,8 @@ def evaluate(
         if published:
             columns["published"] = [str(published.get(name, "")) for name in found.numbers]
         table.show(list(columns), zip(*columns.values(), strict=True))
+        if found.samples:
+            print(f"over {found.samples} samples")
         for rows in found.tables:
             print()
             names = list(rows[0])
