@@ -169,3 +169,10 @@ def test_damage_is_one_line(break_it, code: int, said: str, capsys: pytest.Captu
     assert main(["compare", "runs/a", "runs/b"]) == code
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_both_commands_where_neither_was_evaluated() -> None:
+    write("a", rows([1.0]), step=3)
+    Path("runs/b c").mkdir()
+    with pytest.raises(DataError, match=r"yet: vlbeit evaluate runs/a && vlbeit evaluate 'runs/b c'$"):
+        compare(Path("runs/a"), Path("runs/b c"))

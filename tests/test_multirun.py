@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_a_job_for_every_combination(trained, capsys):
     assert len({run for run, *_ in runs}) == 4
     assert next(command for _, command, _, _ in trained).endswith(f"run={runs[0][0]}")
     said = capsys.readouterr().out
-    assert "trained 4 runs\nnext: vlbeit runs runs" in said and f"{runs[0][0]}: job " in said
+    assert "trained 4 runs\nnext: vlbeit train stage=mlm init=runs/mim-" in said and f"{runs[0][0]}: job " in said
 
 
 def test_a_job_that_fails(trained, capsys, monkeypatch):
@@ -140,3 +141,22 @@ def _same_folder(monkeypatch, tmp_path):
     before = Path.cwd()
     yield
     os.chdir(before)
+
+
+def test_a_sweep_ends_with_what_each_run_reached(tmp_path, monkeypatch, capsys):
+    """The number of a stage is a loss: the lowest is the best."""
+    monkeypatch.chdir(tmp_path)
+    reached = {0: 2.0, 1: 1.5}
+
+    def trained(config, *_, alone):
+        assert not alone
+        run = Path(config.run)
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("stage: {name: vl}\n")
+        (run / "evaluation.json").write_text(json.dumps({"total": reached[config.seed], "step": 2, "metric": "total"}))
+
+    monkeypatch.setattr(launch, "train", trained)
+    assert main(["train", "--multirun", "stage=vl", "seed=0,1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:4] for line in lines[-4:-2]] == ["    ", "best"] and "total 1.5" in lines[-3]
+    assert lines[-2] == "trained 2 runs" and lines[-1].startswith("next: ") and "init=runs/vl-seed1" in lines[-1]

@@ -134,3 +134,8 @@ def test_a_distribution_found_twice_is_one(distribution: Distribution, monkeypat
 def test_unknown_group_is_our_own_mistake() -> None:
     with pytest.raises(ValueError, match="registry group 'models'"):
         registry.names("models")
+
+
+def test_of_very_many_names_those_that_resemble():
+    said = registry.nearest("vlmo_bse", ["vlmo_base", "vlmo_large", *(f"x{number}" for number in range(60))])
+    assert said.startswith("did you mean vlmo_base") and "vlmo_large" in said and said.endswith("60 more")

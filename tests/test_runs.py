@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vlbeit.cli import main
-from vlbeit.runs import cells, list_runs
+from vlbeit.runs import cells, following, list_runs, read_run
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +59,24 @@ def test_a_run_on_one_line() -> None:
     )  # fmt: skip
 
 
+def test_what_follows(folder: Path) -> None:
+    """A run of a task that only training measured is evaluated; two that are measured are compared."""
+    vqa = [run for run in list_runs(Path("runs")) if run.task == "vqa"]
+    write("vqa2", (folder / "vqa/config.yaml").read_text(), {"overall": 1.0, "step": 3}, step=3)
+    assert following(list_runs(Path("runs"))) == "vlbeit evaluate runs/vqa2"
+    (folder / "vqa2/evaluation.json").write_text('{"overall": 1.0}')
+    assert following([*vqa, read_run("runs/vqa2")]) == "vlbeit compare runs/vqa runs/vqa2"
+    assert following([]) == "vlbeit train stage=mim"
+
+
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split("  ")[0] == "run" and "damaged:" in lines[1] and lines[-1] == "next: vlbeit evaluate runs/vqa"
+    assert (
+        lines[0].split("  ")[0] == "run"
+        and "damaged:" in lines[1]
+        and lines[-1] == "next: vlbeit train stage=vl --help"
+    )
     assert main(["runs", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [run["run"] for run in found] == ["runs/bad", "runs/mim", "runs/vqa"]

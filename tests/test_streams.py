@@ -46,7 +46,7 @@ def test_a_mix_is_trained_on_evaluated_and_gone_on_with(folder, made, capfd):
     assert "data.mix: sbu 8 * 2, cc3m 8 * 1, web 6 * 1: 30 samples an epoch" in told.err
     assert "data.mix: web has no split 'val'" in told.err or "held out" in told.err
     assert "note: unusable samples were replaced: 2 unreadable picture" in told.out
-    assert "7 steps of 4 samples" in told.out and "next: vlbeit train stage=vl task=vqa" in told.out
+    assert "7 steps of 4 samples" in told.out and "next: vlbeit train stage=vl task=retrieval" in told.out
     lines = [json.loads(line) for line in (folder / "runs/vl/metrics.jsonl").read_text().splitlines()]
     assert any("evaluation" in line for line in lines)
     assert main([*words, "steps=9"]) == 0

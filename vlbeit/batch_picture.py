@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from vlbeit.config import RunConfig
 from vlbeit.data.drawing import IGNORED, draw_boxes, draw_segments, palette
-from vlbeit.data.figure import PALE, Cell, Line, beside, figure, sized
+from vlbeit.data.figure import INK, PALE, Cell, Line, beside, figure, sized
 from vlbeit.data.text import Tokenizer
 from vlbeit.types import Batch, Meta
 
@@ -28,7 +28,10 @@ _COLUMNS = 4
 _GREY = 0.5  # of a masked patch
 _BOXED = 288  # longer side of a picture whose boxes carry names, at least, in pixels
 _MOST_LABELS = 6  # classes of one picture that are named
+_MASKED = (150, 60, 20)  # of a text with words masked
 _BETWEEN = "  |  "  # packed texts
+_MOST_PACKED = 6  # rows of packed texts, which are long
+_MOST_TOKENS = 96  # of such a row
 _TEXT_WIDTH = 420  # of a cell without a picture, in pixels
 
 
@@ -38,7 +41,8 @@ def draw_batch(batch: Batch, config: RunConfig, meta: Meta) -> Image.Image | Non
     `config` gives the normalisation and names the run, `meta` its classes, answers and tokenizer.
     """
     drawn = _Drawn(config, meta)
-    count = min(MOST, len(batch["sample_id"]))
+    packed = "text_segments" in batch
+    count = min(_MOST_PACKED if packed else MOST, len(batch["sample_id"]))
     cells = [drawn.cell(batch, index) for index in range(count)]
     if not any(cell.picture is not None or cell.lines for cell in cells):
         return None
@@ -59,7 +63,8 @@ def _remarks(batch: Batch, config: RunConfig) -> list[str]:
     if any(getattr(config.task, name, 0) for name in ("mixup", "cutmix")):
         remarks.append("mixup and cutmix come later, inside the objective: they and mixed labels are not shown")
     if "text_segments" in batch:
-        remarks.append("packed texts: those between bars do not see each other")
+        told = f", the first {_MOST_TOKENS} tokens of a row" * (batch["text_ids"].shape[1] > _MOST_TOKENS)
+        remarks.append(f"packed texts{told}: those between bars do not see each other")
     if "segments" in batch:
         remarks.append("right: the class of every pixel; those without a colour are not scored")
     if bad := batch.get("bad"):
@@ -121,7 +126,7 @@ class _Drawn:
         return draw_boxes(large, boxes_n4 * scale, labels, names, masks_nHW)
 
     def _lines(self, batch: Batch, index: int) -> list[Line]:
-        lines = [Line(text) for text in self._texts(batch, index)]
+        lines = [Line(text, color=_MASKED if number else INK) for number, text in enumerate(self._texts(batch, index))]
         if "label" in batch:
             lines.append(Line(self._class(int(batch["label"][index]))))
         if "target" in batch:
@@ -140,14 +145,17 @@ class _Drawn:
         """Question or caption, and what it looks like with words masked."""
         if self.tokenizer is None or "text_ids" not in batch:
             return []
-        number_T = batch["text_segments" if "text_segments" in batch else "text_keep"][index].int()
+        packed = "text_segments" in batch
+        number_T = batch["text_segments" if packed else "text_keep"][index].int()
+        number_T = number_T[:_MOST_TOKENS] if packed else number_T
         texts = [self._row(batch["text_ids"][index], number_T)]
         if "mlm_ids" in batch:
             texts.append("masked: " + self._row(batch["mlm_ids"][index], number_T))
         return texts
 
     def _row(self, ids_T: Tensor, number_T: Tensor) -> str:
-        """The texts of a row, a bar between them: token t is of text `number_T[t]`, 0 is padding."""
+        """Texts of a row, a bar between them: token t is of text `number_T[t]`, 0 is padding; later ones are cut."""
+        ids_T = ids_T[: len(number_T)]
         numbers = range(1, int(number_T.max()) + 1)
         return _BETWEEN.join(self._text(ids_T[number_T == number].tolist()) for number in numbers)
 

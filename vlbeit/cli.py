@@ -101,7 +101,11 @@ def train(
             continue
         from vlbeit import launch
 
-        launch.train(config, command, typed, profile)
+        launch.train(config, command, typed, profile, alone=not multirun)
+    if multirun and runs and not dry_run:
+        from vlbeit.multirun import show_trained
+
+        show_trained([config for config, *_ in runs])
 
 
 def _swept(words: list[str], profile: int, dry_run: bool) -> list[Any]:
@@ -179,6 +183,8 @@ def evaluate(
         if published:
             columns["published"] = [str(published.get(name, "")) for name in found.numbers]
         table.show(list(columns), zip(*columns.values(), strict=True))
+        if found.samples:
+            print(f"over {found.samples} samples")
         for rows in found.tables:
             print()
             names = list(rows[0])
@@ -258,7 +264,10 @@ def predict(
         table.show(columns, [[table.cell(value) for value in row] for row in rows])
     else:
         print("nothing found")
-    print(*([] if out is None else [f"wrote {out}"]), f"next: vlbeit evaluate {shlex.quote(run)}", sep="\n")
+    from vlbeit.runs import is_measured
+
+    lines = [] if out is None else [f"wrote {out}"]
+    print(*lines, *([] if is_measured(run) else [f"next: vlbeit evaluate {shlex.quote(run)}"]), sep="\n")
 
 
 def _search(
@@ -413,8 +422,7 @@ def runs(
         print(json.dumps([run._asdict() for run in found], indent=1, ensure_ascii=False))
         return
     table.show(listing.COLUMNS, [listing.cells(run) for run in found])
-    whole = [run for run in found if not run.damaged]
-    print(f"next: vlbeit evaluate {shlex.quote(whole[-1].run)}" if whole else "next: vlbeit train stage=mim")
+    print(f"next: {listing.following(found)}")
 
 
 @app.command()

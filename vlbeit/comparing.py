@@ -82,6 +82,9 @@ def compare(a: Path, b: Path) -> Comparison:
     Raises DataError where a run was not evaluated, or not since it was trained on, or its files are damaged;
     UsageError for runs of other metrics, data or splits, which cannot be paired, and those without scores by sample.
     """
+    if len(lacking := [path for path in (a, b) if path.is_dir() and _unmeasured(path / "evaluation.json")]) > 1:
+        both = " && ".join(f"vlbeit evaluate {shlex.quote(str(path))}" for path in lacking)
+        raise DataError(f"{a} and {b} have no scores by sample yet: {both}")
     first, second = read(a), read(b)
     notes = _check(first, second)
     keys = sorted(first.scores, key=lambda key: (str(type(key)), key))
@@ -116,6 +119,11 @@ def read(path: Path) -> Measured:
     if not names and "data" not in evaluation:
         raise DataError(f"{path} has no scores by sample beside {file.name}: {again}")
     raise UsageError(f"{path} has no scores by sample to pair: only the evaluation of a task has such")
+
+
+def _unmeasured(file: Path) -> bool:
+    """Whether `vlbeit evaluate` has not been there since training."""
+    return not file.exists() or "step" in evaluation_file.read_evaluation(file)
 
 
 def as_json(found: Comparison) -> dict[str, Any]:

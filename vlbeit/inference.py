@@ -86,6 +86,7 @@ class Evaluation(NamedTuple):
     following: str  # the command to try next
     intervals: Mapping[str, Sequence[float]] = MappingProxyType({})  # 95 %, of some of the numbers
     over: str = ""  # what the intervals were drawn over: pictures, questions
+    samples: int = 0  # of the split; 0: not told
 
 
 def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -> Evaluation:
@@ -117,7 +118,7 @@ def evaluate(path: str, words: Iterable[str] = (), others: Sequence[str] = ()) -
     else:
         sizes = [f"data={config.data.name}", *adopt.words_for(run.spec)]
         following = suggest.after_adoption(path, words, sizes)
-    found = Evaluation(numbers, [], [], replaced, following)
+    found = Evaluation(numbers, [], [], replaced, following, samples=len(records))
     known = {**numbers, **_origin(run, records, words if suffix else [])} if accelerator.is_main_process else {}
     if known:  # now, since the controls may take as long again, and be stopped
         found = _kept(found, known, folder, suffix, evaluation_file.collect(evaluators, {}))

@@ -40,18 +40,22 @@ from vlbeit.types import Batch, DataSpec, Meta, Records
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, command: str = "", typed: Sequence[str] = (), profile: int = 0) -> None:
+def train(
+    config: RunConfig, command: str = "", typed: Sequence[str] = (), profile: int = 0, *, alone: bool = True
+) -> None:
     """Train a run from where it stands; what must come before it is trained first.
 
     Start-up order: this run's own state > `resume=` > `init=` > scratch. `command` is what to type to go on; `typed`
     are the words that made the config, some of which hold for the runs before it too (see `chain.missing_runs`).
-    `profile`: so many steps of the run itself are traced.
+    `profile`: so many steps of the run itself are traced. `alone`: no run of a sweep, which says what comes after it.
 
     Raises:
         UserError: anything that the user can mend, before any work where it can be known by then.
         Interrupted: asked to stop, by Ctrl-C or a scheduler's signal; the same command goes on.
     """
     command = command or f"run the same command again (run={config.run})"
+    if dist.world_size() > 1:
+        command = f"by the same launcher, {command}"
     ours = logging.getLogger("vlbeit")  # ours alone: what libraries report is not for the user
     ours.setLevel(logging.INFO)
     ours.handlers = [logging.StreamHandler()]
@@ -59,6 +63,8 @@ def train(config: RunConfig, command: str = "", typed: Sequence[str] = (), profi
         accelerator = _accelerator(config)  # makes the process group
         with together(RunFolder(config.run).say_intact), _interrupted(command):
             _train(config, accelerator, command, typed, profile)
+            if alone:
+                say(f"next: {suggest.after_training(config)}")
 
 
 @contextmanager
@@ -89,7 +95,6 @@ def _train(config: RunConfig, accelerator: Accelerator, command: str, typed: Seq
         _run(earlier, _accelerator(earlier), command)
     # the accelerator of an earlier run took the place of ours
     _run(config, _accelerator(config) if before else accelerator, command, profile)
-    say(f"next: {suggest.after_training(config)}")
 
 
 def _run(config: RunConfig, accelerator: Accelerator, command: str, profile: int = 0) -> None:
@@ -104,10 +109,12 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str, profile: int
     with meta_errors((origin or folder).checkpoint):
         spec = recipe.data(records, meta, train=True)
     steps, steps_per_epoch = count_steps(config, epoch_length(spec.records))
-    _warn_of_warmup(config, steps)
     if origin is not None and origin.path == folder.path and origin.is_finished(steps):
-        say(f"{folder.path} is finished: {origin.last_step()} steps. More steps= go on, overwrite=true starts anew")
+        done = origin.last_step()
+        asked = "" if done == steps else f", and {steps} are fewer"
+        say(f"{folder.path} is finished: {done} steps{asked}. More steps= go on, overwrite=true starts anew")
         return
+    _warn_of_warmup(config, steps)
     if origin is not None and (planned := chain.planned_steps(origin)) not in (None, steps):
         say(f"note: {origin.path} was made for {planned} steps: the learning rate now follows the schedule of {steps}")
     objective = _with_weights(recipe, meta, checkpoint, origin, source)
@@ -181,7 +188,7 @@ def _warn_of_warmup(config: RunConfig, steps: int) -> None:
     if steps <= config.optim.warmup_steps:
         say(
             f"note: all {steps} steps are warmup (optim.warmup_steps={config.optim.warmup_steps:g}): optim.lr is never "
-            "reached; a share such as optim.warmup_steps=0.1 follows the length of the run"
+            "reached, and little is learned; stop it and add optim.warmup_steps=0.1 overwrite=true: a tenth of them"
         )
 
 

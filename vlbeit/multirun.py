@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vlbeit import dist, words
+from vlbeit import chain, dist, suggest, table, words
+from vlbeit import runs as listing
 from vlbeit.compose import Composed
+from vlbeit.config import RunConfig
 from vlbeit.errors import DataError, Interrupted, UsageError, UserError
 
 LAUNCHER, SECTION = "hydra/launcher", "hydra.launcher."
@@ -113,7 +115,27 @@ def submit(runs: Sequence[Composed], launcher: Launcher, profile: int = 0) -> li
         raise DataError(
             f"{len(failed)} of {len(runs)} jobs failed: {', '.join(failed)}; their logs, named above, say why"
         )
-    return [f"trained {len(runs)} runs\nnext: vlbeit runs {_parent(runs)}"]
+    show_trained([run.config for run in runs])
+    return []
+
+
+def show_trained(configs: Sequence[RunConfig]) -> None:
+    """The runs of a sweep with what each reached, the best marked where all are measured by one number; on one process.
+
+    The best is by the evaluations of training, of one seed and one split: it tells little where runs lie close.
+    """
+    if not dist.is_main():
+        return
+    lines = [listing.read_run(config.run) for config in configs]
+    metrics = {chain.recipe_of(config).metric for config in configs}
+    values = [line.value for line in lines if line.value is not None]
+    best = None
+    if len(metrics) == 1 and len({config.data.name for config in configs}) == 1 and len(values) == len(lines) > 1:
+        best = (min if metrics.pop().startswith("-") else max)(values)
+    rows = [("best" if best is not None and line.value == best else "", *listing.cells(line)) for line in lines]
+    table.show(("", *listing.COLUMNS), rows)
+    winner = next((config for config, line in zip(configs, lines, strict=True) if line.value == best), configs[-1])
+    print(f"trained {len(lines)} runs\nnext: {suggest.after_training(winner)}")
 
 
 def _parent(runs: Sequence[Composed]) -> str:

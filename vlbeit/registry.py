@@ -91,12 +91,17 @@ def instead(group: str, value: Any) -> Iterator[None]:
         del _INSTEAD[group]
 
 
+_MOST_NAMED = 30  # choices in a message
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """`did you mean A?` where a choice is near, and the list of all of them."""
+    """`did you mean A?` where a choice is near, and the list of all of them; of very many those that resemble it."""
     choices = sorted(choices)
     close = difflib.get_close_matches(name, choices, n=2)
     guess = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"{guess}there is {', '.join(choices) or 'none'}"
+    listed = choices if len(choices) <= _MOST_NAMED else difflib.get_close_matches(name, choices, n=8, cutoff=0.3)
+    more = f"{', and' if listed else ''} {len(choices) - len(listed)} more" * (len(listed) < len(choices))
+    return f"{guess}there is {', '.join(listed)}{more}" if choices else f"{guess}there is none"
 
 
 def _find(group: str) -> dict[str, list[_Found]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,28 @@ def list_runs(folder: Path) -> list[RunLine]:
     """The runs directly in `folder`, by name; a damaged one says so. DataError without the folder."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: `vlbeit train stage=mim` makes the first run in runs/")
-    return [_line(RunFolder(path)) for path in sorted(folder.iterdir()) if RunFolder(path).exists()]
+    return [read_run(path) for path in sorted(folder.iterdir()) if RunFolder(path).exists()]
+
+
+def following(found: Sequence[RunLine]) -> str:
+    """What to do with the runs: evaluate one of a task that was not, else compare two of the same task and data."""
+    whole = [run for run in found if not run.damaged and run.step is not None]
+    tasks = [run for run in whole if run.task != run.tower.partition(" ")[0]]
+    if rest := [run for run in tasks if not is_measured(run.run)]:
+        return f"vlbeit evaluate {shlex.quote(rest[-1].run)}"
+    for last in reversed(tasks):
+        others = [run for run in tasks if run != last and (run.task, run.data) == (last.task, last.data)]
+        if others:
+            return shlex.join(["vlbeit", "compare", others[-1].run, last.run])
+    return f"vlbeit train stage={whole[-1].tower.partition(' ')[0]} --help" if whole else "vlbeit train stage=mim"
+
+
+def is_measured(run: str) -> bool:
+    """Whether `vlbeit evaluate` has been there since training, which writes a smaller file."""
+    try:
+        return "step" not in evaluation_file.read_evaluation(RunFolder(run).evaluation_file)
+    except DataError:
+        return False
 
 
 def cells(line: RunLine) -> tuple[str, ...]:
@@ -49,11 +71,12 @@ def cells(line: RunLine) -> tuple[str, ...]:
     return (line.run, line.task, line.tower, line.data, number, interval, _cost(line))
 
 
-def _line(run: RunFolder) -> RunLine:
+def read_run(path: str | Path) -> RunLine:
+    """One run; a damaged one says so."""
     try:
-        return _read(run)
+        return _read(RunFolder(path))
     except (DataError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        return RunLine(str(run.path), damaged=" ".join(str(error).split()))
+        return RunLine(str(path), damaged=" ".join(str(error).split()))
 
 
 def _read(run: RunFolder) -> RunLine:

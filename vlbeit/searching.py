@@ -26,7 +26,8 @@ def search_pictures(path: str, text: str, folder: Path, *, top: int = 5, out: Pa
         raise UsageError("the text is empty: say what is to be found")
     rows = _searcher(path, out).pictures(text, folder, top=top)
     if out is not None:
-        _draw(out, text, [(open_named(Path(row[0])), [Path(row[0]).name, _numbers(row)]) for row in rows])
+        found = [(f"{rank}. {Path(row[0]).name}", row) for rank, row in enumerate(rows, 1)]
+        _draw(out, text, [(open_named(Path(row[0])), [title, *_numbers(row)]) for title, row in found])
     return rows
 
 
@@ -39,7 +40,7 @@ def search_texts(path: str, picture: Path, file: Path, *, top: int = 5, out: Pat
     image, texts = open_named(picture), _texts(file)
     rows = _searcher(path, out, picture, file).texts(image, texts, top=top)
     if out is not None:
-        _draw(out, picture.name, [(image, [f"{row[0]} ({_numbers(row)})" for row in rows])])
+        _draw(out, picture.name, [(image, _ranked(rows))])
     return rows
 
 
@@ -73,10 +74,14 @@ def _texts(file: Path) -> list[str]:
     return texts
 
 
-def _numbers(row: tuple[Any, ...]) -> str:
+def _ranked(rows: Rows) -> list[str]:
+    return [f"{rank}. {row[0]} ({', '.join(_numbers(row))})" for rank, row in enumerate(rows, 1)]
+
+
+def _numbers(row: tuple[Any, ...]) -> list[str]:
     """What a row says of its first value."""
     names = getattr(row, "_fields", [""] * len(row))
-    return ", ".join(f"{name} {value:.3f}" for name, value in zip(names[1:], row[1:], strict=True))
+    return [f"{name} {value:.3f}" for name, value in zip(names[1:], row[1:], strict=True)]
 
 
 def _draw(out: Path, title: str, found: Sequence[tuple[Any, Sequence[str]]]) -> None:

@@ -27,6 +27,8 @@ def after_training(config: RunConfig) -> str:
     if config.task is not None or config.tower not in _FOLLOWING:
         return f"vlbeit evaluate {shlex.quote(config.run)}"
     following = _FOLLOWING[config.tower]
+    if config.tower == "vl" and "vqa" not in registry.get("data", config.data.name).kinds:
+        following = "vlbeit train stage=vl task=retrieval"  # on the pairs that are there
     default = f"runs/{config.title}"
     words = [] if config.run == default else [f"init={config.run}"]
     if config.tower == "tokenizer" and words:

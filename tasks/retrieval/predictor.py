@@ -134,13 +134,14 @@ class RetrievalPredictor:
             raise DataError(f"{folder} has no picture that can be read")
         if kept.unreadable:
             log.warning("%d of %d pictures cannot be read and are left out", len(kept.unreadable), len(paths))
+        names = [str(folder / path.relative_to(folder.absolute())) for path in kept.pictures]  # as the folder was given
         similarity_P = torch.from_numpy(kept.vectors_PE) @ self._text_vectors([text])[0]
         first = _best(similarity_P, max(top, self.rerank))
         if not self.rerank:
-            return [FoundPicture(str(kept.pictures[place]), float(similarity_P[place])) for place in first]
+            return [FoundPicture(names[place], float(similarity_P[place])) for place in first]
         scores = self._matches([kept.pictures[place] for place in first], text)
         there = [(place, score) for place, score in zip(first, scores, strict=True) if score is not None]
-        rows = ((str(kept.pictures[place]), score, float(similarity_P[place])) for place, score in there)
+        rows = ((names[place], score, float(similarity_P[place])) for place, score in there)
         return [MatchedPicture(*row) for row in self._ordered(rows)[:top]]
 
     def _ordered(self, rows: Iterable[tuple[str, float, float]]) -> list[tuple[str, float, float, float]]:

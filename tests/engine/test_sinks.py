@@ -27,7 +27,7 @@ def shown(terminal: bool) -> str:
 def test_plain_lines_off_a_terminal():
     first, second = shown(terminal=False).splitlines()
     assert first.startswith("step 5/10  loss 2.5  itc 2  itm 0.5  lr 0.0001  12.0 samples/s  ETA 0:00:")
-    assert second == "step 5  overall 61.25  questions 60000"
+    assert second == "step 5  val  overall 61.25  questions 60000"
 
 
 def test_bar_on_a_terminal():

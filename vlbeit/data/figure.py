@@ -78,6 +78,8 @@ def figure(cells: Sequence[Cell], columns: int, head: Sequence[Line] = (), width
             left = _GAP + column * (wide + _GAP)
             if cell.picture is not None:
                 canvas.paste(cell.picture, (left, top))
+                edge = (left - 1, top - 1, left + cell.picture.width, top + cell.picture.height)
+                pen.rectangle(edge, outline=PALE)  # around it: a white picture ends somewhere too
             _write(pen, lines, left, top + tallest + (3 if tallest else 0))
         top += height + _GAP
     return canvas

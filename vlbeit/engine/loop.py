@@ -206,8 +206,9 @@ class Engine:
         step, plan = self.state.step, self.plan
         evaluates = plan.evaluates_after(step) and self.callbacks.evaluate is not None
         saves = plan.saves_after(step)
-        for sink in self.sinks:
-            sink.step(step)
+        with self.meter.paused():  # a trace may be written
+            for sink in self.sinks:
+                sink.step(step)
         if plan.logs_after(step) or evaluates or saves:
             self._write_means()
         if evaluates:

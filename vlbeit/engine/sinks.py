@@ -136,7 +136,7 @@ class Terminal(Sink):
 
     def write(self, record: Record) -> None:
         if "evaluation" in record:
-            self.progress.say(f"step {record['step']}  " + "  ".join(_short(record["evaluation"])))
+            self.progress.say(f"step {record['step']}  val  " + "  ".join(_short(record["evaluation"])))
         elif self.progress.has_bar:
             self.progress.describe(self._summary(record))
         else:

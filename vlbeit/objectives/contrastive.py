@@ -61,6 +61,9 @@ def sigmoid_terms(likenesses: Likenesses, own_B: Tensor) -> Tensor:
 
 LOSSES: dict[str, Callable[[Likenesses, Tensor], Tensor]] = {"softmax": softmax_terms, "sigmoid": sigmoid_terms}
 
+LEARNED = ("temperature", "bias", "temperature_fused", "bias_fused")
+"""Names that `learned_logs` gives."""
+
 
 def learned_logs(pairs: Sequence[Compared]) -> dict[str, tuple[Tensor, Tensor]]:
     """For the logs: `temperature` of the first contrast and, with sigmoid, `bias`; `_fused` of the second."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from vlbeit.types import Batch
 class MeanLogs:
     """Evaluator: every log of the objective, sum over count, over the split and all processes.
 
+    `left_out`: names of logs that are no measurement, such as learned constants.
+
     `weights` of several logs add their weighted sum as `total`: the loss that training minimises.
     """
 
-    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        self.weights = weights or {}
+    def __init__(self, weights: Mapping[str, float] | None = None, left_out: Collection[str] = ()) -> None:
+        self.weights, self.left_out = weights or {}, left_out
         self.sums: dict[str, float] = {}
         self.counts: dict[str, float] = {}
 
@@ -29,6 +31,8 @@ class MeanLogs:
         with dist.alone():
             logs = objective(batch, objective.counts(batch)).logs
         for name, (total, count) in logs.items():
+            if name in self.left_out:
+                continue
             self.sums[name] = self.sums.get(name, 0.0) + float(total)
             self.counts[name] = self.counts.get(name, 0.0) + float(count)
 

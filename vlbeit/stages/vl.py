@@ -17,7 +17,7 @@ from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import param_groups, vlmo_decays
 from vlbeit.models.heads import Heads
 from vlbeit.models.spec import encoder_spec
-from vlbeit.objectives.contrastive import contrast_head
+from vlbeit.objectives.contrastive import LEARNED, contrast_head
 from vlbeit.objectives.evaluation import MeanLogs
 from vlbeit.objectives.pair_settings import PairSettings
 from vlbeit.objectives.vl import VLObjective
@@ -85,7 +85,7 @@ class VL(Stage):
         return DataSpec(records if train else spread(records), PairTransform(image, masked), collate)
 
     def evaluators(self, records: Records, meta: Meta) -> Mapping[str, Evaluator]:
-        return {"logs": MeanLogs({"itc": 1.0, "itm": 1.0, "mlm": self.settings.mlm_weight})}
+        return {"logs": MeanLogs({"itc": 1.0, "itm": 1.0, "mlm": self.settings.mlm_weight}, LEARNED)}
 
     def param_groups(self, objective: VLObjective, optim: OptimConfig) -> list[dict[str, Any]]:  # type: ignore[override]
         return param_groups(objective, optim, vlmo_decays)
