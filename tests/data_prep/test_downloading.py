@@ -126,7 +126,10 @@ def test_lists_of_conceptual_captions(tmp_path, server):
     following = cc3m.prepare(tmp_path / "cc", from_=[str(tmp_path)], allow_local=True)
     assert members(tmp_path / "cc/train/00000.tar")["000000000.txt"] == b"a 'caption'"
     assert members(tmp_path / "cc/val/00000.tar")["000000000.txt"] == b"held"
-    assert following == f"vlbeit train stage=vl data=shards data.root={tmp_path / 'cc'} run=runs/cc-vl"
+    assert (
+        following
+        == f"vlbeit train stage=vl init=vlmo_base_patch16_224 data=shards data.root={tmp_path / 'cc'} run=runs/cc-vl"
+    )
     rows = pq.read_table(tmp_path / "cc/train/00000.parquet").to_pylist()
     assert rows[1]["error_message"] == "no URL and caption in the line"
 

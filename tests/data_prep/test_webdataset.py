@@ -56,7 +56,7 @@ def test_lists(tmp_path, server, form):
         pq.write_table(table, path if form == "parquet" else path / "part-0.parquet")
     _, following = prepare(tmp_path / "out", path, allow_local=True)
     assert captions(tmp_path / "out/train/00000.tar") == sorted(texts)
-    assert following == f"vlbeit train stage=vl data=shards data.root={tmp_path / 'out'} run=runs/out-vl"
+    assert following == f"vlbeit train stage=vl init={VLMO} data=shards data.root={tmp_path / 'out'} run=runs/out-vl"
 
 
 def test_columns_that_must_be_named(tmp_path, server):

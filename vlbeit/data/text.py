@@ -39,6 +39,7 @@ class Tokenizer(ABC):
     pad_id: int
     vocab_size: int
     max_length: int
+    unknown_id: int | None = None  # of what the vocabulary does not know; None where there is nothing such
 
     def __call__(self, text: str) -> list[int]:
         """[CLS] tokens [SEP], cut to `max_length`."""
@@ -47,6 +48,15 @@ class Tokenizer(ABC):
     def lengths(self, texts: Iterable[str]) -> list[int]:
         """Tokens of each text, [CLS] and [SEP] included, before anything is cut."""
         return [count + 2 for count in self._counts(texts)]
+
+    def unknown_share(self, texts: Iterable[str]) -> float:
+        """Share of the tokens that stand for what the vocabulary does not know."""
+        if self.unknown_id is None:
+            return 0.0
+        counts = Counter[bool]()
+        for ids in self.encoded(texts):
+            counts.update(token == self.unknown_id for token in ids)
+        return counts[True] / max(1, counts.total())
 
     def encoded(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Token ids of each text, without [CLS] and [SEP], nothing cut."""
@@ -112,6 +122,7 @@ class SubwordTokenizer(Tokenizer):
         self.cls_id, self.sep_id = value["cls_id"], value["sep_id"]
         self.mask_id, self.pad_id = value["mask_id"], value["pad_id"]
         self.vocab_size, self.max_length = value["vocab_size"], max_length
+        self.unknown_id = self._backend.token_to_id(value["definition"]["model"].get("unk_token") or "")
         self._tokens = {number: token for token, number in self._backend.get_vocab(with_added_tokens=True).items()}
         self._continues, self._starts = _word_marks(value["definition"]["model"], self._tokens.values())
         self._special = {self.cls_id, self.sep_id, self.mask_id, self.pad_id}
