@@ -158,7 +158,8 @@ class _Drawn:
         shown = {self.tokenizer.unknown_id: "[UNK]", self.tokenizer.mask_id: "[MASK]"}
         words: list[str] = []
         for name, part in groupby(ids, lambda token: shown.get(token)):
-            words += [self.tokenizer.decode(list(part))] if name is None else [name] * len(list(part))
+            tokens = list(part)
+            words += [self.tokenizer.decode(tokens)] if name is None else [name] * len(tokens)
         return " ".join(" ".join(words).split())
 
     def _scores(self, target_V: Tensor) -> str:

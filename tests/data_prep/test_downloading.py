@@ -259,6 +259,15 @@ def test_one_busy_host_waits_as_a_whole(tmp_path, server):
     assert stats_of(tmp_path / "out/train", 0)["successes"] == 4 and server.times[1] - server.times[0] >= 0.2
 
 
+def test_rows_refused_before_are_asked_for_when_they_are_allowed(tmp_path, server):
+    path = listed(tmp_path / "list.tsv", [server.url("ok/0.jpg"), server.url("ok/1.jpg")])
+    with pytest.raises(DataError, match=r"not one picture .* refused: .*--allow-local"):
+        prepare(tmp_path / "out", path, allow_local=False)
+    facts, lines = prepare(tmp_path / "out", path)
+    assert facts["splits"]["train"]["reasons"] == {"success": 2}
+    assert "train: 2 rows that failed are asked for again" in lines
+
+
 def test_failed_rows_are_asked_for_again_when_that_is_wished(tmp_path, server):
     urls = [server.url(path) for path in ("ok/0.jpg", "flaky/1", "status/404", "ok/3.jpg", "flaky/2", "ok/5.jpg")]
     path = listed(tmp_path / "list.tsv", urls)

@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from vlbeit import hub
+from vlbeit import dist, hub
 from vlbeit.config import TextConfig
 from vlbeit.data.records import StreamedTexts
 from vlbeit.errors import DataError, UsageError
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _MOST_TEXTS = 1_000_000  # of a stream that a tokenizer is trained on
+_LOOKED_THROUGH = 2000  # texts, for words that the vocabulary does not know
+_FEW_UNKNOWN = 0.02
 _MOST_CHARACTERS = 1000  # as BERT: rarer characters make their word [UNK]
 
 
@@ -201,12 +203,29 @@ def choose_tokenizer(
     `texts()` gives the text anew at every call; it is read only where WordPiece is trained.
     """
     if inherited:
-        return Tokenizer.from_json(inherited, config.max_length)
+        known = Tokenizer.from_json(inherited, config.max_length)
+        _tell_unknown(known, texts())
+        return known
     if config.tokenizer == "clip":
         return ClipTokenizer({}, config.max_length)
     if config.tokenizer == "wordpiece":
         return train_wordpiece(lambda: _bounded(texts()), config.vocab_size, config.max_length)
-    return load_tokenizer(config.tokenizer, config.max_length)
+    loaded = load_tokenizer(config.tokenizer, config.max_length)
+    _tell_unknown(loaded, texts())
+    return loaded
+
+
+def _tell_unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+    """A note where a vocabulary that was made for other texts does not know many words of these."""
+    some = texts.sample(_LOOKED_THROUGH) if isinstance(texts, StreamedTexts) else islice(texts, _LOOKED_THROUGH)
+    share = tokenizer.unknown_share(some)
+    if share > _FEW_UNKNOWN and dist.is_main():
+        log.warning(
+            "the vocabulary does not know %.0f %% of the tokens of the first %d training texts: they become [UNK]; "
+            "start from a run with a larger vocabulary, or of these texts",
+            100 * share,
+            _LOOKED_THROUGH,
+        )
 
 
 def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, max_length: int) -> Tokenizer:

@@ -106,8 +106,8 @@ def tokenizer(config: RunConfig) -> tuple[Tokenizer, str]:
         return load_tokenizer(name, length), ""
     size = config.text.vocab_size
     return plain_tokenizer(size, length), (
-        f"text.tokenizer={name}: taken for a vocabulary of {size:,} words; text.vocab_size= or text.tokenizer=RUN gives "
-        f"the real one"
+        f"text.tokenizer={name}: taken for a vocabulary of {size:,} words; text.vocab_size= or "
+        f"text.tokenizer=RUN gives the real one"
     )
 
 
