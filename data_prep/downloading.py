@@ -23,7 +23,7 @@ from vlbeit.errors import DataError, Interrupted, UsageError
 from vlbeit.files import write_json
 from vlbeit.http import WAITS, httpx
 
-from .fetching import REDIRECTS, Bounds, Moved, Unfetched, client, fetch, may_pass
+from .fetching import REDIRECTS, Bounds, Moved, Unfetched, client, fetch, may_pass, now_allowed
 from .journal import compare
 from .manner import Manner
 from .pace import Pace
@@ -59,8 +59,7 @@ def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Re
         for split, urls in lists.items():
             folder = out / split
             folder.mkdir(exist_ok=True)
-            if manner.again:
-                _reopen(folder, facts["arguments"]["rows"][split], manner.shard_rows, say)
+            _reopen(folder, facts["arguments"]["rows"][split], manner, say)
             tally = Tally(split, facts["arguments"]["rows"][split], say)
             try:
                 answered = _Download(folder, urls, tally, manner, answered).run()
@@ -72,7 +71,11 @@ def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Re
             facts["splits"][split] = {"rows": tally.total, "reasons": dict(tally.reasons.most_common())}
             say(f"{split}: {tally.reasons[SUCCESS]:,} pictures of {tally.total:,} rows: {tally.shares(8)}")
             if not tally.reasons[SUCCESS] and not manner.give_up:
-                raise DataError(f"{out}: not one picture of {split} came: {tally.shares(8)}; --give-up goes on")
+                local = any(reason.startswith("refused: private") for reason in tally.reasons)
+                remedy = "; --allow-local asks private and loopback addresses too" if local else ""
+                raise DataError(
+                    f"{out}: not one picture of {split} came: {tally.shares(8)}{remedy}; --give-up goes on without them"
+                )
         write_json(out / FACTS, facts, indent=1)
     if not any(SUCCESS in split["reasons"] for split in facts["splits"].values()):
         raise DataError(f"{out}: not one picture came; NNNNN.parquet beside each shard says why")
@@ -80,11 +83,21 @@ def download(out: Path, lists: Mapping[str, UrlList], manner: Manner, report: Re
     return facts
 
 
-def _reopen(folder: Path, rows: int, per_shard: int, say: Report) -> None:
-    """Take the rows that failed for a reason that may pass out of the shards that are whole."""
-    numbers = [number for number in range(-(-rows // per_shard)) if stats_of(folder, number) is not None]
-    count = sum(reopen(folder, number, per_shard, may_pass) for number in numbers)
-    say(f"{folder.name}: {count:,} rows that failed are asked for again")
+def _reopen(folder: Path, rows: int, manner: Manner, say: Report) -> None:
+    """Take out of the shards that are whole the rows that the bounds allow by now, with --again those too that failed
+    for a reason that may pass."""
+    bounds = Bounds(int(manner.max_mb * 10**6), manner.allow_local)
+
+    def again(reason: str) -> bool:
+        return now_allowed(reason, bounds) or (manner.again and may_pass(reason))
+
+    count = 0
+    for number in range(-(-rows // manner.shard_rows)):
+        stats = stats_of(folder, number)
+        if stats is not None and any(map(again, stats["status_dict"])):
+            count += reopen(folder, number, manner.shard_rows, again)
+    if count or manner.again:
+        say(f"{folder.name}: {count:,} rows that failed are asked for again")
 
 
 def _begin(out: Path, lists: Mapping[str, UrlList], manner: Manner, say: Report) -> dict[str, Any]:

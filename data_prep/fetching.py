@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Iterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -20,6 +21,7 @@ LONGEST = 60.0  # seconds for a request, from connecting to the last byte
 _OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex"}  # of X-Robots-Tag, as img2dataset honours them
 _MOVED = {301, 302, 303, 307, 308}
 _NETWORK = (httpx.TransportError, httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, OSError)
+_TOO_LARGE = re.compile(r"more than (\S+) MB")
 _TIMEOUT = (httpx.TimeoutException, httpcore2.TimeoutException)
 
 
@@ -61,6 +63,14 @@ def may_pass(reason: str) -> bool:
     """Whether a row that failed for this reason may be had at another time."""
     later = (f"HTTP {status}" for status in LATER)
     return reason in (*later, "timed out", "connection failed", "no such host", "too slow")
+
+
+def now_allowed(reason: str, bounds: Bounds) -> bool:
+    """Whether a row that failed for this reason was refused by bounds narrower than these."""
+    if reason.startswith("refused: private"):
+        return bounds.allow_local
+    size = _TOO_LARGE.fullmatch(reason)
+    return size is not None and float(size[1]) < bounds.bytes / 10**6
 
 
 def fetch(asker: httpx.Client, address: str, bounds: Bounds) -> bytes | Moved:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from vlbeit.data.following import next_command
+from vlbeit.data.following import VLMO, next_command
 from vlbeit.errors import DataError
 
 from .downloading import download
@@ -68,5 +68,6 @@ def named(paths: list[Path], name: str) -> Path | None:
 
 
 def following(out: Path) -> str:
-    """The command that trains on the shards."""
-    return next_command("stage=vl data=shards", out, "vl")
+    """The command that trains on the shards. A single one leaves none to be held out: it is evaluated on itself."""
+    single = len([*out.glob("*/*.tar")]) == 1
+    return next_command(f"stage=vl init={VLMO} data=shards", out, "vl") + " data.val_split=train" * single

@@ -18,7 +18,7 @@ from vlbeit.data.row_files import SUFFIXES, open_table, stored_table
 from vlbeit.data.storable import storable
 from vlbeit.errors import DataError, UsageError
 
-from .preparation import Options, Out, Plan, ShardMB, Split, fingerprint, given, run
+from .preparation import PUBLISHED, Options, Out, Plan, ShardMB, Split, fingerprint, given, run
 from .progress import Report, counted, size
 from .shards import Finding, Item, Layout, Position
 
@@ -92,7 +92,7 @@ def prepare(
         archives=[],
     )
     run(out, plan, Options(1, shard_mb), report)
-    return next_command("stage=mlm data=shards", out, "mlm")
+    return next_command(f"stage=mlm init={PUBLISHED} stage.pack=true data=shards", out, "mlm")
 
 
 def _items(

@@ -10,6 +10,7 @@ Legend: B batch, N patches, T text tokens, H W height and width in pixels, n box
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -160,15 +161,14 @@ class _Drawn:
         return _BETWEEN.join(self._text(ids_T[number_T == number].tolist()) for number in numbers)
 
     def _text(self, ids: list[int]) -> str:
-        """The text of token ids, masked ones as [MASK]."""
+        """The text of token ids, masked ones as [MASK], those of words that the vocabulary lacks as [UNK]."""
         assert self.tokenizer is not None
-        parts: list[list[int]] = [[]]
-        for token in ids:
-            if token == self.tokenizer.mask_id:
-                parts.append([])
-            else:
-                parts[-1].append(token)
-        return " ".join(" [MASK] ".join(self.tokenizer.decode(part) for part in parts).split())
+        shown = {self.tokenizer.unknown_id: "[UNK]", self.tokenizer.mask_id: "[MASK]"}
+        words: list[str] = []
+        for name, part in groupby(ids, lambda token: shown.get(token)):
+            tokens = list(part)
+            words += [self.tokenizer.decode(tokens)] if name is None else [name] * len(tokens)
+        return " ".join(" ".join(words).split())
 
     def _scores(self, target_V: Tensor) -> str:
         """The likeliest answers with their soft scores."""

@@ -251,6 +251,8 @@ def predict(
         from vlbeit.data.records import open_named
 
         seen, text = ([subject], question) if statement is None else ([subject, question or ""], statement)
+        if statement is None and question is None and not Path(subject).exists() and " " in subject:
+            raise UsageError(f"{subject!r} is no picture; for a text name the pictures to search: --images DIR")
         for each in seen:
             open_named(Path(each))  # what is wrong with it is said before torch is loaded
         from vlbeit import inference

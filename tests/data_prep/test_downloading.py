@@ -167,7 +167,10 @@ def test_lists_of_conceptual_captions(tmp_path, server):
     following = cc3m.prepare(tmp_path / "cc", from_=[str(tmp_path)], allow_local=True)
     assert members(tmp_path / "cc/train/00000.tar")["000000000.txt"] == b"a 'caption'"
     assert members(tmp_path / "cc/val/00000.tar")["000000000.txt"] == b"held"
-    assert following == f"vlbeit train stage=vl data=shards data.root={tmp_path / 'cc'} run=runs/cc-vl"
+    assert (
+        following
+        == f"vlbeit train stage=vl init=vlmo_base_patch16_224 data=shards data.root={tmp_path / 'cc'} run=runs/cc-vl"
+    )
     rows = pq.read_table(tmp_path / "cc/train/00000.parquet").to_pylist()
     assert rows[1]["error_message"] == "no URL and caption in the line"
 
@@ -321,6 +324,15 @@ def test_one_busy_host_waits_as_a_whole(tmp_path, server):
     urls = [server.url("wait/1"), *(server.url(f"ok/{i}.jpg") for i in range(4))]
     prepare(tmp_path / "out", listed(tmp_path / "list.tsv", urls), threads=1)
     assert stats_of(tmp_path / "out/train", 0)["successes"] == 4 and server.times[1] - server.times[0] >= 0.2
+
+
+def test_rows_refused_before_are_asked_for_when_they_are_allowed(tmp_path, server):
+    path = listed(tmp_path / "list.tsv", [server.url("ok/0.jpg"), server.url("ok/1.jpg")])
+    with pytest.raises(DataError, match=r"not one picture .*refused: .*--allow-local"):
+        prepare(tmp_path / "out", path, allow_local=False)
+    facts, lines = prepare(tmp_path / "out", path)
+    assert facts["splits"]["train"]["reasons"] == {"success": 2}
+    assert "train: 2 rows that failed are asked for again" in lines
 
 
 def test_failed_rows_are_asked_for_again_when_that_is_wished(tmp_path, server):

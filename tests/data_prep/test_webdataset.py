@@ -56,7 +56,9 @@ def test_lists(tmp_path, server, form):
         pq.write_table(table, path if form == "parquet" else path / "part-0.parquet")
     _, following = prepare(tmp_path / "out", path, allow_local=True)
     assert captions(tmp_path / "out/train/00000.tar") == sorted(texts)
-    assert following == f"vlbeit train stage=vl data=shards data.root={tmp_path / 'out'} run=runs/out-vl"
+    words = "stage=vl init=vlmo_base_patch16_224 data=shards"
+    place = f"data.root={tmp_path / 'out'} run=runs/out-vl"
+    assert following == f"vlbeit train {words} {place} data.val_split=train"  # a single shard: none is held out
 
 
 def test_columns_that_must_be_named(tmp_path, server):

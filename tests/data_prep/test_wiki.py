@@ -68,7 +68,8 @@ def test_files_of_wikiextractor(tmp_path, extracted):
     assert table.column_names == ["id", "text", "title"] and table["title"].to_pylist()[2] == "Title 5"
     assert pq.ParquetFile(tmp_path / "out/train-00000.parquet").metadata.row_group(0).column(1).compression == "ZSTD"
     assert facts["kind"] == "text" and facts["splits"]["train"]["records"] == 3
-    assert following == f"vlbeit train stage=mlm data=shards data.root={tmp_path / 'out'} run=runs/out-mlm"
+    words = "stage=mlm init=beit_base_patch16_224_pt22k stage.pack=true data=shards"
+    assert following == f"vlbeit train {words} data.root={tmp_path / 'out'} run=runs/out-mlm"
     assert len(open_records(DataConfig(name="text", root=str(tmp_path / "out")), "text", "train")) == 3
 
 
@@ -179,4 +180,4 @@ def test_on_the_command_line(tmp_path, extracted, capsys):
     assert main([*words, "--held-out", "2"]) == 2
     assert "--held-out 2: give a share of the documents below 1, or 0" in capsys.readouterr().err
     assert main([*words, "--held-out", "0"]) == 0
-    assert "next: vlbeit train stage=mlm data=shards" in capsys.readouterr().out
+    assert "next: vlbeit train stage=mlm init=beit_base_patch16_224_pt22k" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from vlbeit import hub
+from vlbeit import dist, hub
 from vlbeit.config import TextConfig
 from vlbeit.data.records import StreamedTexts
 from vlbeit.errors import DataError, UsageError
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _MOST_TEXTS = 1_000_000  # of a stream that a tokenizer is trained on
+_LOOKED_THROUGH = 2000  # texts, for words that the vocabulary does not know
+_FEW_UNKNOWN = 0.02
 _MOST_CHARACTERS = 1000  # as BERT: rarer characters make their word [UNK]
 
 
@@ -39,6 +41,7 @@ class Tokenizer(ABC):
     pad_id: int
     vocab_size: int
     max_length: int
+    unknown_id: int | None = None  # of what the vocabulary does not know; None where there is nothing such
 
     def __call__(self, text: str) -> list[int]:
         """[CLS] tokens [SEP], cut to `max_length`."""
@@ -47,6 +50,15 @@ class Tokenizer(ABC):
     def lengths(self, texts: Iterable[str]) -> list[int]:
         """Tokens of each text, [CLS] and [SEP] included, before anything is cut."""
         return [count + 2 for count in self._counts(texts)]
+
+    def unknown_share(self, texts: Iterable[str]) -> float:
+        """Share of the tokens that stand for what the vocabulary does not know."""
+        if self.unknown_id is None:
+            return 0.0
+        counts = Counter[bool]()
+        for ids in self.encoded(texts):
+            counts.update(token == self.unknown_id for token in ids)
+        return counts[True] / max(1, counts.total())
 
     def encoded(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Token ids of each text, without [CLS] and [SEP], nothing cut."""
@@ -112,6 +124,7 @@ class SubwordTokenizer(Tokenizer):
         self.cls_id, self.sep_id = value["cls_id"], value["sep_id"]
         self.mask_id, self.pad_id = value["mask_id"], value["pad_id"]
         self.vocab_size, self.max_length = value["vocab_size"], max_length
+        self.unknown_id = self._backend.token_to_id(value["definition"]["model"].get("unk_token") or "")
         self._tokens = {number: token for token, number in self._backend.get_vocab(with_added_tokens=True).items()}
         self._continues, self._starts = _word_marks(value["definition"]["model"], self._tokens.values())
         self._special = {self.cls_id, self.sep_id, self.mask_id, self.pad_id}
@@ -190,12 +203,29 @@ def choose_tokenizer(
     `texts()` gives the text anew at every call; it is read only where WordPiece is trained.
     """
     if inherited:
-        return Tokenizer.from_json(inherited, config.max_length)
+        known = Tokenizer.from_json(inherited, config.max_length)
+        _tell_unknown(known, texts())
+        return known
     if config.tokenizer == "clip":
         return ClipTokenizer({}, config.max_length)
     if config.tokenizer == "wordpiece":
         return train_wordpiece(lambda: _bounded(texts()), config.vocab_size, config.max_length)
-    return load_tokenizer(config.tokenizer, config.max_length)
+    loaded = load_tokenizer(config.tokenizer, config.max_length)
+    _tell_unknown(loaded, texts())
+    return loaded
+
+
+def _tell_unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+    """A note where a vocabulary that was made for other texts does not know many words of these."""
+    some = texts.sample(_LOOKED_THROUGH) if isinstance(texts, StreamedTexts) else islice(texts, _LOOKED_THROUGH)
+    share = tokenizer.unknown_share(some)
+    if share > _FEW_UNKNOWN and dist.is_main():
+        log.warning(
+            "the vocabulary does not know %.0f %% of the tokens of the first %d training texts: they become [UNK]; "
+            "start from a run with a larger vocabulary, or of these texts",
+            100 * share,
+            _LOOKED_THROUGH,
+        )
 
 
 def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, max_length: int) -> Tokenizer:

@@ -29,7 +29,11 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("operations in all", "unknown" if plan.total is None else f"{plan.total:.3g} FLOP"),
         ("micro-batch", _micro(plan)),
         *_memory(plan),
-        ("time", _time(plan.seconds) + f" at {machine.utilisation:.0%} of {machine.peak:g} TFLOP/s a device"),
+        (
+            "time",
+            _time(plan.seconds)
+            + f" at {machine.utilisation:.0%} of {machine.peak:g} TFLOP/s a device: --peak, --utilisation",
+        ),
     ]
 
 

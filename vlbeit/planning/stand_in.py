@@ -105,7 +105,10 @@ def tokenizer(config: RunConfig) -> tuple[Tokenizer, str]:
     if Path(name).expanduser().is_dir():
         return load_tokenizer(name, length), ""
     size = config.text.vocab_size
-    return plain_tokenizer(size, length), f"text.tokenizer={name}: taken for a vocabulary of {size:,} words"
+    return plain_tokenizer(size, length), (
+        f"text.tokenizer={name}: taken for a vocabulary of {size:,} words; text.vocab_size= or "
+        f"text.tokenizer=RUN gives the real one"
+    )
 
 
 def plain_tokenizer(size: int, length: int) -> SubwordTokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
 
@@ -99,9 +100,18 @@ class Mix(DataSource):
             folder = self.root / what
         if not folder.exists():
             prepared = registry.names("prepare")
-            how = f"`vlbeit prepare {name} --out {folder}` makes it" if name in prepared else f"{_LAYOUT}; no such name"
-            raise DataError(f"data.mix: {what}: {folder} does not exist; {how}")
+            how = f"`vlbeit prepare {name} --out {folder}` makes it" if name in prepared else _near(what, self.root)
+            kind = DataError if name in prepared else UsageError
+            raise kind(f"data.mix: {what}: {folder} does not exist; {how}")
         return (name if name in known and name not in ("mix", "shards") else "shards"), str(folder)
+
+
+def _near(what: str, root: Path) -> str:
+    """The name that was meant, and the folders that there are."""
+    there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    near = get_close_matches(what, [*_SHORT, *registry.names("prepare"), *there], 1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"{meant}{root} has {', '.join(there) or 'no folders'}; {_LAYOUT}"
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:

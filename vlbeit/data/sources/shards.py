@@ -83,7 +83,8 @@ class Shards(DataSource):
         if first <= 0:
             raise MissingSplitError(
                 f"data.root={self.config.root} has {len(shards)} shard{'s' * (len(shards) > 1)} and no split {val!r}: "
-                f"too few to hold some out; data.val_split={train} evaluates on what is trained on"
+                f"too few to hold some out, whatever data.held_out; write smaller ones (vlbeit prepare webdataset "
+                f"--shard-rows), or data.val_split={train} evaluates on what is trained on"
             )
         if split == train:
             return list(shards[:first]), counts[:first]
