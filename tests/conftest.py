@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: exact numbers hang on the number of threads
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import chdir
@@ -37,6 +38,15 @@ CHAIN = (
     ("stage=vl", "task=vqa", "task.min_count=1"),
     ("stage=mim", "task=classification"),
 )
+
+
+@pytest.fixture(autouse=True)
+def log_handlers_of_a_test() -> Iterator[None]:
+    """A command logs to the standard error of now: what it leaves would write to that of a test that is over."""
+    log = logging.getLogger("vlbeit")
+    handlers = log.handlers
+    yield
+    log.handlers = handlers
 
 
 @pytest.fixture(scope="session")

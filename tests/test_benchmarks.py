@@ -74,6 +74,7 @@ def test_every_claim_about_pairs_composes_and_has_its_sides(monkeypatch, scenes,
 
     monkeypatch.setattr(module, "train", train)
     monkeypatch.setattr(module, "flops_of_step", lambda run: 1)
+    monkeypatch.setattr(module, "SHARES", (0.3, 1.0))
     lab = module.Lab(0, tmp_path, scenes)
     points = [point for claim in module.CLAIMS.values() for point in claim(lab)]
     sides = {claim: {p.arm for p in points if p.claim == claim} for claim in {p.claim for p in points}}

@@ -91,10 +91,11 @@ def client(server: Any, lines: list[str]) -> Iterator[Client]:
         yield opened
 
 
-def write_questions(folder: Path) -> Path:
+@pytest.fixture
+def questions(here: Path) -> Path:
     """The official question file of TRUTH."""
     rows = [{"question_id": key, "image_id": key // 2, "question": "what?"} for key in TRUTH]
-    path = folder / "v2_OpenEnded_mscoco_test2015_questions.json"
+    path = here / "v2_OpenEnded_mscoco_test2015_questions.json"
     path.write_text(json.dumps({"data_subtype": "test2015", "questions": rows}))
     return path
 
@@ -109,12 +110,12 @@ def answers(here: Path) -> Path:
 
 
 @pytest.fixture
-def run(here: Path, answers: Path) -> Path:
+def run(here: Path, answers: Path, questions: Path) -> Path:
     """A run with one finished submission of ours, as the ledger has it."""
     folder = here / "runs" / "vl-vqa"
     submission = ledger.open_submission(folder, {"weights": "abc"})
     files.write_bytes(submission.answers_file, answers.read_bytes())
     (folder / "config.yaml").write_text("run: runs/vl-vqa\n")
-    questions = {"file": str(write_questions(here)), "subset": "test2015"}
-    submission.write(sha256=files.sha256(submission.answers_file), questions=questions)
+    of_them = {"file": str(questions), "subset": "test2015"}
+    submission.write(sha256=files.sha256(submission.answers_file), questions=of_them)
     return folder

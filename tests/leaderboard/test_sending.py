@@ -96,17 +96,18 @@ def test_a_killed_upload_goes_on_with_the_chunks_that_are_missing(
 
 
 def test_a_process_that_is_killed_in_a_chunk(
-    server: Any, client: Client, answers: Path, small_chunks: None, evalai_server: ModuleType
+    server: Any, client: Client, answers: Path, questions: Path, small_chunks: None, evalai_server: ModuleType
 ) -> None:
     server.faults.append(evalai_server.Fault(r"PUT /storage/\w+/3", hold=3))
     code = (
         "from vlbeit.leaderboard import upload; from vlbeit.cli import main; "
         f"upload.CHUNK = {SMALL_CHUNK}; "
-        "main(['submit', 'upload', 'answers.json', '--phase', 'test-dev', '--method', 'm'])"
+        "main(['submit', 'upload', 'answers.json', '--phase', 'test-dev', '--method', 'm', '--questions', "
+        f"'{questions}'])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not server.count("PUT .*/3") and time.monotonic() < deadline:
+    while not server.count("PUT .*/3"):
+        assert process.poll() is None, "ended before the third chunk"
         time.sleep(0.02)
     process.kill()
     process.wait()
