@@ -22,6 +22,7 @@ from PIL import Image, ImageFilter
 
 from vlbeit import table
 from vlbeit.data_prep import cc12m
+from vlbeit.data_prep.manner import Manner
 
 CASES = (("keep_ratio", 384), ("keep_ratio", 224), ("no", 384))
 
@@ -43,10 +44,8 @@ def main() -> None:
         for resize, side in CASES:
             out = folder / f"{resize}-{side}"
             start, busy = time.perf_counter(), time.process_time()
-            cc12m.prepare(
-                out, from_=[str(folder)], image_size=side, resize=resize, threads=options.threads, per_second=0,
-                per_host=0, allow_local=True,
-            )  # fmt: skip
+            manner = Manner(options.threads, 0, 0, image_size=side, resize=resize, allow_local=True)
+            cc12m.prepare(out, from_=[str(folder)], manner=manner)
             seconds, busy = time.perf_counter() - start, time.process_time() - busy
             size = sum(path.stat().st_size for path in out.rglob("*.tar")) / options.pictures / 1e3
             rate, cost = options.pictures / seconds, 1e3 * busy / options.pictures

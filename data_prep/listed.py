@@ -10,13 +10,10 @@ from vlbeit.data.following import VLMO, next_command
 from vlbeit.errors import DataError
 
 from .downloading import download
-from .manner import Again, AllowLocal, GiveUp, ImageSize, Manner, MaxMB, PerHost, PerSecond, Retries, ShardRows, Threads
+from .manner import Manner
 from .preparation import Out, given
 from .progress import Report
-from .resizing import Resize
 from .url_lists import UrlList
-
-_USUAL = Manner()
 
 
 def preparation(lists: Callable[[list[Path]], Mapping[str, UrlList]], sources: str, text: str) -> Callable[..., str]:
@@ -29,22 +26,9 @@ def preparation(lists: Callable[[list[Path]], Mapping[str, UrlList]], sources: s
         out: Out,
         *,
         from_: list[str],
-        image_size: ImageSize = _USUAL.image_size,
-        resize: Resize = _USUAL.resize,
-        threads: Threads = _USUAL.threads,
-        per_second: PerSecond = _USUAL.per_second,
-        per_host: PerHost = _USUAL.per_host,
-        retries: Retries = _USUAL.retries,
-        max_mb: MaxMB = _USUAL.max_mb,
-        shard_rows: ShardRows = _USUAL.shard_rows,
-        allow_local: AllowLocal = False,
-        again: Again = False,
-        give_up: GiveUp = False,
+        manner: Manner = Manner(),
         report: Report | None = None,
     ) -> str:
-        manner = Manner(
-            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local, again, give_up
-        )  # fmt: skip
         download(out, lists(existing(from_)), manner, report)
         return following(out)
 

@@ -8,33 +8,21 @@ from vlbeit.errors import UsageError
 
 from .resizing import Resize
 
-# Options of all downloads: a type, and the text that --help shows.
-Threads = Annotated[int, "requests at a time"]
-PerSecond = Annotated[float, "requests a second to all hosts together; 0: no limit"]
-PerHost = Annotated[float, "requests a second to each host; 0: no limit"]
-ImageSize = Annotated[int, "side in pixels that larger pictures are brought to"]
-Retries = Annotated[int, "further tries after a timeout, a lost connection, 429 or 5xx"]
-MaxMB = Annotated[float, "pictures of more megabytes are not taken"]
-ShardRows = Annotated[int, "rows of the list a shard"]
-AllowLocal = Annotated[bool, "ask private and loopback addresses too"]
-Again = Annotated[bool, "ask once more for rows of whole shards that failed for a reason that may pass"]
-GiveUp = Annotated[bool, "rows without an answer count as failed also where no server answers at all"]
-
 
 class Manner(NamedTuple):
-    """How it is done. Of this only `image_size`, `resize` and `shard_rows` change what comes out."""
+    """How it is done, an option each. Of this only `image_size`, `resize` and `shard_rows` change what comes out."""
 
-    threads: int = 32
-    per_second: float = 100
-    per_host: float = 10
-    image_size: int = 384
+    threads: Annotated[int, "requests at a time"] = 32
+    per_second: Annotated[float, "requests a second to all hosts together; 0: no limit"] = 100
+    per_host: Annotated[float, "requests a second to each host; 0: no limit"] = 10
+    image_size: Annotated[int, "side in pixels that larger pictures are brought to"] = 384
     resize: Resize = "keep_ratio"
-    retries: int = 2
-    max_mb: float = 20
-    shard_rows: int = 10_000
-    allow_local: bool = False
-    again: bool = False
-    give_up: bool = False
+    retries: Annotated[int, "further tries after a timeout, a lost connection, 429 or 5xx"] = 2
+    max_mb: Annotated[float, "pictures of more megabytes are not taken"] = 20
+    shard_rows: Annotated[int, "rows of the list a shard"] = 10_000
+    allow_local: Annotated[bool, "ask private and loopback addresses too"] = False
+    again: Annotated[bool, "ask once more for rows of whole shards that failed for a reason that may pass"] = False
+    give_up: Annotated[bool, "rows without an answer count as failed also where no server answers at all"] = False
 
     def check(self) -> None:
         """Raise `UsageError` for a number out of range."""

@@ -16,17 +16,15 @@ from vlbeit.files import write_text
 
 from .downloading import FACTS, download
 from .listed import existing, following
-from .manner import Again, AllowLocal, GiveUp, ImageSize, Manner, MaxMB, PerHost, PerSecond, Retries, ShardRows, Threads
+from .manner import Manner
 from .pictures import Check
 from .preparation import Out, alone
 from .progress import Progress, Report
-from .resizing import Resize
 from .shards import BAD
 from .tar_check import Checked, check_shard, checked_shards, stamp
 from .url_lists import table_files, tables
 
 _CHECKED = "checked.jsonl"
-_USUAL = Manner()
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val"}
 _WORDS = re.compile(r"[^a-zA-Z]+")
 
@@ -39,17 +37,7 @@ def prepare(
     caption_column: Annotated[str, "column of the captions; empty: caption, text, ..."] = "",
     held_out: Annotated[int, "shards: so many of the last ones become val, where none is named after it"] = 1,
     check: Check = "header",
-    image_size: ImageSize = _USUAL.image_size,
-    resize: Resize = _USUAL.resize,
-    threads: Threads = _USUAL.threads,
-    per_second: PerSecond = _USUAL.per_second,
-    per_host: PerHost = _USUAL.per_host,
-    retries: Retries = _USUAL.retries,
-    max_mb: MaxMB = _USUAL.max_mb,
-    shard_rows: ShardRows = _USUAL.shard_rows,
-    allow_local: AllowLocal = False,
-    again: Again = False,
-    give_up: GiveUp = False,
+    manner: Manner = Manner(),
     report: Report | None = None,
 ) -> str:
     """Download the pictures of a list of URLs to shards for data=shards; or check shards that are there already.
@@ -59,12 +47,9 @@ def prepare(
     """
     paths = existing(from_)
     if shards := _shards(paths):
-        _check(out, shards, held_out, check, threads, report or (lambda line: None))
+        _check(out, shards, held_out, check, manner.threads, report or (lambda line: None))
     else:
         lists = [file for path in paths for file in table_files(path)]
-        manner = Manner(
-            threads, per_second, per_host, image_size, resize, retries, max_mb, shard_rows, allow_local, again, give_up
-        )
         download(out, {"train": tables(lists, url_column, caption_column)}, manner, report)
     return following(out)
 

@@ -237,6 +237,8 @@ def test_help_of_prepare(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_option_of_a_preparation_is_described(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     hints = get_type_hints(registry.get("prepare", name), include_extras=True)
     del hints["report"], hints["return"]
+    if manner := hints.pop("manner", None):
+        hints |= get_type_hints(manner, include_extras=True)
     main(["prepare", name, "--help"])
     said = "".join(capsys.readouterr().out.partition("Options:")[2].split())
     for option, hint in hints.items():

@@ -23,8 +23,8 @@ def run(name: str, arguments: list[str]) -> Any:
     """Parse the options of one preparation and run it; `--help` prints them.
 
     An argument `report` gets a function that prints a line; an argument `out` without a default gets `data/NAME`; an
-    underscore at the end is left out (`from_` is --from). The text of an argument's `Annotated[type, text]` describes
-    its option. What the function returns is printed as the next command.
+    underscore at the end is left out (`from_` is --from); one of a named tuple's type stands for its fields. The text
+    of an `Annotated[type, text]` describes its option. What the function returns is printed as the next command.
     """
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     command = _command(name, registry.get("prepare", name))
@@ -42,19 +42,19 @@ def run(name: str, arguments: list[str]) -> Any:
 def _command(name: str, function: Callable[..., str | None]) -> Callable[..., None]:
     """The function with the signature that typer reads."""
     hints = typing.get_type_hints(function, include_extras=True)
-    parameters = [
-        inspect.Parameter(
-            item.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=Path("data") / name if item.name == "out" and item.default is item.empty else item.default,
-            annotation=_option(item.name, hints[item.name]),
-        )
-        for item in inspect.signature(function).parameters.values()
-        if item.name != "report"
-    ]
+    groups = {argument: hint for argument, hint in hints.items() if hasattr(hint, "_fields")}
+    parameters: list[inspect.Parameter] = []
+    for item in inspect.signature(function).parameters.values():
+        if item.name in groups:
+            parameters += _options(groups[item.name])
+        elif item.name != "report":
+            usual = Path("data") / name if item.name == "out" and item.default is item.empty else item.default
+            parameters.append(_parameter(item.name, hints[item.name], usual))
 
     @functools.wraps(function)
     def command(**options: Any) -> None:
+        for argument, kind in groups.items():
+            options[argument] = kind(**{field: options.pop(field) for field in kind._fields})
         following = function(**options, report=functools.partial(print, flush=True))
         if following:
             if weights := _WITH_WEIGHTS.search(following):
@@ -69,6 +69,16 @@ def _command(name: str, function: Callable[..., str | None]) -> Callable[..., No
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {item.name: item.annotation for item in parameters}
     return command
+
+
+def _options(kind: Any) -> list[inspect.Parameter]:
+    """An option for each field of a named tuple."""
+    hints, usual = typing.get_type_hints(kind, include_extras=True), kind._field_defaults
+    return [_parameter(field, hints[field], usual.get(field, inspect.Parameter.empty)) for field in kind._fields]
+
+
+def _parameter(name: str, hint: Any, usual: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=usual, annotation=_option(name, hint))
 
 
 def _pairs(words: list[str], names: list[str]) -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ from vlbeit.cli import main
 from vlbeit.data.records import ImageError
 from vlbeit.data_prep import addresses, cc3m, cc12m, downloading, fetching, pace, resizing, sbu, webdataset
 from vlbeit.data_prep.fetching import Bounds, Moved, Unfetched, client, fetch
+from vlbeit.data_prep.manner import Manner
 from vlbeit.data_prep.pace import Pace
 from vlbeit.data_prep.resizing import resized
 from vlbeit.data_prep.tar_shards import SUCCESS, Row, TarShard, stats_of
@@ -53,7 +54,7 @@ def listed(path: Path, urls: list[str]) -> Path:
 def prepare(out: Path, path: Path, **options: Any) -> tuple[dict[str, Any], list[str]]:
     lines: list[str] = []
     usual = {"allow_local": True, "per_second": 0, "per_host": 0, "threads": 4, "shard_rows": 4} | options
-    cc12m.prepare(out, from_=[str(path)], report=lines.append, **usual)
+    cc12m.prepare(out, from_=[str(path)], report=lines.append, manner=Manner(**usual))
     return json.loads((out / "download.json").read_text()), lines
 
 
@@ -138,7 +139,7 @@ def test_half_a_letter_is_a_fault_of_its_row(tmp_path, server):
     rows = [{"url": server.url("ok/1.jpg"), "caption": text} for text in ("a cat", "a \ud83d cat")]
     rows.append({"url": server.url("ok/\udc00.jpg"), "caption": "x"})
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    webdataset.prepare(tmp_path / "out", from_=[str(tmp_path / "list.jsonl")], allow_local=True)
+    webdataset.prepare(tmp_path / "out", from_=[str(tmp_path / "list.jsonl")], manner=Manner(allow_local=True))
     reasons = stats_of(tmp_path / "out/train", 0)["status_dict"]
     assert reasons == {"success": 1, "half a letter in URL or caption": 2}
 
@@ -164,7 +165,7 @@ def test_the_rate_is_kept(tmp_path, server):
 def test_lists_of_conceptual_captions(tmp_path, server):
     (tmp_path / "Train_GCC-training.tsv").write_text(f"a 'caption'\t{server.url('ok/1.jpg')}\nno url\n")
     (tmp_path / "Validation_GCC-1.1.0-Validation.tsv").write_text(f"caption\turl\nheld\t{server.url('ok/2.jpg')}\n")
-    following = cc3m.prepare(tmp_path / "cc", from_=[str(tmp_path)], allow_local=True)
+    following = cc3m.prepare(tmp_path / "cc", from_=[str(tmp_path)], manner=Manner(allow_local=True))
     assert members(tmp_path / "cc/train/00000.tar")["000000000.txt"] == b"a 'caption'"
     assert members(tmp_path / "cc/val/00000.tar")["000000000.txt"] == b"held"
     assert (
@@ -180,16 +181,18 @@ def test_lists_of_sbu(tmp_path, server):
     (tmp_path / "sbu-captions-all.json").write_text(
         json.dumps({"image_urls": urls, "user_ids": [1, 2], "captions": captions})
     )
-    sbu.prepare(tmp_path / "a", from_=[str(tmp_path)], allow_local=True)
+    sbu.prepare(tmp_path / "a", from_=[str(tmp_path)], manner=Manner(allow_local=True))
     names = [f"SBU_captioned_photo_dataset_{what}.txt" for what in ("urls", "captions")]
     for name, lines in zip(names, (urls, captions), strict=True):
         (tmp_path / name).write_text("\n".join(lines) + "\n")
-    sbu.prepare(tmp_path / "b", from_=[",".join(str(tmp_path / name) for name in names)], allow_local=True)
+    sbu.prepare(
+        tmp_path / "b", from_=[",".join(str(tmp_path / name) for name in names)], manner=Manner(allow_local=True)
+    )
     tars = [members(tmp_path / out / "train/00000.tar") for out in ("a", "b")]
     assert tars[0]["000000001.txt"] == b"two" and tars[0].keys() == tars[1].keys()
     (tmp_path / "sbu-captions-all.json").write_text(json.dumps({"image_urls": urls, "captions": ["one"]}))
     with pytest.raises(DataError, match=r"image_urls and captions are not of one length"):
-        sbu.prepare(tmp_path / "c", from_=[str(tmp_path)], allow_local=True)
+        sbu.prepare(tmp_path / "c", from_=[str(tmp_path)], manner=Manner(allow_local=True))
 
 
 # ---- restarts
@@ -290,7 +293,7 @@ def test_a_list_whose_servers_are_gone_can_be_ended(tmp_path, server, monkeypatc
     assert facts["splits"]["train"] == {"rows": 7, "reasons": {"no such host": 7}}
     (tmp_path / "Train_GCC-training.tsv").write_text(f"a\t{server.url('ok/1.jpg')}\n")
     (tmp_path / "Validation_GCC-1.1.0-Validation.tsv").write_text("".join(f"b\t{url}\n" for url in gone))
-    cc3m.prepare(tmp_path / "cc", from_=[str(tmp_path)], allow_local=True, give_up=True, retries=0)
+    cc3m.prepare(tmp_path / "cc", from_=[str(tmp_path)], manner=Manner(allow_local=True, give_up=True, retries=0))
     facts = json.loads((tmp_path / "cc/download.json").read_text())
     assert facts["splits"]["val"]["reasons"] == {"no such host": 7}
 
@@ -300,7 +303,7 @@ def test_val_knows_what_answered_in_train(tmp_path, server, monkeypatch):
     (tmp_path / "Train_GCC-training.tsv").write_text(f"a\t{server.url('ok/1.jpg')}\n")
     lines = [*(f"b\thttp://gone{number}.invalid/a.jpg\n" for number in range(4)), f"c\t{server.url('ok/2.jpg')}\n"]
     (tmp_path / "Validation_GCC-1.1.0-Validation.tsv").write_text("".join(lines))
-    cc3m.prepare(tmp_path / "cc", from_=[str(tmp_path)], allow_local=True, threads=1)
+    cc3m.prepare(tmp_path / "cc", from_=[str(tmp_path)], manner=Manner(allow_local=True, threads=1))
     assert stats_of(tmp_path / "cc/val", 0)["successes"] == 1 and server.asked["/ok/1.jpg"] >= 2
 
 

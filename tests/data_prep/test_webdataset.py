@@ -14,6 +14,7 @@ import pytest
 
 from vlbeit.cli import main
 from vlbeit.data_prep import webdataset
+from vlbeit.data_prep.manner import Manner
 from vlbeit.errors import DataError, UsageError
 
 
@@ -24,9 +25,12 @@ def server(load_module, make_picture) -> Iterator[Any]:
         yield found
 
 
+LOCAL = Manner(threads=2, allow_local=True)
+
+
 def prepare(out: Path, *sources: Path, **options: Any) -> tuple[list[str], str]:
     lines: list[str] = []
-    following = webdataset.prepare(out, from_=list(map(str, sources)), report=lines.append, threads=2, **options)
+    following = webdataset.prepare(out, from_=list(map(str, sources)), report=lines.append, manner=LOCAL, **options)
     return lines, following
 
 
@@ -54,7 +58,7 @@ def test_lists(tmp_path, server, form):
         if form != "parquet":
             path.mkdir()
         pq.write_table(table, path if form == "parquet" else path / "part-0.parquet")
-    _, following = prepare(tmp_path / "out", path, allow_local=True)
+    _, following = prepare(tmp_path / "out", path)
     assert captions(tmp_path / "out/train/00000.tar") == sorted(texts)
     words = "stage=vl init=vlmo_base_patch16_224 data=shards"
     place = f"data.root={tmp_path / 'out'} run=runs/out-vl"
@@ -65,10 +69,10 @@ def test_columns_that_must_be_named(tmp_path, server):
     path = tmp_path / "list.csv"
     path.write_text(f"link,words\n{server.url('ok/1.jpg')},text\n")
     with pytest.raises(UsageError, match=r"list\.csv: no column 'url'; name it by --url-column: 2 \(link, words\)"):
-        prepare(tmp_path / "out", path, allow_local=True)
+        prepare(tmp_path / "out", path)
     with pytest.raises(UsageError, match=r"list\.csv has no column 'lnk'"):
         prepare(tmp_path / "out", path, url_column="lnk")
-    prepare(tmp_path / "out", path, url_column="link", caption_column="words", allow_local=True)
+    prepare(tmp_path / "out", path, url_column="link", caption_column="words")
     assert captions(tmp_path / "out/train/00000.tar") == ["text"]
 
 
