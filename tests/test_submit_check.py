@@ -204,4 +204,4 @@ def test_nothing_heavy_is_loaded(place: Path) -> None:
     Path("answers.json").write_text(json.dumps(GOOD))
     words = ["submit", "check", "answers.json", "--questions", "v2_OpenEnded_mscoco_test2015_questions.json"]
     code = f"import sys\nfrom vlbeit.cli import main\nassert main({words!r}) == 0\nassert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

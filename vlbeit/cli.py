@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import typer
 
 import vlbeit
-from vlbeit import dist, inspecting, registry, slurm, submitting, table
-from vlbeit.errors import Interrupted, UsageError, UserError
-from vlbeit.submitting import Others
+from vlbeit import dist, evaluating, inspecting, predicting, registry, slurm, submitting, table
+from vlbeit.arguments import FREE, Run, Words
+from vlbeit.errors import Interrupted, UserError
 
 app = typer.Typer(
     name="vlbeit",
@@ -30,13 +30,10 @@ app = typer.Typer(
 )
 app.add_typer(inspecting.app, name="inspect")
 app.add_typer(submitting.app, name="submit")
-_FREE = {"ignore_unknown_options": True}  # `--lr 1e-3` reaches the words, which name the right key
 _OF_THE_PLACE = (  # what a disk, its permissions and names may refuse: no fault of ours
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENOMEM,
 )  # fmt: skip
-Words = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", show_default=False)]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +71,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         print(vlbeit.__version__)
 
 
-@app.command(context_settings=_FREE, add_help_option=False)
+@app.command(context_settings=FREE, add_help_option=False)
 def train(
     words: Words = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
@@ -120,7 +117,7 @@ def _swept(words: list[str], profile: int, dry_run: bool) -> list[Any]:
     return []
 
 
-@app.command(context_settings=_FREE)
+@app.command(context_settings=FREE)
 def plan(
     words: Words = None,
     devices: Annotated[int, typer.Option(help="accelerators, all processes together")] = 1,
@@ -149,142 +146,8 @@ def plan(
     print(f"wrote nothing\nnext: {start} train {shlex.join(words or [])}")
 
 
-@app.command(context_settings=_FREE)
-def evaluate(
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="run folder or checkpoint")] = None,
-    words: Words = None,
-    others: Others = None,
-    predictions: Annotated[Path | None, typer.Option(help="instead of a run: answers to score")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="their official annotation file")] = None,
-    questions: Annotated[Path | None, typer.Option(help="the question file: for the blind baseline")] = None,
-    out: Annotated[Path, typer.Option(help="where the score of --predictions goes")] = Path("result.json"),
-    only_answered: Annotated[bool, typer.Option("--only-answered", help="Leave out what has no answer.")] = False,
-) -> None:
-    """Evaluate a run: prints its numbers, by class or type too where it has such, and writes evaluation.json.
-
-    With --predictions: the official VQA score of an answer file that any program wrote, or of lmms-eval's samples.
-    """
-    if predictions is not None:
-        _score_file(run, words or [], predictions, annotations, questions, out, only_answered)
-        return
-    if run is None:
-        raise UsageError("name a run: vlbeit evaluate runs/vl-vqa; or --predictions FILE --annotations FILE")
-    from vlbeit import inference
-    from vlbeit.models.known import KNOWN
-
-    found = inference.evaluate(run, words or [], others or [])
-    if dist.is_main():
-        subset = any(word.startswith("task.subset=") for word in words or [])  # what is published is of all classes
-        published = KNOWN[run].metrics if run in KNOWN and not subset else {}
-        columns = {"metric": list(found.numbers), "value": [f"{value:.6g}" for value in found.numbers.values()]}
-        if found.intervals:
-            spans = {name: table.between(interval) for name, interval in found.intervals.items()}
-            columns[f"95 % over {found.over}"] = [spans.get(name, "") for name in found.numbers]
-        if published:
-            columns["published"] = [str(published.get(name, "")) for name in found.numbers]
-        table.show(list(columns), zip(*columns.values(), strict=True))
-        if found.samples:
-            print(f"over {found.samples} samples")
-        for rows in found.tables:
-            print()
-            names = list(rows[0])
-            table.show(names, [[table.cell(row.get(name)) or "-" for name in names] for row in rows])
-        written = list(map(str, found.written))
-        written[0] += " (replaced)" if found.replaced else ""
-        print(f"wrote {', '.join(written)}\nnext: {found.following}")
-
-
-def _score_file(
-    run: str | None,
-    words: list[str],
-    predictions: Path,
-    annotations: Path | None,
-    questions: Path | None,
-    out: Path,
-    only_answered: bool,
-) -> None:
-    if run is not None or words:
-        raise UsageError(f"{run or words[0]}: --predictions scores a file, without a run; leave it out")
-    if annotations is None:
-        raise UsageError("--predictions needs --annotations: the official file, v2_mscoco_val2014_annotations.json")
-    from vlbeit import scoring
-
-    found = scoring.score_file(predictions, annotations, questions, out, only_answered=only_answered)
-    print(*found.notes, sep="\n")
-    flat = [(name, value) for name, value in found.result.items() if isinstance(value, int | float)]
-    table.show(("metric", "value"), [(name, f"{value:.6g}") for name, value in flat])
-    print(f"wrote {found.written}: also by answer type, question type and question")
-    print("next: vlbeit submit check FILE --questions FILE, before answers to a test split go to the leaderboard")
-
-
-@app.command()
-def predict(
-    run: Run,
-    subject: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="image file; with --images a text", show_default=False)
-    ],
-    question: Annotated[str | None, typer.Argument(help="for tasks that take one", show_default=False)] = None,
-    statement: Annotated[
-        str | None, typer.Argument(help="about two images, the second in place of the question", show_default=False)
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="retrieval: pictures to search by a text", show_default=False)
-    ] = None,
-    texts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="retrieval: texts to choose from, a line each, or JSON", show_default=False),
-    ] = None,
-    top: Annotated[int, typer.Option(help="number of answers", min=1)] = 5,
-    out: Annotated[
-        Path | None, typer.Option(help="picture to write, the result drawn on it: overlay.png", show_default=False)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
-) -> None:
-    """Print what a task's run finds in one image, or says about two: the most probable answers, or what is where.
-
-    A run of task=retrieval searches: vlbeit predict RUN "a red circle" --images DIR, or RUN picture.jpg --texts FILE.
-    One of task=nlvr2 judges: vlbeit predict RUN left.jpg right.jpg "both pictures show a circle".
-    """
-    if images is not None or texts is not None:
-        rows = _search(run, subject, question or statement, images, texts, top, out)
-    else:
-        from vlbeit.data.records import open_named
-
-        seen, text = ([subject], question) if statement is None else ([subject, question or ""], statement)
-        if statement is None and question is None and not Path(subject).exists() and " " in subject:
-            raise UsageError(f"{subject!r} is no picture; for a text name the pictures to search: --images DIR")
-        for each in seen:
-            open_named(Path(each))  # what is wrong with it is said before torch is loaded
-        from vlbeit import inference
-
-        rows = inference.predict(run, list(map(Path, seen)), text, top=top, out=out)
-    columns = getattr(rows[0], "_fields", ("answer", "probability")) if rows else ()
-    if as_json:
-        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False))
-        return
-    if rows:
-        table.show(columns, [[table.cell(value) for value in row] for row in rows])
-    else:
-        print("nothing found")
-    from vlbeit.runs import is_measured
-
-    lines = [] if out is None else [f"wrote {out}"]
-    print(*lines, *([] if is_measured(run) else [f"next: vlbeit evaluate {shlex.quote(run)}"]), sep="\n")
-
-
-def _search(
-    run: str, subject: str, question: str | None, images: Path | None, texts: Path | None, top: int, out: Path | None
-) -> Any:
-    from vlbeit import searching
-
-    if question is not None or (images is not None and texts is not None):
-        raise UsageError(
-            'write vlbeit predict RUN "a text" --images DIR, or vlbeit predict RUN picture.jpg --texts FILE'
-        )
-    if images is not None:
-        return searching.search_pictures(run, subject, images, top=top, out=out)
-    assert texts is not None
-    return searching.search_texts(run, Path(subject), texts, top=top, out=out)
+app.command(context_settings=FREE)(evaluating.evaluate)
+app.command()(predicting.predict)
 
 
 @app.command()
@@ -336,7 +199,7 @@ def convert(
     print(*done.lines, f"wrote {', '.join(map(str, done.written))}", f"next: {done.next}", sep="\n")
 
 
-@app.command(context_settings={**_FREE, "allow_extra_args": True}, add_help_option=False)
+@app.command(context_settings={**FREE, "allow_extra_args": True}, add_help_option=False)
 def prepare(context: typer.Context, name: Annotated[str, typer.Argument()] = "") -> Any:
     """Make or index data: `vlbeit prepare scenes --out data/scenes`; without a name, list what there is."""
     if name in ("", "--help"):

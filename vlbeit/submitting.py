@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from vlbeit import dist, table
+from vlbeit.arguments import FREE, Others, Run, Words
 from vlbeit.data.answer_check import SENT
 from vlbeit.errors import UsageError
 from vlbeit.leaderboard import verbs
@@ -38,11 +39,6 @@ app = typer.Typer(
 )
 Answers = Annotated[Path, typer.Argument(metavar="FILE", help="answer file, of any program", show_default=False)]
 
-Others = Annotated[
-    list[str] | None,
-    typer.Option("--with", metavar="RUN", help="another run: answers are those of both together", show_default=False),
-]
-
 
 @app.callback(invoke_without_command=True)
 def _what_to_do(context: typer.Context) -> None:
@@ -50,10 +46,10 @@ def _what_to_do(context: typer.Context) -> None:
         print(context.get_help())
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(context_settings=FREE)
 def answer(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)],
-    words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", show_default=False)] = None,
+    run: Run,
+    words: Words = None,
     split: Annotated[str | None, typer.Option(help="of the run's data, or of data.root=DIR: test2015")] = None,
     questions: Annotated[Path | None, typer.Option(help="instead: official question file", show_default=False)] = None,
     images: Annotated[Path | None, typer.Option(help="folder of its images", show_default=False)] = None,

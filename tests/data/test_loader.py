@@ -52,23 +52,29 @@ def flat(steps):
     return [batch for step in steps for batch in step]
 
 
-def same(left, right):
+def differing(left, right):
+    """Batch and name of what is not the same to the bit."""
     assert len(left) == len(right) > 0
-    for one, two in zip(left, right, strict=True):
-        assert one.keys() == two.keys()
-        for name in one:
-            equal = torch.equal(one[name], two[name]) if isinstance(one[name], torch.Tensor) else one[name] == two[name]
-            assert equal, name
+    return [
+        (number, name)
+        for number, (one, two) in enumerate(zip(left, right, strict=True))
+        for name in one.keys() | two.keys()
+        if not equal(one.get(name), two.get(name))
+    ]
+
+
+def equal(one, two):
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor) else one == two
 
 
 def test_any_number_of_workers_gives_the_same_bytes():
-    same(flat(train(numbers(10), 0).steps(0, 6)), flat(train(numbers(10), 2).steps(0, 6)))
+    assert differing(flat(train(numbers(10), 0).steps(0, 6)), flat(train(numbers(10), 2).steps(0, 6))) == []
 
 
 def test_a_start_in_the_middle_is_the_tail_of_the_whole():
     whole = list(train(numbers(10)).steps(0, 9))
     for start in (1, 4, 8):
-        same(flat(whole[start:]), flat(train(numbers(10)).steps(start, 9)))
+        assert differing(flat(whole[start:]), flat(train(numbers(10)).steps(start, 9))) == []
     assert list(train(numbers(10)).steps(9, 9)) == []
 
 
@@ -81,7 +87,7 @@ def test_the_first_samples_can_be_looked_at_and_nothing_changes():
     step = flat(loader.steps(0, 1))
     assert seen["sample_id"] == [name for batch in step for name in batch["sample_id"]][:6]
     assert torch.equal(seen["value"], torch.cat([batch["value"] for batch in step])[:6])
-    same(flat(train(spec, global_batch_size=8).steps(0, 3)), flat(loader.steps(0, 3)))
+    assert differing(flat(train(spec, global_batch_size=8).steps(0, 3)), flat(loader.steps(0, 3))) == []
     assert loader.first(100)["sample_id"] == [name for batch in step for name in batch["sample_id"]]
 
 
@@ -201,7 +207,7 @@ def images(tmp_path, draw):
 def test_unreadable_images_are_replaced_the_same_way_every_time(images, caplog):
     first = flat(train(images, 0).steps(0, 4))
     again = flat(train(images, 2).steps(0, 4))
-    same(first, again)
+    assert differing(first, again) == []
     bad = [sample_id for batch in first for sample_id in batch["bad"]]
     assert set(bad) == {"id1", "id5"} and len(bad) >= 4  # once an epoch or more
     used = {sample_id for batch in first for sample_id in batch["sample_id"]}
@@ -246,8 +252,8 @@ def test_evaluation_sees_every_sample_once_in_order(monkeypatch):
     whole = list(loader)
     assert [i for batch in whole for i in batch["sample_id"]] == list("0123456")
     assert [len(batch["sample_id"]) for batch in whole] == [2, 2, 3] and len(loader) == 3  # no batch of one
-    same(whole, list(loader))
-    same(whole, list(EvalLoader(spec, batch_size=2, workers=2, max_bad_fraction=0)))
+    assert differing(whole, list(loader)) == []
+    assert differing(whole, list(EvalLoader(spec, batch_size=2, workers=2, max_bad_fraction=0))) == []
     monkeypatch.setattr(dist, "world_size", lambda: 3)
     seen = []
     for rank in range(3):

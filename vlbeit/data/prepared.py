@@ -39,18 +39,10 @@ def prepared_records(root: Path, kind: str, split: str, cache: str | Path = "") 
     `images`, and one of `pairs` the kind `text`. Raises `DataError` for another kind or an unknown split, and for
     shards that are missing or cut short.
     """
-    facts = _facts(root)
-    if facts is None:
+    found = _split(root, kind, split)
+    if found is None:
         return None
-    if kind not in _given(facts["kind"]):
-        raise DataError(f"{root} was prepared for {facts['kind']} records, not {kind}; choose the data= that fits")
-    if split not in facts["splits"]:
-        raise MissingSplitError(
-            f"{root} has no split {split!r}, it was prepared with {', '.join(facts['splits'])}: "
-            f"set data.train_split=, data.val_split=, or prepare it anew with the missing archive"
-        )
-    shards = [_Shard(root / item["file"], item["rows"], item["size"]) for item in facts["splits"][split]["shards"]]
-    _check_shards(shards)
+    facts, shards = found
     inside = [name for name in KINDS[kind] if name in _FILES and facts["format"] == "parquet"]
     outside = [name for name in KINDS[kind] if name not in inside]
     columns = [*outside, *(f"{name}_{part}" for name in inside for part in ("at", "bytes")), *["shard"][: len(inside)]]
@@ -80,6 +72,23 @@ class _Shard(NamedTuple):
     path: Path
     rows: int
     size: int  # bytes
+
+
+def _split(root: Path, kind: str, split: str) -> tuple[dict[str, Any], list[_Shard]] | None:
+    """What prepared.json says, and the shards of a split, all there; None where there is no prepared.json."""
+    facts = _facts(root)
+    if facts is None:
+        return None
+    if kind not in _given(facts["kind"]):
+        raise DataError(f"{root} was prepared for {facts['kind']} records, not {kind}; choose the data= that fits")
+    if split not in facts["splits"]:
+        raise MissingSplitError(
+            f"{root} has no split {split!r}, it was prepared with {', '.join(facts['splits'])}: "
+            f"set data.train_split=, data.val_split=, or prepare it anew with the missing archive"
+        )
+    shards = [_Shard(root / item["file"], item["rows"], item["size"]) for item in facts["splits"][split]["shards"]]
+    _check_shards(shards)
+    return facts, shards
 
 
 def _facts(root: Path) -> dict[str, Any] | None:
@@ -212,16 +221,8 @@ def shard_paths(root: Path, kind: str, split: str) -> list[Path] | None:
 
     Raises `DataError` for another kind, and `MissingSplitError`.
     """
-    facts = _facts(root)
-    if facts is None:
-        return None
-    if kind not in _given(facts["kind"]):
-        raise DataError(f"{root} was prepared for {facts['kind']} records, not {kind}; choose the data= that fits")
-    if split not in facts["splits"]:
-        raise MissingSplitError(f"{root} has no split {split!r}, it was prepared with {', '.join(facts['splits'])}")
-    shards = [_Shard(root / item["file"], item["rows"], item["size"]) for item in facts["splits"][split]["shards"]]
-    _check_shards(shards)
-    return [shard.path for shard in shards]
+    found = _split(root, kind, split)
+    return None if found is None else [shard.path for shard in found[1]]
 
 
 def plain_places(file: pq.ParquetFile, path: Path, group: int, name: str, lengths: Sequence[int]) -> list[int]:
