@@ -21,16 +21,15 @@ here is evidence about natural images. A finished run is not repeated, so that a
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from random import Random
 
-from claims_report import SCRATCH, SCRATCH_EQUAL, Point, report
-from training import flops_of_step, train
+from claims_command import claims_parser, run_claims
+from claims_report import SCRATCH, SCRATCH_EQUAL, Point
+from training import evaluations, flops_of_step, train
 
 from vlbeit import table
 from vlbeit.config import RunConfig
@@ -196,9 +195,7 @@ CLAIMS: dict[str, Callable[[Lab], Iterator[Point]]] = {
 
 def accuracies(run: RunConfig) -> list[float]:
     """Top-1 at every evaluation of a run, in order."""
-    lines = (Path(run.run) / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return [record["evaluation"]["top1"] for record in records if "evaluation" in record]
+    return [numbers["top1"] for numbers in evaluations(run.run)]
 
 
 def top1(run: RunConfig) -> float:
@@ -207,25 +204,14 @@ def top1(run: RunConfig) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/claims"))
-    parser.add_argument("--root", type=Path, default=Path("data/scenes-10k"), help="made where it is missing")
-    parser.add_argument("--only", nargs="+", choices=list(CLAIMS), default=list(CLAIMS))
-    parser.add_argument("--choose", action="store_true", help="try the settings of both sides, and stop")
-    options = parser.parse_args()
-    prepare(options.root, images=10000, report=print)
+    options_of = claims_parser(__doc__, "runs/claims", CLAIMS)
+    options_of.add_argument("--choose", action="store_true", help="try the settings of both sides, and stop")
+    options = options_of.parse_args()
     if options.choose:
+        prepare(options.root, images=10000, report=print)
         choose(Lab(options.first_seed, options.out, options.root))
-        return
-    points: list[Point] = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        lab = Lab(seed, options.out, options.root)
-        for name in options.only:
-            points += CLAIMS[name](lab)
-            report(points, options.out)
-    print(f"wrote {options.out}: claims.json, claims.md and a plot of each claim")
+    else:
+        run_claims(options, CLAIMS, Lab)
 
 
 if __name__ == "__main__":

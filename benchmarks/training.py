@@ -1,7 +1,9 @@
-"""What the benchmarks share: one run of `vlbeit train`, and what a step of it costs."""
+"""What the benchmarks share: one run of `vlbeit train`, what it reached, and what a step of it costs."""
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from pathlib import Path
 
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,6 +18,13 @@ def train(words: list[str]) -> RunConfig:
     config = compose.compose(words).config
     launch.train(config)
     return compose.from_yaml(Path(config.run) / "config.yaml")
+
+
+@cache
+def evaluations(run: str) -> list[dict[str, float]]:
+    """The numbers of every evaluation of a finished run, in order."""
+    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
+    return [record["evaluation"] for record in map(json.loads, lines) if "evaluation" in record]
 
 
 def flops_of_step(config: RunConfig) -> int:

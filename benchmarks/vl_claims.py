@@ -18,19 +18,17 @@ Drawn shapes: nothing here is evidence about natural images. A finished run is n
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from claims_report import SCRATCH, SCRATCH_EQUAL, Point, report
-from training import flops_of_step, train
+from claims_command import claims_parser, run_claims
+from claims_report import SCRATCH, SCRATCH_EQUAL, Point
+from training import evaluations, flops_of_step, train
 
 from vlbeit.config import RunConfig
-from vlbeit.data_prep.scenes import prepare
 from vlbeit.files import write_text
 
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -194,31 +192,11 @@ def recall(run: RunConfig) -> float:
 
 def last(run: RunConfig, name: str) -> float:
     """A number of the last evaluation of a run."""
-    return _evaluations(run.run)[-1][name]
-
-
-@cache
-def _evaluations(folder: str) -> list[dict[str, float]]:
-    records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [record["evaluation"] for record in records if "evaluation" in record]
+    return evaluations(run.run)[-1][name]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/vl-claims"))
-    parser.add_argument("--root", type=Path, default=Path("data/scenes-10k"), help="made where it is missing")
-    parser.add_argument("--only", nargs="+", choices=list(CLAIMS), default=list(CLAIMS))
-    options = parser.parse_args()
-    prepare(options.root, images=10000, report=print)
-    points: list[Point] = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        lab = Lab(seed, options.out, options.root)
-        for name in options.only:
-            points += CLAIMS[name](lab)
-            report(points, options.out)
-    print(f"wrote {options.out}: claims.json, claims.md and a plot of each claim")
+    run_claims(claims_parser(__doc__, "runs/vl-claims", CLAIMS).parse_args(), CLAIMS, Lab)
 
 
 if __name__ == "__main__":
