@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from vlbeit.data.class_names import class_names
-from vlbeit.data.following import next_command
+from vlbeit.data.following import BEIT, next_command
 from vlbeit.errors import DataError, UsageError, some
 
 from .archives import Entry, entries
 from .pictures import Check, examine_pair, is_picture
 from .preparation import (
-    PUBLISHED,
     Format,
     Options,
     Out,
@@ -93,7 +92,7 @@ def prepare(
     run(out, plan, Options(threads, shard_mb, verify), report)
     known = len(classes) == 150 and "val" in there
     recipe = " recipe=beit_base_ade20k_512" if known else ""
-    return next_command(f"stage=mim task=segmentation{recipe} init={PUBLISHED} data=ade20k", out, "segmentation")
+    return next_command(f"stage=mim task=segmentation{recipe} init={BEIT} data=ade20k", out, "segmentation")
 
 
 def _listing(found: Iterator[Entry]) -> _Listing:

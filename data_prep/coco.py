@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from vlbeit.data.following import next_command
+from vlbeit.data.following import BEIT, next_command
 from vlbeit.data.instances import Instances, chosen_release
 from vlbeit.data.json_file import JsonFile
 from vlbeit.errors import DataError, UsageError
@@ -17,7 +17,6 @@ from vlbeit.errors import DataError, UsageError
 from .archives import Entry, entries
 from .pictures import Check, examine_picture, is_picture
 from .preparation import (
-    PUBLISHED,
     Format,
     Options,
     Out,
@@ -94,7 +93,7 @@ def prepare(
         archives=[path for path in stores if path.is_file()],
     )  # fmt: skip
     run(out, plan, Options(threads, shard_mb, verify), report)
-    return next_command(f"stage=mim task=detection init={PUBLISHED} data=coco", out, "detection")
+    return next_command(f"stage=mim task=detection init={BEIT} data=coco", out, "detection")
 
 
 def _stores(parts: Sequence[str]) -> list[Path]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, NamedTuple
 
-from vlbeit.data.following import next_command
+from vlbeit.data.following import BEIT, next_command
 from vlbeit.errors import DataError
 
 from .archives import Entry, entries, nested
@@ -21,7 +21,6 @@ from .imagenet_labels import file_labels, from_devkit, val_number, wnid_in
 from .imagenet_sources import Sources, find_sources
 from .pictures import Check, examine_picture, is_picture
 from .preparation import (
-    PUBLISHED,
     Format,
     Options,
     Out,
@@ -117,7 +116,7 @@ def prepare(
     if "val" not in sources.archives:
         return next_command("stage=tokenizer data=imagefolder data.val_split=train", out, "tokenizer")
     recipe = " recipe=beit_base_in1k" if len(classes) == 1000 else ""
-    words = f"stage=mim task=classification{recipe} init={PUBLISHED} data=imagefolder"
+    words = f"stage=mim task=classification{recipe} init={BEIT} data=imagefolder"
     return next_command(words, out, "classification")
 
 

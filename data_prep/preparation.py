@@ -21,8 +21,6 @@ from .hashes import verify
 from .progress import Progress, Report, size
 from .shards import BAD, Finding, Folder, Item, Layout, Position
 
-PUBLISHED = "beit_base_patch16_224_pt22k"  # the tower that a task starts from; runs/mim may be on the built-in data
-
 # Options of several preparations: a type, and the text that --help shows (`vlbeit.preparing`).
 Out = Annotated[Path, "folder to write"]
 Format = Annotated[

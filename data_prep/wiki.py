@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from vlbeit import hub
-from vlbeit.data.following import next_command
+from vlbeit.data.following import BEIT, next_command
 from vlbeit.data.names import Names
 from vlbeit.data.row_files import SUFFIXES, open_table, stored_table
 from vlbeit.data.storable import storable
 from vlbeit.errors import DataError, UsageError
 
-from .preparation import PUBLISHED, Options, Out, Plan, ShardMB, Split, fingerprint, given, run
+from .preparation import Options, Out, Plan, ShardMB, Split, fingerprint, given, run
 from .progress import Report, counted, size
 from .shards import Finding, Item, Layout, Position
 
@@ -92,7 +92,7 @@ def prepare(
         archives=[],
     )
     run(out, plan, Options(1, shard_mb), report)
-    return next_command(f"stage=mlm init={PUBLISHED} stage.pack=true data=shards", out, "mlm")
+    return next_command(f"stage=mlm init={BEIT} stage.pack=true data=shards", out, "mlm")
 
 
 def _items(

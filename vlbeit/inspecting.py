@@ -95,7 +95,7 @@ def data(
     strict: Annotated[bool, typer.Option("--strict", help="Warnings too make the exit code 1.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> int:
-    """Check data before training: pictures, ids, questions, answers, leakage. Exit code 0: safe to train on; 1: not."""
+    """Check data before training: pictures, ids, questions, answers, texts, leakage. Exit code 0: safe; 1: not."""
     from vlbeit.config import DataConfig
     from vlbeit.health import progress
     from vlbeit.health.report import Wanted, inspect

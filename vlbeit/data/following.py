@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+BEIT = "beit_base_patch16_224_pt22k"  # the published tower that a task on pictures starts from
 VLMO = "vlmo_base_patch16_224"  # published weights that a VQA model starts from
 
 

@@ -37,8 +37,8 @@ KINDS: dict[str, Kind] = {
     "dangling-image-id": Kind("error", "correct the image_id, or remove the questions"),
     "question-id-in-two-splits": Kind("warning", "give them ids of their own, or the splits cannot be joined"),
     # pictures
-    "missing-image": Kind("error", "complete the folder of pictures, or remove their questions"),
-    "broken-image": Kind("error", "get the pictures again, or remove their questions"),
+    "missing-image": Kind("error", "complete the folder of pictures, or remove what belongs to them"),
+    "broken-image": Kind("error", "get the pictures again, or remove what belongs to them"),
     "odd-image": Kind("note", "look at them: a thumbnail, a strip or a giant is seldom what was meant"),
     # leakage
     "image-in-two-splits": Kind("error", "split by picture: remove the questions of one side"),
@@ -50,6 +50,12 @@ KINDS: dict[str, Kind] = {
     "empty-question": Kind("warning", "write the question, or remove it: it can only be guessed"),
     "long-question": Kind("warning", "raise text.max_length (and text.positions), or the end is cut off"),
     "near-duplicate-question": Kind("warning", "keep one of each, or they count twice in training and in the score"),
+    # captions and documents
+    "empty-text": Kind("warning", "write the text, or remove it: there is nothing to read"),
+    "long-caption": Kind("note", "raise text.max_length (and text.positions), or the end is cut off"),
+    "mostly-one-text": Kind("warning", "remove it: a text of many pictures, such as a notice, tells nothing of any"),
+    "same-text-in-two-splits": Kind("warning", "remove them from one side: what was read in training is scored"),
+    "failed-downloads": Kind("note", "vlbeit prepare with --again asks once more for those that may come now"),
     # answers
     "no-answers": Kind("error", "take the annotations from the release: these questions train and score nothing"),
     "empty-answer": Kind("warning", "remove the empty answers or the question: an empty prediction would match them"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlbeit.config import DataConfig
 from vlbeit.data.answers import MIN_COUNT
-from vlbeit.data.following import VLMO, next_command
+from vlbeit.data.following import BEIT, VLMO, next_command
 
 from .report import Report, Wanted
 
@@ -28,7 +28,20 @@ def following(report: Report) -> str:
     if asked:  # no answers to train on
         place = [f"data={data.name}", f"data.root={data.root}"]
         return _joined(f"vlbeit submit RUN --split {asked[0]}", [*place, *_words(data)])
-    return _joined(next_command(f"stage=tokenizer data={data.name}", Path(data.root), "tokenizer"), _words(data))
+    words, name = _stage(report)
+    return _joined(next_command(words, Path(data.root), name), _words(data))
+
+
+def _stage(report: Report) -> tuple[str, str]:
+    """What trains on pictures and texts without answers: its words, and the end of the run's name."""
+    data, splits = f"data={report.wanted.data.name}", report.tables["splits"].values()
+    if report.wanted.data.name == "nlvr2":
+        return f"stage=vl task=nlvr2 init={VLMO} {data}", "nlvr2"
+    if not any("texts" in facts for facts in splits):
+        return f"stage=tokenizer {data}", "tokenizer"
+    if any(facts["pictures"] for facts in splits):
+        return f"stage=vl init={VLMO} {data}", "vl"
+    return f"stage=mlm init={BEIT} stage.pack=true {data}", "mlm"
 
 
 def _training_on_answers(report: Report) -> str:

@@ -15,7 +15,10 @@ from vlbeit.errors import DataError, UsageError
 
 from .official import SOURCES, OfficialFiles, official_files
 
-_KINDS = {"labelled": "imagefolder", "masks": "ade20k", "boxes": "coco", "vqa": "vqa"}
+_KINDS = {
+    "labelled": "imagefolder", "masks": "ade20k", "boxes": "coco", "vqa": "vqa", "pairs": "pairs", "nlvr2": "nlvr2",
+    "text": "text",
+}  # fmt: skip
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
@@ -46,7 +49,8 @@ def layout(config: DataConfig) -> Layout:
             raise DataError(f"{path} holds no OpenEnded_mscoco_*_questions.json of {config.name}; is --data right?")
         return Layout(config, files, splits)
     here = [split for split in prepared["splits"] if split != "vg"]  # Visual Genome is trained on, and shares pictures
-    source = "vqa_v2" if "root" in prepared.get("arguments", {}) else _KINDS.get(prepared["kind"], "")
+    from_release = prepared["kind"] == "vqa" and "root" in prepared.get("arguments", {})
+    source = "vqa_v2" if from_release else _KINDS.get(prepared["kind"], "")
     if not (config.name or source):
         raise _unknown(path)
     return Layout(replace(config, name=config.name or source), (), here or splits)
@@ -68,18 +72,36 @@ def _prepared(path: Path) -> dict[str, Any] | None:
 def _told_by_files(path: Path) -> str:
     if path.is_file() and path.suffix.lower() in _TABLES:
         return "vqa"
+    if path.is_file() and path.suffix in (".txt", ".tar"):
+        return "text" if path.suffix == ".txt" else "shards"
     if path.is_dir():
         if (path / "scenes.json").is_file():
             return "scenes"
         if official := [source for source in ("vqa_v2", "okvqa") if official_files(path, source)]:
             return official[0]
-        if any((path / f"train{suffix}").is_file() for suffix in _TABLES):
-            return "vqa"
+        if tables := [file for suffix in _TABLES if (file := path / f"train{suffix}").is_file()]:
+            return "pairs" if _has_captions(tables[0]) else "vqa"
+        if (path / "train.txt").is_file():
+            return "text"
+        if any(path.glob("*.tar")) or any(path.glob("train/*.tar")):
+            return "shards"
         if any((path / folder / "train.json").is_file() for folder in ("Annotations", "annotations")):
             return "vizwiz"
         if (path / "train").is_dir():
             return "imagefolder"
     raise _unknown(path)
+
+
+def _has_captions(table: Path) -> bool:
+    """Whether the first row of a JSON-lines table has an image with a caption, as data=pairs reads it."""
+    if table.suffix != ".jsonl":
+        return False
+    try:
+        with open(table, encoding="utf-8") as lines:
+            row = json.loads(next(line for line in lines if line.strip()))
+    except (StopIteration, ValueError):
+        return False
+    return isinstance(row, dict) and {"image", "caption"} <= row.keys() and "question" not in row
 
 
 def _unknown(path: Path) -> UsageError:

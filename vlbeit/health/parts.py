@@ -35,6 +35,14 @@ class Annotation(NamedTuple):
     main_answer: str  # multiple_choice_answer, "" for none
 
 
+class Texts(NamedTuple):
+    """Captions of the pictures, or documents without any."""
+
+    ids: Sequence[str]
+    texts: Sequence[str]
+    captions: bool
+
+
 @dataclass
 class Part:
     """One split. `questions` is empty for data without questions, of which only the pictures are looked at."""
@@ -48,6 +56,7 @@ class Part:
     ten: bool = True  # whether ten answers belong to a question
     numbered: bool = True  # whether an image_id is one picture in all splits, as in COCO
     place: str = ""  # where its pictures should lie, for messages
+    texts: Texts | None = None
 
     def asked(self) -> list[int | str]:
         """Ids of the pictures that are used, each once: those asked about, or all where there are no questions."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlbeit.config import DataConfig
@@ -11,6 +12,7 @@ from vlbeit.errors import some
 
 from . import tables
 from .answers import check_answers
+from .downloads import check_download
 from .findings import Finding, found, ordered
 from .ids import check_ids, check_ids_between
 from .layout import layout
@@ -22,6 +24,7 @@ from .progress import Say, quiet
 from .questions import check_questions
 from .roles import Roles, roles
 from .sources import read_parts
+from .texts import Surveyed, check_texts, check_texts_between, survey
 
 _LOW = 70.0  # percent: a ceiling below is worth a word; that of VQA v2 is above 90
 _ODD_SIDE, _ODD_ASPECT = 16, 10.0  # pixels, longer side over shorter
@@ -79,10 +82,14 @@ def inspect(wanted: Wanted, say: Say = quiet) -> Report:
     else:
         parts = read_parts(place.config, place.splits, say)
     pictures = look_at(parts, say, thorough=wanted.thorough)
+    surveyed = survey(parts, say)
     chosen = roles(parts, wanted.data)
     found_tables = _tables(parts, pictures, chosen, wanted.min_count, say)
-    checked = _checked(parts, pictures, wanted, say)
-    findings = ordered([*checked, *chosen.findings, *_of_learning(found_tables, wanted)])
+    for each in surveyed:
+        found_tables["splits"][each.split] |= each.table()
+    checked = [*_checked(parts, pictures, wanted, say), *_of_texts(surveyed, wanted)]
+    download = check_download(Path(wanted.data.root).expanduser())
+    findings = ordered([*checked, *download, *chosen.findings, *_of_learning(found_tables, wanted)])
     return Report(wanted, findings, found_tables, time.monotonic() - started)
 
 
@@ -98,6 +105,12 @@ def _checked(parts: Sequence[Part], pictures: Sequence[Picture], wanted: Wanted,
     yield from check_ids_between(parts)
     yield from check_image_ids(parts)
     yield from check_copies(parts, pictures)
+
+
+def _of_texts(surveyed: Sequence[Surveyed], wanted: Wanted) -> Iterator[Finding]:
+    for each in surveyed:
+        yield from check_texts(each, wanted.max_length)
+    yield from check_texts_between(surveyed)
 
 
 def _check_pictures(part: Part, pictures: Sequence[Picture]) -> Iterator[Finding]:

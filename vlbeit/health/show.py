@@ -27,7 +27,7 @@ def tables(report: Report) -> Iterator[Table]:
 def _tables(report: Report) -> Iterator[Table]:
     splits: dict[str, dict[str, Any]] = report.tables["splits"]
     yield _splits(splits)
-    if sizes := [_size_row(name, facts["image_sizes"]) for name, facts in splits.items()]:
+    if sizes := [_size_row(name, facts["image_sizes"]) for name, facts in splits.items() if facts["pictures"]]:
         yield "pictures", ("split", "readable", "width", "height", "aspect", "formats"), sizes
     for field, title in (("answer_types", "answer types"), ("answers_per_question", "answers per question"),
                          ("question_types", "question types")):  # fmt: skip
@@ -64,13 +64,19 @@ def verdict(report: Report) -> list[str]:
 
 
 def _splits(splits: dict[str, dict[str, Any]]) -> Table:
-    columns = ("split", "questions", "pictures", "not asked about", "annotations", "answers", "distinct", "words, max")
+    """A column that no split fills is left out."""
+    columns = {
+        "questions": "questions", "pictures": "pictures", "unused_pictures": "not asked about", "annotations":
+        "annotations", "answers": "answers", "distinct_answers": "distinct", "texts": "texts",
+        "distinct_texts": "distinct",
+    }  # fmt: skip
+    kept = {key: title for key, title in columns.items() if any(facts.get(key) for facts in splits.values())}
+    words = {name: facts.get("question_words") or facts.get("text_words") for name, facts in splits.items()}
     rows = []
     for name, facts in splits.items():
-        keys = ("questions", "pictures", "unused_pictures", "annotations", "answers", "distinct_answers")
-        cells = [f"{facts[key]:,}" if key in facts else "-" for key in keys]
-        rows.append((name, *cells, facts.get("question_words", {}).get("max", "-")))
-    return "splits", columns, rows
+        cells = [f"{facts[key]:,}" if key in facts else "-" for key in kept]
+        rows.append((name, *cells, *([(words[name] or {}).get("max", "-")] if any(words.values()) else [])))
+    return "splits", ("split", *kept.values(), *(["words, max"] if any(words.values()) else [])), rows
 
 
 def _size_row(name: str, sizes: dict[str, Any]) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 from vlbeit import registry
 from vlbeit.config import DataConfig
@@ -19,15 +20,15 @@ from vlbeit.types import Records
 
 from .findings import Finding, found
 from .official import SOURCES
-from .parts import Annotation, Part, Place, Question
+from .parts import Annotation, Part, Place, Question, Texts
 from .progress import Say
 
 _KEY = re.compile(r"data\.columns=\[(.*?)\]")  # which this command has as an option
-_WITH_PICTURES = ("labelled", "images", "masks", "boxes", "pairs")  # kinds, by what tells most of a split
+_KINDS = ("vqa", "labelled", "images", "masks", "boxes", "pairs", "nlvr2", "text")  # by what tells most of a split
 
 
 def read_parts(config: DataConfig, splits: Sequence[str], say: Say) -> list[Part]:
-    """The splits of a data source. Raises UsageError where its records have no pictures."""
+    """The splits of a data source. Raises UsageError where it gives no kind of record that is known here."""
     source: DataSource = registry.get("data", config.name)(config)
     try:
         source.check()
@@ -37,11 +38,10 @@ def read_parts(config: DataConfig, splits: Sequence[str], say: Say) -> list[Part
 
 
 def _parts(source: DataSource, splits: Sequence[str], say: Say) -> list[Part]:
-    kind = next((kind for kind in ("vqa", *_WITH_PICTURES) if kind in source.kinds), None)
+    kind = next((kind for kind in _KINDS if kind in source.kinds), None)
     if kind is None:
         raise UsageError(
-            f"data={source.config.name} has {', '.join(source.kinds)} records; what is inspected are pictures and the "
-            f"questions about them"
+            f"data={source.config.name} has {', '.join(source.kinds)} records; inspected are {', '.join(_KINDS)}"
         )
     parts = [_part(source, kind, split, say) for split in splits]
     _say_once(parts)
@@ -72,7 +72,7 @@ def _part(source: DataSource, kind: str, split: str, say: Say) -> Part:
         except DataError:
             return Part(split, [], None, {}, refusal, whole=False)
     say(f"{split}: {len(records):,} records")
-    part = _asked(split, records) if kind == "vqa" else _shown(split, records)
+    part = _asked(split, records) if kind == "vqa" else _shown(source, kind, split, records)
     part.findings += refusal
     if source.config.name in SOURCES:  # ten answers to a question, one number to a picture whatever its split
         part.ten = part.numbered = True
@@ -93,9 +93,26 @@ def _without_warnings() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _shown(split: str, records: Records) -> Part:
+def _shown(source: DataSource, kind: str, split: str, records: Records) -> Part:
+    """Pictures, and the texts that stand beside them or for themselves."""
+    texts = records if kind in ("text", "nlvr2") else None
+    if kind == "images" and "text" in source.kinds:
+        texts = source.records("text", split)
+    part = Part(split, [], None, _pictures(kind, records), numbered=False)
+    if texts is not None:
+        part.texts = Texts(texts.column("id"), texts.column("text"), captions=kind != "text")
+    return part
+
+
+def _pictures(kind: str, records: Records) -> Mapping[int | str, Place]:
+    if kind == "text":
+        return {}
     names = list(records.column("id"))
-    return Part(split, [], None, _places(names, records), numbered=False)
+    if kind != "nlvr2":
+        return _places(names, records)
+    sides = [_places([f"{name} {side}" for name in names], records, side) for side in ("image_0", "image_1")]
+    places = {name: place for side in sides for name, place in side.items()}
+    return {place if isinstance(place, str) else name: place for name, place in places.items()}  # a file is shared
 
 
 def _asked(split: str, records: Records) -> Part:
@@ -112,16 +129,25 @@ def _asked(split: str, records: Records) -> Part:
     return Part(split, questions, None if hidden else notes, places, ten=False, numbered=False)
 
 
-def _places(names: Sequence[int | str], records: Records) -> Mapping[int | str, Place]:
+def _places(names: Sequence[int | str], records: Records, field: str = "image") -> Mapping[int | str, Place]:
     """Where the picture of each name lies: the path, or how its bytes are read when they are wanted."""
     rows: dict[int | str, int] = {}
     for row, name in enumerate(names):
         rows.setdefault(name, row)
-    if not rows or isinstance(records[0]["image"], bytes):
-        return {name: partial(_bytes, records, row) for name, row in rows.items()}
-    paths = list(records.column("image"))
+    if not rows or isinstance(records[0][field], bytes):
+        inside = _Inside(records, field)
+        return {name: partial(inside.read, row) for name, row in rows.items()}
+    paths = list(records.column(field))
     return {name: str(Path(paths[row])) for name, row in rows.items()}
 
 
-def _bytes(records: Records, row: int) -> bytes:
-    return records[row]["image"]
+class _Inside:
+    """Pictures that lie within other files, for several threads: records are made for one."""
+
+    def __init__(self, records: Records, field: str) -> None:
+        self._records, self._field, self._lock = records, field, Lock()
+
+    def read(self, row: int) -> bytes:
+        """The encoded bytes of one."""
+        with self._lock:
+            return self._records[row][self._field]
