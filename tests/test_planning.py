@@ -136,11 +136,26 @@ def test_on_the_command_line_without_data(tmp_path: Path, monkeypatch: pytest.Mo
     assert max(map(len, lines[:-1])) <= 120 and lines[-1].startswith(
         "next: accelerate launch --num_processes 2 -m vlbeit"
     )
-    assert "epochs" in lines[2] and "unknown: give --samples" in lines[2]
+    assert lines[1].split()[:3] == ["devices", "2", "of"]
+    assert "epochs" in lines[3] and "unknown: give --samples" in lines[3]
     assert not list(tmp_path.iterdir())
     assert main(["plan", *words, "--devices", "2", "--samples", "100", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["steps"], found["samples"], found["machine"]["devices"]) == (25, 200, 2)
+
+
+def test_records_that_lie_at_hand_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("one\ntwo\nthree\n\nfour\n")
+    data = ["data=text", f"data.root={tmp_path}", "epochs=6", "global_batch_size=2"]
+    words = ["stage=mlm", "model=tiny", "init=none", *data]
+    found = planner.plan(words, planner.Machine())
+    assert (found.steps, found.samples, found.epochs) == (12, 24, 6)
+    assert any("4 records of train" in note for note in found.notes)
+    told = planner.plan(words, planner.Machine(), planner.Assumed(samples=10))
+    assert told.steps == 30 and not any("records of train" in note for note in told.notes)
+    (tmp_path / "train.txt").unlink()
+    unknown = planner.plan(words, planner.Machine())
+    assert unknown.steps is None and any("not counted" in note for note in unknown.notes)
 
 
 def test_nothing_is_left_behind(vl: planner.Plan) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 
 from vlbeit import chain, compose, registry
 from vlbeit.config import RunConfig
+from vlbeit.data.sources import open_records
 from vlbeit.errors import UsageError, UserError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.objectives.base import Objective
@@ -94,6 +96,7 @@ def plan(words: Sequence[str], machine: Machine, assumed: Assumed | None = None)
     assumed.check()
     config = compose.compose(words).config
     _check_batches(config, machine)
+    assumed, counted = _counted(config, assumed)
     measured = _measure(config, assumed)
     standing = _standing(measured.objective, config, machine)
     micro, accumulation = _settled(config, machine, standing.total + measured.constant, measured.slope)
@@ -121,8 +124,22 @@ def plan(words: Sequence[str], machine: Machine, assumed: Assumed | None = None)
         activations_per_sample=measured.slope,
         seconds=None if total is None else total / (machine.devices * machine.peak * 1e12 * machine.utilisation),
         machine=machine,
-        notes=measured.notes,
+        notes=counted + measured.notes,
     )
+
+
+def _counted(config: RunConfig, assumed: Assumed) -> tuple[Assumed, list[str]]:
+    """With the records of the training split, where nobody has told them and the data lies here, and a note on it."""
+    data = config.data
+    packed = getattr(config.stage, "pack", False)  # samples are sequences of several records
+    far = not Path(data.root).expanduser().exists() or any("://" in member for member in data.mix)
+    if assumed.samples is not None or packed or far:
+        return assumed, []
+    try:
+        count = len(open_records(data, chain.recipe_of(config).kind, data.train_split))
+    except UserError as error:
+        return assumed, [f"its data were not counted: {error}"]
+    return assumed._replace(samples=count), [f"samples: the {count:,} records of {data.train_split} that lie here"]
 
 
 def _check_batches(config: RunConfig, machine: Machine) -> None:

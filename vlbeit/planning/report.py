@@ -20,6 +20,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
     """What, how much."""
     machine = plan.machine
     return [
+        ("devices", f"{machine.devices} of {machine.gib:g} GiB, {machine.peak:g} TFLOP/s: --devices, --memory, --peak"),
         ("steps", _number(plan.steps)),
         ("epochs", _UNKNOWN if plan.epochs is None else f"{plan.epochs:.4g}"),
         ("samples", _number(plan.samples)),
@@ -29,11 +30,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("operations in all", "unknown" if plan.total is None else f"{plan.total:.3g} FLOP"),
         ("micro-batch", _micro(plan)),
         *_memory(plan),
-        (
-            "time",
-            _time(plan.seconds)
-            + f" at {machine.utilisation:.0%} of {machine.peak:g} TFLOP/s a device: --peak, --utilisation",
-        ),
+        ("time", f"{_time(plan.seconds)} at {machine.utilisation:.0%} of the peak: --utilisation"),
     ]
 
 
