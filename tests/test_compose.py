@@ -179,7 +179,7 @@ def test_texts_stay_as_typed() -> None:
         ("steps=2.5", "steps=2.5 is not a whole number or null"),
         ("seed=null", "seed=null is not a whole number"),
         ("compile=maybe", "compile=maybe is not true or false"),
-        ("optim.betas=0.9", "optim.betas=0.9 is not a list such as [a,b]"),
+        ("optim.betas=0.9", "optim.betas=0.9 is not a list: write optim.betas=[0.9]"),
         ("precision=int8", "precision=int8 is not one of fp64, fp32, bf16, fp16"),
         ("optim=3", "optim is a section"),
         ("stage.name=vl", "write stage=vl"),

@@ -44,7 +44,7 @@ _TYPE_NAMES: dict[type[Node], str] = {
     IntegerNode: "a whole number",
     BooleanNode: "true or false",
     StringNode: "a text",
-    ListConfig: "a list such as [a,b]",
+    ListConfig: "a list",
 }
 
 
@@ -325,7 +325,8 @@ def _assign(tree: DictConfig, word: words.Word, names: Mapping[str, str]) -> Non
         kind = next((name for cls, name in _TYPE_NAMES.items() if isinstance(node, cls)), "a fitting value")
         kind += " or null" if node._is_optional() else ""
         sweep = "; several values need --multirun" if "," in text and not isinstance(node, ListConfig) else ""
-        raise UsageError(f"{key}={text} is not {kind}{sweep}") from error
+        remedy = f": write {key}=[{text}]" if isinstance(node, ListConfig) else ""
+        raise UsageError(f"{key}={text} is not {kind}{sweep}{remedy}") from error
 
 
 def _to_config(tree: Any) -> RunConfig:

@@ -37,6 +37,9 @@ bottom in pixels of `image`, with `box_labels` list of int [n] and `box_masks` l
 `bad` list[str], unreadable samples that were replaced. An objective that surveys the step adds keys of its own.
 """
 
+Logs: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
+"""Name -> sum and count, of what a batch tells."""
+
 Meta: TypeAlias = dict[str, Any]
 """What a run learned from its training records and every later use needs: JSON values only.
 
@@ -67,7 +70,7 @@ class StepOutput(NamedTuple):
     """What an objective makes of a batch."""
 
     losses: dict[str, Tensor]  # scalars, weighted and normalised; the total is their sum
-    logs: dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count), reduced over ranks by the engine
+    logs: Logs  # reduced over ranks by the engine
     seen: tuple[Any, ...] = ()  # in a survey: what the objective wants to know of a micro-batch, tensors in it
 
 

@@ -60,7 +60,8 @@ class NLVR2Evaluator:
         self.seen.update(zip(batch["sample_id"], truth(objective, batch).tolist(), strict=True))
 
     def compute(self) -> dict[str, float]:
-        """`accuracy`, `consistency`, `majority` (of always saying the more frequent label): percent; how many of both.
+        """`accuracy`, `consistency`, `majority` (of always saying the more frequent label), `judged_true` (0 or 100: always
+        the same answer), in percent; how many statements and sentences.
 
         Of several splits at once (dev+test1) `accuracy_dev`, `consistency_dev` and so on too.
         Raises DataError where no statement has a label.
@@ -112,6 +113,7 @@ class NLVR2Evaluator:
             "accuracy": 100 * right / statements,
             "consistency": 100 * consistent / sentences,
             "majority": 100 * most / statements,
+            "judged_true": 100 * sum(self._judged(key) for key in keys if key in self._seen) / statements,
             "statements": statements,
             "sentences": sentences,
         }

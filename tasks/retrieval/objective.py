@@ -17,7 +17,7 @@ from vlbeit.objectives.base import Objective, logged
 from vlbeit.objectives.contrastive import contrast_head, learned_logs
 from vlbeit.objectives.global_contrast import GlobalContrast
 from vlbeit.objectives.matching import Negatives, match_terms, paired
-from vlbeit.types import Batch, StepOutput, Tokens
+from vlbeit.types import Batch, Logs, StepOutput, Tokens
 
 
 def retrieval_heads(dim: int, contrastive: str, matching: bool) -> Heads:
@@ -99,13 +99,13 @@ class RetrievalObjective(Objective):
         logs = {"itc": logged(terms_B), "itc_accuracy": logged(hits_B), **learned_logs((pair,))}
         if self.matching_weight:
             assert negatives is not None, "the contrast draws them"
-            itm, hits = self._match(batch, negatives)
+            itm, itm_logs = self._match(batch, negatives)
             losses["itm"] = self.matching_weight * itm.sum() / counts["itm"]
-            logs |= {"itm": logged(itm), "itm_accuracy": logged(hits)}
+            logs |= itm_logs
         return StepOutput(losses, logs)
 
-    def _match(self, batch: Batch, negatives: Negatives) -> tuple[Tensor, Tensor]:
-        """Terms and hits of true pairs, of texts with wrong pictures and of pictures with wrong texts."""
+    def _match(self, batch: Batch, negatives: Negatives) -> tuple[Tensor, Logs]:
+        """Terms and logs of true pairs, of texts with wrong pictures and of pictures with wrong texts."""
         ids, keep, image = paired(batch, negatives)
         logits = self.match_logits(ids, keep, self.encoder.embed_image(image))
         return match_terms(logits, negatives.there_B)

@@ -15,6 +15,7 @@ from torch import Tensor
 from vlbeit import dist
 from vlbeit.models.heads import Compared
 from vlbeit.models.quantizer import at_least_float
+from vlbeit.types import Logs
 
 GATHERS = ("gradient", "published")
 
@@ -65,7 +66,7 @@ LEARNED = ("temperature", "bias", "temperature_fused", "bias_fused")
 """Names that `learned_logs` gives."""
 
 
-def learned_logs(pairs: Sequence[Compared]) -> dict[str, tuple[Tensor, Tensor]]:
+def learned_logs(pairs: Sequence[Compared]) -> Logs:
     """For the logs: `temperature` of the first contrast and, with sigmoid, `bias`; `_fused` of the second."""
     logs = {}
     for pair, suffix in zip(pairs, ("", "_fused"), strict=False):

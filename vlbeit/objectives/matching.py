@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vlbeit import dist
 from vlbeit.errors import UsageError
+from vlbeit.objectives.base import logged
 from vlbeit.objectives.contrastive import Likenesses
-from vlbeit.types import Batch
+from vlbeit.types import Batch, Logs
 
 Draw = Callable[[Tensor], Tensor]
 """Probabilities [B, G], 0 on what must not be chosen -> the chosen column of every row, [B]."""
@@ -91,15 +92,17 @@ def paired(batch: Batch, negatives: Negatives, *more_BT: Tensor) -> tuple[Tensor
     )
 
 
-def match_terms(logits: Tensor, there_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Terms and hits of true pairs, then of texts with wrong pictures and of pictures with wrong texts: [3 * B, 2].
+def match_terms(logits: Tensor, there_B: Tensor) -> tuple[Tensor, Logs]:
+    """Terms of true pairs, then of texts with wrong pictures and of pictures with wrong texts, and their logs.
 
-    Without those where there is no wrong one.
+    `logits` [3 * B, 2]; where there is no wrong one no term. `itm_majority` is the accuracy of always saying that a pair is wrong.
     """
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(there_B)] = 1
     there = torch.cat([torch.ones_like(there_B), there_B, there_B])
-    return F.cross_entropy(logits, labels, reduction="none")[there], (logits.argmax(1) == labels)[there]
+    terms = F.cross_entropy(logits, labels, reduction="none")[there]
+    hits, wrong = (logits.argmax(1) == labels)[there], (labels == 0)[there]
+    return terms, {"itm": logged(terms), "itm_accuracy": logged(hits), "itm_majority": logged(wrong)}
 
 
 def exchange(batches: Sequence[Batch], chosen: Sequence[Chosen]) -> list[Negatives]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlbeit import dist
 from vlbeit.models.dvae import DVAE, DVAEOutput
 from vlbeit.objectives.base import Objective
-from vlbeit.types import Batch, StepOutput
+from vlbeit.types import Batch, Logs, StepOutput
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class TokenizerObjective(Objective):
         return StepOutput(losses, self._logs(out, pixels_BCHW, temperature))
 
     @torch.no_grad()
-    def _logs(self, out: DVAEOutput, pixels_BCHW: Tensor, temperature: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def _logs(self, out: DVAEOutput, pixels_BCHW: Tensor, temperature: Tensor) -> Logs:
         one = torch.ones((), device=pixels_BCHW.device)
         difference_BCHW = self.dvae.picture(out.output_BSHW) - pixels_BCHW
         counts_V = torch.bincount(self.dvae.quantizer.tokens(out.z_BZYX).flatten(), minlength=self.dvae.spec.vocab_size)

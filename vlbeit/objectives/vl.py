@@ -19,9 +19,7 @@ from vlbeit.objectives.contrastive import ContrastRule, learned_logs
 from vlbeit.objectives.global_contrast import GlobalContrast
 from vlbeit.objectives.matching import Negatives, match_terms, paired
 from vlbeit.objectives.mlm import IGNORED, masked_word_terms
-from vlbeit.types import Batch, StepOutput
-
-Log = dict[str, tuple[Tensor, Tensor]]
+from vlbeit.types import Batch, Logs, StepOutput
 
 
 class VLObjective(Objective):
@@ -66,9 +64,9 @@ class VLObjective(Objective):
         itc_B, hits_B, negatives = self.contrast(pairs, batch)
         assert negatives is not None
         match_logits, mlm_M, mlm_logs = self._fused(batch, negatives)
-        itm, itm_hits = match_terms(match_logits, negatives.there_B)
+        itm, itm_logs = match_terms(match_logits, negatives.there_B)
         logs = {"itc": logged(itc_B), "itc_accuracy": logged(hits_B), **learned_logs(pairs)}
-        logs |= mlm_logs | {"itm": logged(itm), "itm_accuracy": logged(itm_hits)}
+        logs |= mlm_logs | itm_logs
         losses = {
             "itc": itc_B.sum() / counts["itc"],
             "itm": itm.sum() / counts["itm"],
@@ -87,7 +85,7 @@ class VLObjective(Objective):
         )
         return own, fused
 
-    def _fused(self, batch: Batch, negatives: Negatives) -> tuple[Tensor, Tensor, Log]:
+    def _fused(self, batch: Batch, negatives: Negatives) -> tuple[Tensor, Tensor, Logs]:
         """One fused pass over four sets of pairs: true, negative image, negative text, true with masked words."""
         ids, keep, image = paired(batch, negatives, batch["mlm_ids"])
         text, picture = self.encoder.embed_text(ids, keep), self.encoder.embed_image(image)
