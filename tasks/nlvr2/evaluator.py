@@ -60,8 +60,8 @@ class NLVR2Evaluator:
         self.seen.update(zip(batch["sample_id"], truth(objective, batch).tolist(), strict=True))
 
     def compute(self) -> dict[str, float]:
-        """`accuracy`, `consistency`, `majority` (of always saying the more frequent label), `judged_true` (0 or 100: always
-        the same answer), in percent; how many statements and sentences.
+        """`accuracy`, `consistency`, `majority` (of always saying the more frequent label), `judged_true` (0 or 100 for
+        always the same answer), in percent; how many statements and sentences.
 
         Of several splits at once (dev+test1) `accuracy_dev`, `consistency_dev` and so on too.
         Raises DataError where no statement has a label.

@@ -95,7 +95,8 @@ def paired(batch: Batch, negatives: Negatives, *more_BT: Tensor) -> tuple[Tensor
 def match_terms(logits: Tensor, there_B: Tensor) -> tuple[Tensor, Logs]:
     """Terms of true pairs, then of texts with wrong pictures and of pictures with wrong texts, and their logs.
 
-    `logits` [3 * B, 2]; where there is no wrong one no term. `itm_majority` is the accuracy of always saying that a pair is wrong.
+    `logits` [3 * B, 2]; where there is no wrong one no term. `itm_majority` is what always
+    saying that a pair is wrong would reach.
     """
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(there_B)] = 1
