@@ -151,6 +151,8 @@ def test_records_that_lie_at_hand_are_counted(tmp_path: Path) -> None:
     found = planner.plan(words, planner.Machine())
     assert (found.steps, found.samples, found.epochs) == (12, 24, 6)
     assert any("4 records of train" in note for note in found.notes)
+    mixed = planner.plan([*words[:3], f"data.mix=[text:{tmp_path}*2.5]", *data[2:]], planner.Machine())
+    assert (mixed.steps, mixed.epochs) == (30, 6)  # a weighted epoch has 10
     told = planner.plan(words, planner.Machine(), planner.Assumed(samples=10))
     assert told.steps == 30 and not any("records of train" in note for note in told.notes)
     (tmp_path / "train.txt").unlink()

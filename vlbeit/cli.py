@@ -129,7 +129,10 @@ def plan(
     labels: Annotated[int | None, typer.Option(help="classes or answers of the head", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print what `vlbeit train` with these words would cost: steps, FLOPs, memory of a device, time. Needs no data."""
+    """Print what `vlbeit train` with these words would cost: steps, FLOPs, memory of a device, time.
+
+    Needs no data; where it lies at hand its records are counted, once: --samples spares that.
+    """
     from vlbeit.planning import planner
 
     found = planner.plan(
@@ -143,7 +146,7 @@ def plan(
     table.show((found.title, ""), rows(found))
     print(*(f"note: {note}" for note in found.notes), sep="\n", end="\n" if found.notes else "")
     start = f"accelerate launch --num_processes {devices} -m vlbeit" if devices > 1 else "vlbeit"
-    print(f"wrote nothing\nnext: {start} train {shlex.join(words or [])}")
+    print(f"next: {start} train {shlex.join(words or [])}")
 
 
 app.command(context_settings=FREE)(evaluating.evaluate)

@@ -15,6 +15,7 @@ import torch
 
 from vlbeit import chain, compose, registry
 from vlbeit.config import RunConfig
+from vlbeit.data.order import epoch_length
 from vlbeit.data.sources import open_records
 from vlbeit.errors import UsageError, UserError
 from vlbeit.models.encoder import MoMEEncoder
@@ -132,13 +133,13 @@ def _counted(config: RunConfig, assumed: Assumed) -> tuple[Assumed, list[str]]:
     """With the records of the training split, where nobody has told them and the data lies here, and a note on it."""
     data = config.data
     packed = getattr(config.stage, "pack", False)  # samples are sequences of several records
-    far = not Path(data.root).expanduser().exists() or any("://" in member for member in data.mix)
+    far = any("://" in member for member in data.mix) if data.mix else not Path(data.root).expanduser().exists()
     if assumed.samples is not None or packed or far:
         return assumed, []
     try:
-        count = len(open_records(data, chain.recipe_of(config).kind, data.train_split))
+        count = epoch_length(open_records(data, chain.recipe_of(config).kind, data.train_split))
     except UserError as error:
-        return assumed, [f"its data were not counted: {error}"]
+        return assumed, [] if data.mix else [f"its data were not counted: {error}"]
     return assumed._replace(samples=count), [f"samples: the {count:,} records of {data.train_split} that lie here"]
 
 
