@@ -381,6 +381,9 @@ def test_a_list_cannot_make_us_ask_our_own_network(tmp_path, server, capsys):
         ("169.254.169.254", False), ("192.168.0.1", False), ("0.0.0.0", False), ("224.0.0.1", False), ("::1", False),
         ("fd00::1", False), ("fe80::1", False), ("::ffff:127.0.0.1", False), ("64:ff9b::7f00:1", False),
         ("64:ff9b::808:808", True), ("2002:7f00:1::", False), ("100.64.0.1", False),
+        ("::ffff:8.8.8.8", True), ("2002:808:808::", True), ("2001:0:808:808::f7f7:f7f7", True),
+        ("2001:0:808:808::80ff:fffe", False), ("2001:db8::1", False), ("fec0::1", False), ("64:ff9b:1::7f00:1", False),
+        ("64:ff9b:1::808:808", False), ("::127.0.0.1", False), ("::a00:1", False), ("::ffff:0:127.0.0.1", False),
     ],
 )  # fmt: skip
 def test_which_addresses_are_public(address, public):
