@@ -50,6 +50,7 @@ WORDS = (
 DOING = ("starting", "step", "waiting for data", "evaluation", "writing weights", "saving the state")
 METHODS = {"train_step": 1, "_next": 2, "evaluate": 3, "_export_best": 4, "_save": 5}
 PATIENCE = 120.0  # seconds that the other process has to end
+LONGEST = 1800.0  # seconds that a run, or any part of it, may take
 
 
 class Death(NamedTuple):
@@ -179,13 +180,26 @@ class Pair:
         return self.codes[rank]
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Where that takes too long, what still lives is killed and the benchmark ends with exit code 1."""
+        began = time.monotonic()
         while not condition():
+            if time.monotonic() - began > LONGEST:
+                hung = [rank for rank in (0, 1) if self._look(rank) is None]
+                for rank in hung:
+                    os.kill(self.children[rank], signal.SIGKILL)
+                doing = ", ".join(f"process {rank} ({self.doing(rank)})" for rank in hung)
+                sys.exit(
+                    f"{self.run} hangs, {LONGEST:g} s were given to {doing}; the end of its log:\n{self.log_end()}"
+                )
             time.sleep(0.001)
 
     def wait_for_success(self) -> None:
         """Both end, with exit code 0."""
         self.wait_until(lambda: all([self._look(rank) is not None for rank in (0, 1)]))
-        assert self.codes == [0, 0], (self.codes, Path(f"{self.run}.log").read_text()[-2000:])
+        assert self.codes == [0, 0], (self.codes, self.log_end())
+
+    def log_end(self) -> str:
+        return Path(f"{self.run}.log").read_text()[-2000:]
 
     def kill(self, rank: int) -> Death:
         """kill -9, and see the other one end."""

@@ -24,6 +24,7 @@ from .deadline import TimedBackend
 _NAME = re.compile(r"[a-z0-9._-]+")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that IANA has given to the public internet
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -32,13 +33,19 @@ class Refused(Exception):
 
 
 def is_public(address: Address) -> bool:
-    """False for private, loopback, link-local and other special addresses, also where IPv6 wraps one of IPv4."""
+    """False for private, loopback, link-local and other special addresses.
+
+    One of IPv6 that wraps one of IPv4 in a known way (mapped, 6to4, Teredo, NAT64) is what that is; all others lie in
+    the block for public ones, 2000::/3.
+    """
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
         if address in _NAT64:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
+        if address not in _UNICAST:
+            return False
     return address.is_global and not address.is_multicast
 
 

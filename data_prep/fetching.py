@@ -111,14 +111,19 @@ def _body(response: httpx.Response, most: int) -> bytes:
     if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
         raise Unfetched("sent packed though asked not to")  # it could unpack to any size
     if int(response.headers.get("content-length", "0") or 0) > most:
-        raise Unfetched(f"more than {most / 10**6:g} MB")
+        raise _too_large(most)
     parts, size = [], 0
     for chunk in response.iter_raw():
         parts.append(chunk)
         size += len(chunk)
         if size > most:
-            raise Unfetched(f"more than {most / 10**6:g} MB")
+            raise _too_large(most)
     return b"".join(parts)
+
+
+def _too_large(most: int) -> Unfetched:
+    """With all digits: `now_allowed` compares them."""
+    return Unfetched(f"more than {most / 10**6:.15g} MB")
 
 
 def _directives(response: httpx.Response) -> Iterator[str]:

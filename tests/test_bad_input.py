@@ -678,3 +678,6 @@ def test_words_for_another_kind_of_record() -> None:
     config = compose.compose(["task=vqa", "data=vqa_v2", "data.root=/vqa"]).config
     assert chaining.data_words(config, "vqa") == "data=vqa_v2 data.root=/vqa"
     assert chaining.data_words(config, "pairs") == "data=pairs data.root=DIR"
+    config = compose.compose(["stage=mlm", "data=shards", "data.root=/documents"]).config
+    assert chaining.data_words(config, "text") == "data=shards data.root=/documents"
+    assert chaining.data_words(config, "images") == "data=imagefolder data.root=DIR"

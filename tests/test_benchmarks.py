@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
+import signal
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -160,6 +163,18 @@ def test_the_matrix_composes(claims, scenes, tmp_path, monkeypatch):
 @pytest.mark.parametrize("script", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
 def test_every_benchmark_can_be_imported(claims, script):
     assert importlib.import_module(script)
+
+
+def test_survival_ends_where_a_run_hangs(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = importlib.import_module("survival")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.cli, "main", lambda words: time.sleep(300))
+    monkeypatch.setattr(module, "LONGEST", 0.5)
+    pair = module.Pair("whole", [])
+    with pytest.raises(SystemExit, match=r"whole hangs, 0\.5 s were given to process 0 \(starting\), process 1 \("):
+        pair.wait_for_success()
+    assert [os.waitpid(child, 0)[1] for child in pair.children] == [signal.SIGKILL, signal.SIGKILL]
 
 
 def test_vqa_inference_prints_its_ratios(monkeypatch, capsys):

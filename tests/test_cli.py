@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import pytest
 from PIL import Image
@@ -246,6 +246,24 @@ def test_every_option_of_a_preparation_is_described(name: str, capsys: pytest.Ca
         flag = f"--{option.rstrip('_').replace('_', '-')}"
         assert f"{flag}<" in said or f"{flag}/--no-" in said
         assert text.replace(" ", "") in said
+
+
+class Way(NamedTuple):
+    """What a preparation may take as one argument."""
+
+    speed: int = 1
+    loud: bool = False
+
+
+def test_defaults_of_an_argument_go_before_those_of_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Way] = []
+
+    def prepare(way: Way = Way(speed=3), report: Any = None) -> None:  # noqa: B008
+        found.append(way)
+
+    monkeypatch.setattr(registry, "get", lambda group, name: prepare)
+    assert main(["prepare", "own"]) == main(["prepare", "own", "--loud"]) == 0
+    assert found == [Way(3, False), Way(3, True)]
 
 
 def test_prepare_scenes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vlbeit import compose, suggest
 from vlbeit.cli import main
 from vlbeit.data.shards import ShardRecords
 from vlbeit.engine.folder import RunFolder
@@ -84,4 +85,34 @@ def test_the_text_stage_reads_documents(folder, capfd):
         pq.write_table(table, folder / "data" / f"{name}.parquet")
     words = [word for word in SMALL if not word.startswith("data.image_size")]
     assert main(["train", "stage=mlm", "data=shards", "data.root=data", *words, "steps=2"]) == 0
-    assert "6 samples of train in 1 shard" in capfd.readouterr().err
+    told = capfd.readouterr()
+    assert "6 samples of train in 1 shard" in told.err
+    assert "next: vlbeit train stage=vl model=tiny data=pairs data.root=DIR" in told.out
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "expected"),
+    [
+        ("stage=mlm data=shards", "text", "stage=vl model=base data=pairs data.root=DIR"),
+        ("stage=mlm data=shards", "pairs", "stage=vl model=base data=shards data.root=own"),
+        ("stage=mlm data=shards", "", "stage=vl model=base data=pairs data.root=DIR"),
+        ("stage=mlm data=pairs", "text", "stage=vl model=base data=pairs data.root=DIR"),
+        ("stage=mlm data=pairs", "", "stage=vl model=base data=pairs data.root=own"),
+        ("stage=mlm data.mix=[own]", "text", "stage=vl model=base data=pairs data.root=DIR"),
+        ("stage=mim data=shards", "", "stage=mlm model=base data=text data.root=DIR"),
+        ("stage=mim data=shards", "pairs", "stage=mlm model=base data=shards data.root=own"),
+        ("stage=mim data=imagefolder", "", "stage=mlm model=base data=text data.root=DIR"),
+        ("stage=mim data=coco_captions", "pairs", "stage=mlm model=base data=coco_captions data.root=own"),
+        ("stage=tokenizer data=shards", "", "stage=mim model=base data=shards data.root=own"),
+        ("stage=vl data=shards", "", "stage=vl task=retrieval model=base data=shards data.root=own"),
+    ],
+)
+def test_what_comes_next_is_on_data_that_can_serve(tmp_path, monkeypatch, words, kind, expected):
+    """`kind`: what own was prepared for; "": it is not of `vlbeit prepare`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    if kind:
+        facts = {"version": 1, "kind": kind, "format": "parquet", "classes": [], "splits": {}}
+        (tmp_path / "own" / "prepared.json").write_text(json.dumps(facts))
+    config = compose.compose([*words.split(), "data.root=own"]).config
+    assert suggest.after_training(config).startswith(f"vlbeit train {expected} run=runs/")

@@ -13,6 +13,7 @@ from pathlib import Path
 from vlbeit import compose, registry
 from vlbeit.config import RunConfig
 from vlbeit.data.records import KINDS
+from vlbeit.data.sources import open_source
 from vlbeit.engine.folder import RunFolder
 from vlbeit.errors import UsageError
 from vlbeit.models.checkpoint import locate, read_head
@@ -20,7 +21,9 @@ from vlbeit.models.foreign import is_foreign
 from vlbeit.task import Recipe, Stage
 
 BUILT_IN = "scenes"
-_USUAL = {"vqa": ("vqa_v2",), "pairs": ("pairs",), "text": ("text",)}  # the source to name where many give a kind
+_USUAL = {  # the source to name where many give a kind
+    "vqa": ("vqa_v2",), "pairs": ("pairs",), "text": ("text",), "images": ("imagefolder",),
+}  # fmt: skip
 
 
 def recipe_of(config: RunConfig) -> Recipe:
@@ -203,8 +206,8 @@ def _is_shared(key: str) -> bool:
 
 
 def data_words(config: RunConfig, kind: str) -> str:
-    """Words for records of a kind: this run's source where it gives them, else one that does."""
-    if kind in registry.get("data", config.data.name).kinds:
+    """Words for records of a kind: this run's data where they are known to give them, else a source that does."""
+    if kind in open_source(config.data).given(recipe_of(config).kind):
         words = [f"data={config.data.name}", f"data.root={shlex.quote(config.data.root)}"]
         words += [shlex.quote(f"data.mix=[{','.join(config.data.mix)}]")] if config.data.mix else []
     else:

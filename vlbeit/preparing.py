@@ -46,7 +46,7 @@ def _command(name: str, function: Callable[..., str | None]) -> Callable[..., No
     parameters: list[inspect.Parameter] = []
     for item in inspect.signature(function).parameters.values():
         if item.name in groups:
-            parameters += _options(groups[item.name])
+            parameters += _options(groups[item.name], item.default)
         elif item.name != "report":
             usual = Path("data") / name if item.name == "out" and item.default is item.empty else item.default
             parameters.append(_parameter(item.name, hints[item.name], usual))
@@ -71,9 +71,10 @@ def _command(name: str, function: Callable[..., str | None]) -> Callable[..., No
     return command
 
 
-def _options(kind: Any) -> list[inspect.Parameter]:
-    """An option for each field of a named tuple."""
-    hints, usual = typing.get_type_hints(kind, include_extras=True), kind._field_defaults
+def _options(kind: Any, default: Any) -> list[inspect.Parameter]:
+    """An option for each field of a named tuple; their defaults are those of the argument, else those of the type."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    usual = kind._field_defaults if default is inspect.Parameter.empty else default._asdict()
     return [_parameter(field, hints[field], usual.get(field, inspect.Parameter.empty)) for field in kind._fields]
 
 

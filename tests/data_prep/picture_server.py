@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "noai":
             self._answer(200, {"X-Robots-Tag": "noai, noindex"}, server.picture(number))
         elif kind == "big":
-            self._answer(200, {}, bytes(200_000))
+            self._answer(200, {}, bytes(2_000_000))
         elif kind == "junk":
             self._answer(200, {"Content-Type": "image/jpeg"}, b"no picture")
         elif kind == "cut":

@@ -338,6 +338,13 @@ def test_rows_refused_before_are_asked_for_when_they_are_allowed(tmp_path, serve
     assert "train: 2 rows that failed are asked for again" in lines
 
 
+def test_rows_too_large_are_asked_for_when_larger_ones_are_taken(tmp_path, server):
+    path = listed(tmp_path / "list.tsv", [server.url("big/0.jpg"), server.url("ok/1.jpg")])
+    for max_mb, asked in ((1.0123432, 1), (1.0123432, 1), (1.0123442, 2), (3, 3), (3, 3)):
+        prepare(tmp_path / "out", path, max_mb=max_mb)
+        assert server.asked["/big/0.jpg"] == asked and server.asked["/ok/1.jpg"] == 1
+
+
 def test_failed_rows_are_asked_for_again_when_that_is_wished(tmp_path, server):
     urls = [server.url(path) for path in ("ok/0.jpg", "flaky/1", "status/404", "ok/3.jpg", "flaky/2", "ok/5.jpg")]
     path = listed(tmp_path / "list.tsv", urls)
@@ -381,6 +388,9 @@ def test_a_list_cannot_make_us_ask_our_own_network(tmp_path, server, capsys):
         ("169.254.169.254", False), ("192.168.0.1", False), ("0.0.0.0", False), ("224.0.0.1", False), ("::1", False),
         ("fd00::1", False), ("fe80::1", False), ("::ffff:127.0.0.1", False), ("64:ff9b::7f00:1", False),
         ("64:ff9b::808:808", True), ("2002:7f00:1::", False), ("100.64.0.1", False),
+        ("::ffff:8.8.8.8", True), ("2002:808:808::", True), ("2001:0:808:808::f7f7:f7f7", True),
+        ("2001:0:808:808::80ff:fffe", False), ("2001:db8::1", False), ("fec0::1", False), ("64:ff9b:1::7f00:1", False),
+        ("64:ff9b:1::808:808", False), ("::127.0.0.1", False), ("::a00:1", False), ("::ffff:0:127.0.0.1", False),
     ],
 )  # fmt: skip
 def test_which_addresses_are_public(address, public):

@@ -63,8 +63,14 @@ def prepared_arguments(root: Path) -> dict[str, Any] | None:
     return None if facts is None else dict(facts.get("arguments", {}))
 
 
-def _given(kind: str) -> set[str]:
-    """The kinds of record that a folder of this kind gives."""
+def prepared_kinds(root: Path) -> set[str] | None:
+    """The kinds of record that a folder gives; None where `root` was not made by `vlbeit prepare`."""
+    facts = _facts(root)
+    return None if facts is None else kinds_with(facts["kind"])
+
+
+def kinds_with(kind: str) -> set[str]:
+    """The kinds of record that data of this kind give."""
     return {kind} | ({"images"} if "image" in KINDS[kind] else set()) | ({"text"} if kind == "pairs" else set())
 
 
@@ -79,7 +85,7 @@ def _split(root: Path, kind: str, split: str) -> tuple[dict[str, Any], list[_Sha
     facts = _facts(root)
     if facts is None:
         return None
-    if kind not in _given(facts["kind"]):
+    if kind not in kinds_with(facts["kind"]):
         raise DataError(f"{root} was prepared for {facts['kind']} records, not {kind}; choose the data= that fits")
     if split not in facts["splits"]:
         raise MissingSplitError(

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from vlbeit import dist
 from vlbeit.config import DataConfig
+from vlbeit.data.prepared import prepared_kinds
 from vlbeit.errors import DataError, MissingSplitError
 from vlbeit.types import Records
 
@@ -36,6 +37,11 @@ class DataSource(ABC):
             raise DataError(f"data.root={self.root} does not exist; set data.root= to where the data lies")
         if not os.access(self.root, os.R_OK | (os.X_OK if self.root.is_dir() else 0)):
             raise DataError(f"data.root={self.root} cannot be read; give yourself permission or set data.root=")
+
+    def given(self, kind: str) -> set[str]:
+        """The kinds that its data, which gave records of `kind`, are known to give; they are not opened for it."""
+        prepared = prepared_kinds(self.root)
+        return set(self.kinds) if prepared is None else prepared.intersection(self.kinds)
 
     @abstractmethod
     def records(self, kind: str, split: str) -> Records:

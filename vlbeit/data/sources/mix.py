@@ -12,6 +12,7 @@ from typing import ClassVar
 from vlbeit import registry
 from vlbeit.config import DataConfig
 from vlbeit.data.mix import Entry, MixedRecords, Part, parsed
+from vlbeit.data.prepared import kinds_with
 from vlbeit.data.records import take
 from vlbeit.data.shard_files import is_remote
 from vlbeit.data.sources.base import DataSource, say
@@ -41,6 +42,10 @@ class Mix(DataSource):
                 source.check()
             except DataError as error:
                 raise DataError(f"data.mix: {entry.what}: {error}") from error
+
+    def given(self, kind: str) -> set[str]:
+        """Members may be of texts or of pictures alone."""
+        return kinds_with(kind)
 
     def records(self, kind: str, split: str) -> MixedRecords:
         """Of training every member with its weight; of another split those that have it, once each."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vlbeit.config import DataConfig
-from vlbeit.data.prepared import shard_paths
+from vlbeit.data.prepared import kinds_with, prepared_kinds, shard_paths
 from vlbeit.data.shard_counts import counted
 from vlbeit.data.shard_files import SUFFIXES, ShardFile, expanded, is_remote, listed
 from vlbeit.data.shard_store import Reading, ShardStore
@@ -34,6 +34,10 @@ class Shards(DataSource):
         for name in expanded(self.place):
             if not is_remote(name) and not any(sign in name for sign in "*?[") and not Path(name).exists():
                 raise DataError(f"data.root={self.config.root}: {name} does not exist; set data.root= to the shards")
+
+    def given(self, kind: str) -> set[str]:
+        """Shards may be of texts or of pictures alone."""
+        return kinds_with(kind) if prepared_kinds(self.root) is None else super().given(kind)
 
     def records(self, kind: str, split: str) -> ShardRecords:
         """Raises `MissingSplitError` where the shards have names of other splits, or too few to hold some out."""
