@@ -198,6 +198,12 @@ def test_mistakes_are_named(word: str, said: str) -> None:
     assert said in error_of(*OWN, word)
 
 
+@pytest.mark.parametrize("value", ["null", "{a:b}"])
+def test_a_list_is_proposed_of_plain_values_alone(value: str) -> None:
+    said = error_of(*OWN, f"optim.betas={value}")
+    assert "is not a list" in said and "write" not in said
+
+
 def test_random_masking_has_no_blocks() -> None:
     said = error_of(*OWN, "stage.masking=random", "stage.min_block=0.3")
     assert "stage.masking=random masks single patches, no stage.min_block=0.3" in said

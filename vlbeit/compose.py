@@ -325,7 +325,8 @@ def _assign(tree: DictConfig, word: words.Word, names: Mapping[str, str]) -> Non
         kind = next((name for cls, name in _TYPE_NAMES.items() if isinstance(node, cls)), "a fitting value")
         kind += " or null" if node._is_optional() else ""
         sweep = "; several values need --multirun" if "," in text and not isinstance(node, ListConfig) else ""
-        remedy = f": write {key}=[{text}]" if isinstance(node, ListConfig) else ""
+        plain = isinstance(node, ListConfig) and not set(text) & set("{}[]") and text != "null"
+        remedy = f": write {key}=[{text}]" if plain else ""
         raise UsageError(f"{key}={text} is not {kind}{sweep}{remedy}") from error
 
 

@@ -26,6 +26,10 @@ class MissingSplitError(DataError):
     """The data has other splits than the one that was asked for."""
 
 
+class MissingColumnError(DataError):
+    """A table lacks a column that every record of the kind has."""
+
+
 class Interrupted(UserError):
     """Training was asked to stop by a signal, and the same command goes on (exit code 130)."""
 

@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -109,6 +111,30 @@ def test_shards_of_pictures_with_texts(tmp_path: Path, capsys: pytest.CaptureFix
     assert [facts["texts"] for facts in found.tables["splits"].values()] == [6, 3]
     assert main(["inspect", "data", str(tmp_path)]) == 1
     assert "split  pictures  texts" in capsys.readouterr().out
+
+
+def test_a_first_sample_without_a_picture_does_not_end_the_report(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "00000.tar", "w") as file:
+        for name, content in (("0.txt", b"a text"), ("1.txt", b"another"), ("1.png", picture(1))):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    tar(tmp_path / "00001.tar", range(3))
+    found = report(tmp_path)
+    assert codes(found)["broken-image"].ids == ["00000/0"]
+    assert found.tables["splits"]["train"]["image_sizes"]["readable"] == 1
+
+
+def test_shards_of_pictures_or_of_texts_alone(tmp_path: Path) -> None:
+    for name, column in (("pictures", {"image": [picture(n) for n in range(4)]}), ("texts", {"text": list("abcd")})):
+        for split in ("train", "val"):
+            (tmp_path / name / split).mkdir(parents=True)
+            values = {key: [value + (b"" if name == "pictures" else split) for value in column[key]] for key in column}
+            pq.write_table(pa.table(values), tmp_path / name / split / "0.parquet")
+    pictures, texts = (report(tmp_path / name, "shards") for name in ("pictures", "texts"))
+    assert "texts" not in pictures.tables["splits"]["train"] and pictures.tables["splits"]["train"]["pictures"] == 4
+    assert texts.tables["splits"]["train"]["texts"] == 4 and not texts.unsafe
+    assert "pack=true" in following(texts)
 
 
 def test_rows_that_were_not_downloaded_are_told(tmp_path: Path) -> None:

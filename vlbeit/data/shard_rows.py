@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from vlbeit.data.prepared import plain_places
 from vlbeit.data.tar_samples import PICTURES, kept_texts, tar_samples
-from vlbeit.errors import DataError
+from vlbeit.errors import DataError, MissingColumnError
 
 IMAGE_COLUMNS = ("image", *PICTURES, "img", "bytes", "image_bytes")
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "txt", "TEXT")
@@ -58,7 +58,7 @@ class Columns(NamedTuple):
 
 
 def columns_of(schema: pa.Schema, kind: str, name: str, *, prepared: bool) -> Columns:
-    """The columns for a kind of record. Raises `DataError`, naming the file, where one is lacking."""
+    """The columns for a kind of record. Raises `MissingColumnError`, naming the file, where one is lacking."""
     names = schema.names
 
     def first(wanted: Sequence[str]) -> str:
@@ -73,7 +73,7 @@ def columns_of(schema: pa.Schema, kind: str, name: str, *, prepared: bool) -> Co
         hint = "rename one"
         if "url" in names and not image:
             hint = "is it the table that img2dataset wrote beside a tar file, and the tar is gone?"
-        raise DataError(f"{name} has no column of a {lacking}; it has {', '.join(names)}: {hint}")
+        raise MissingColumnError(f"{name} has no column of a {lacking}; it has {', '.join(names)}: {hint}")
     lengths = f"{image}_bytes" if prepared and f"{image}_bytes" in names else ""
     return Columns(image, text, first(_KEYS), "picture" if prepared and "picture" in names else "", lengths)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,9 @@ from threading import Lock
 from vlbeit import registry
 from vlbeit.config import DataConfig
 from vlbeit.data.answers import majority_answer
+from vlbeit.data.records import IncompleteError
 from vlbeit.data.sources.base import DataSource
-from vlbeit.errors import DataError, UsageError
+from vlbeit.errors import DataError, MissingColumnError, UsageError
 from vlbeit.types import Records
 
 from .findings import Finding, found
@@ -63,7 +64,7 @@ def _say_once(parts: Sequence[Part]) -> None:
 def _part(source: DataSource, kind: str, split: str, say: Say) -> Part:
     refusal: list[Finding] = []
     try:
-        records = source.records(kind, split)
+        kind, records = _read(source, kind, split)
     except DataError as error:
         refusal = found("refused", split, [split], str(error))
         try:  # sources that survive some bad rows may survive all of them: the others are checked
@@ -79,6 +80,19 @@ def _part(source: DataSource, kind: str, split: str, say: Say) -> Part:
     if not len(records):
         part.findings += found("empty-split", split, [split], f"the split {split} has no record")
     return part
+
+
+def _read(source: DataSource, kind: str, split: str) -> tuple[str, Records]:
+    """The records and their kind: `text` where pictures are looked for and there are texts alone."""
+    texts = kind == "images" and "text" in source.kinds
+    try:
+        records = source.records(kind, split)
+        if len(records) or not texts:
+            return kind, records
+    except MissingColumnError:
+        if not texts:
+            raise
+    return "text", source.records("text", split)
 
 
 @contextmanager
@@ -97,7 +111,8 @@ def _shown(source: DataSource, kind: str, split: str, records: Records) -> Part:
     """Pictures, and the texts that stand beside them or for themselves."""
     texts = records if kind in ("text", "nlvr2") else None
     if kind == "images" and "text" in source.kinds:
-        texts = source.records("text", split)
+        with suppress(MissingColumnError):
+            texts = source.records("text", split)
     part = Part(split, [], None, _pictures(kind, records), numbered=False)
     if texts is not None:
         part.texts = Texts(texts.column("id"), texts.column("text"), captions=kind != "text")
@@ -134,11 +149,19 @@ def _places(names: Sequence[int | str], records: Records, field: str = "image") 
     rows: dict[int | str, int] = {}
     for row, name in enumerate(names):
         rows.setdefault(name, row)
-    if not rows or isinstance(records[0][field], bytes):
+    if not rows or _lie_inside(records, field):
         inside = _Inside(records, field)
         return {name: partial(inside.read, row) for name, row in rows.items()}
     paths = list(records.column(field))
     return {name: str(Path(paths[row])) for name, row in rows.items()}
+
+
+def _lie_inside(records: Records, field: str) -> bool:
+    """Whether pictures are bytes within other files, as the first record tells that has one."""
+    for row in range(len(records)):
+        with suppress(IncompleteError):
+            return isinstance(records[row][field], bytes)
+    return True
 
 
 class _Inside:
