@@ -107,7 +107,7 @@ def plot(points: Sequence[Point], file: Path) -> None:
         )
     if logarithmic:
         axes.set_xscale("log")
-    axes.set(title=f"{claim}, built-in data", xlabel=axis, ylabel=f"{metric}, 95 % interval over seeds")
+    axes.set(title=f"{claim}, built-in data; 95 % interval over seeds", xlabel=axis, ylabel=metric)
     if not axis:
         axes.set_xticks([])
     figure.legend(loc="outside lower center", ncols=3)  # within the axes it would cover an interval
