@@ -1,10 +1,12 @@
 """What pre-training is worth on the built-in data: VQA through tokenizer, mim, mlm and vl against VQA from scratch.
 
     python benchmarks/vqa_gain.py --seeds 3 --out runs/gain
+    python benchmarks/vqa_gain.py --seeds 3 --out runs/gain --equal-compute
 
-Both fine-tune for the same steps with the same vocabulary of answers. A third run from scratch gets as many steps as
-the whole chain costs, counted in floating-point operations of one training step each (torch's FlopCounterMode), so
-the numbers do not hang on the machine. Built-in data are drawn shapes: this says nothing about natural images.
+Both fine-tune for the same steps with the same vocabulary of answers. With --equal-compute a third run from scratch
+gets as many steps as the whole chain costs, counted in floating-point operations of one training step each (torch's
+FlopCounterMode), so the numbers do not hang on the machine. A finished run is not repeated. Built-in data are drawn
+shapes: this says nothing about natural images.
 """
 
 from __future__ import annotations
@@ -25,15 +27,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/gain"))
+    parser.add_argument("--equal-compute", action="store_true", help="a third run from scratch, as long as all stages")
     parser.add_argument("words", nargs="*", help="key=value words for every run, such as data.root=DIR")
     options = parser.parse_args()
-    rows = [one_seed(seed, options.out / f"seed-{seed}", options.words) for seed in range(options.seeds)]
-    columns = ("seed", "blind", "chain", "scratch", "difference", "scratch, equal compute", "difference")
-    table.show(columns, [[f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row] for row in rows])
+    sides = {"scratch": False} | ({"scratch-equal": True} if options.equal_compute else {})
+    rows = [one_seed(seed, options.out / f"seed-{seed}", sides, options.words) for seed in range(options.seeds)]
+    table.show(("seed", "blind", "chain", *(part for side in sides for part in (side, "difference"))), rows)
 
 
-def one_seed(seed: int, folder: Path, words: list[str]) -> list[object]:
-    """Train all runs of one seed (a finished one is not repeated) and compare them question by question."""
+def one_seed(seed: int, folder: Path, sides: dict[str, bool], words: list[str]) -> list[str]:
+    """Train all runs of one seed and compare them question by question; a side is whether it is as long as all."""
     common = [f"seed={seed}", *words]
     flops = 0
     for stage, before in zip(STAGES, (None, None, "mim", "mlm"), strict=True):
@@ -43,18 +46,16 @@ def one_seed(seed: int, folder: Path, words: list[str]) -> list[object]:
         flops += config.steps * flops_of_step(config)
     vqa = ["task=vqa", "task.answers=own", *common]
     chain = train([*vqa, f"run={folder}/vqa", f"init={folder}/vl"])
-    step = flops_of_step(chain)
-    equal = chain.steps + round(flops / step)
-    scratch = [*vqa, "init=none", f"text.tokenizer={folder}/mlm"]
-    train([*scratch, f"run={folder}/scratch"])
-    train([*scratch, f"run={folder}/scratch-equal", f"steps={equal}"])
-    scores = {name: score(folder / name) for name in ("vqa", "scratch", "scratch-equal")}
+    scores = score(folder / "vqa")
     numbers = json.loads((folder / "vqa" / "evaluation.json").read_text())
-    row: list[object] = [seed, float(numbers["blind"]), mean(scores["vqa"])]
-    for name in ("scratch", "scratch-equal"):
-        difference, half = paired_difference(scores["vqa"], scores[name])
-        note = "" if name == "scratch" else f" ({equal} steps)"
-        row += [f"{mean(scores[name]):.2f}{note}", f"{difference:+.2f} +-{half:.2f}"]
+    row = [str(seed), f"{numbers['blind']:.2f}", f"{mean(scores):.2f}"]
+    for side, is_equal in sides.items():
+        more = round(flops / flops_of_step(chain)) if is_equal else 0
+        steps = [f"steps={chain.steps + more}"] if is_equal else []
+        train([*vqa, "init=none", f"text.tokenizer={folder}/mlm", f"run={folder}/{side}", *steps])
+        of_side = score(folder / side)
+        difference, half = paired_difference(scores, of_side)
+        row += [f"{mean(of_side):.2f}" + f" ({chain.steps + more} steps)" * is_equal, f"{difference:+.2f} +-{half:.2f}"]
     return row
 
 
