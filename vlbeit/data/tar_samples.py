@@ -20,6 +20,7 @@ _TEXTS = ("txt", "caption", "text")  # members that are a text
 _FACTS = ("caption", "captions", "text", "txt")  # keys of a JSON member
 _LIMIT = 2**28  # bytes of a member that is read; a larger one is no part of a sample
 _HEADER_LIMIT = 2**16  # bytes of a name or of attributes that stand before a member
+_SIZE_LIMIT = 2**60  # bytes that a member may have in itself; in base 256 a header can say more, and less than none
 _NAME_TYPES = (
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
 )  # fmt: skip
@@ -45,19 +46,27 @@ class StrictInfo(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictInfo:
         """A header of 512 bytes. A name or attributes that it announces are read whole, so they must be short."""
-        info = super().frombuf(buf, encoding, errors)
+        info = _sized(super().frombuf(buf, encoding, errors))
         if info.type in _NAME_TYPES and info.size > _HEADER_LIMIT:
             raise DamagedError(f"a name or attributes of {info.size} bytes")
         return info  # type: ignore[return-value]
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> StrictInfo:
+        """The next header with those that belong to it: its attributes may give it another size."""
         try:
-            return super().fromtarfile(tarfile_)  # type: ignore[return-value]
+            return _sized(super().fromtarfile(tarfile_))  # type: ignore[return-value]
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
             raise
-        except tarfile.HeaderError as error:
+        except (tarfile.HeaderError, ValueError, IndexError, RecursionError) as error:
             raise DamagedError(str(error)) from error
+
+
+def _sized(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The header. `DamagedError` where what it says would lead back to a header before it, or out of any file."""
+    if not 0 <= info.size <= _SIZE_LIMIT:
+        raise DamagedError(f"a member of {info.size} bytes")
+    return info
 
 
 def tar_samples(path: Path, name: str) -> Iterator[Sample]:
