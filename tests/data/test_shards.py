@@ -227,6 +227,18 @@ def test_lists_of_captions_are_counted(tmp_path, made, opened):
     assert numbers(made, opened(tmp_path / "x.parquet", "images", val_split="train")) == [0, 1, 2]
 
 
+def test_captions_of_one_file_are_of_one_picture(tmp_path, made, opened):
+    """One of them is no wrong text of the picture for the other."""
+    (tmp_path / "1.png").write_bytes(made.picture(1))
+    for number, paths in enumerate((["1.png", "./1.png", "2.png"], ["1.png", str(tmp_path / "1.png")])):
+        table = pa.table({"image": paths, "caption": [str(row) for row in range(len(paths))]})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    records = opened(tmp_path, val_split="train")
+    one, two = str(tmp_path / "1.png"), str(tmp_path / "2.png")
+    assert list(records.column("picture")) == [one, one, two, one, one]
+    assert len(set(records.column("id"))) == 5 and records[1]["picture"] == records[1]["image"] == one
+
+
 def test_few_row_groups_are_kept(tmp_path, made, opened, monkeypatch):
     made.write_parquet(tmp_path / "x.parquet", range(100), group=10)
     size = pq.read_table(tmp_path / "x.parquet", columns=["image"]).nbytes
