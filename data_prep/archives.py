@@ -130,7 +130,7 @@ def _tar(file: IO[bytes], label: str) -> Iterator[Entry]:
         if mode == "r|":
             while stream.read(2**20):  # what is behind the end mark: the check sum of a compressed file
                 pass
-    except (*_DAMAGE, DamagedError, RecursionError) as error:
+    except (*_DAMAGE, DamagedError) as error:
         raise DataError(f"{label} is cut off or damaged behind {last} ({error}); get it again") from error
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import struct
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from vlbeit.data.records import ImageError, open_image
+from vlbeit.data.records import ImageError, open_header, open_image
 
 from .shards import Fault, Finding, Item
 
@@ -18,7 +16,6 @@ Check = Annotated[
     Literal["none", "header", "full"], "how each picture is looked at: header reads its size, full every pixel"
 ]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # as data=imagefolder
-UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error)  # what Pillow raises over damaged files
 IGNORED = 255  # label of a mask's pixels that are not scored
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
 _INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # of masks: one number a pixel
@@ -61,9 +58,9 @@ def examine_pair(item: Item, check: Check, last: int) -> Finding:
         with _opened(item.record["mask"]) as mask:
             whole = check == "full" and mask.mode in _INDEX_MODES
             labels = np.asarray(mask).astype(np.int32) if whole else None  # decodes
-            faults = (*_mask_faults(mask, found.size, labels, last), *found.faults)
-    except (ImageError, *UNREADABLE) as error:
+    except Exception as error:  # as in `decoded`: a damaged file may raise about anything
         return found._replace(faults=(Fault(f"mask cannot be read: {_reason(error)}", True), *found.faults))
+    faults = (*_mask_faults(mask, found.size, labels, last), *found.faults)
     there = [] if labels is None else [int(label) - 1 for label in np.unique(labels) if 0 < label <= last]
     return found._replace(faults=faults, classes=there)
 
@@ -110,15 +107,15 @@ def _orientation(image: Image.Image) -> int:
 def _opened(value: bytes | Path) -> Image.Image:
     """The picture with only its header read. Raises `ImageError`."""
     try:
-        return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+        return open_header(value)
     except Image.UnidentifiedImageError as error:
         raise ImageError("not an image in a known format") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"huge: {error}") from error
-    except UNREADABLE as error:
-        raise ImageError(str(error)) from error
+    except Exception as error:  # as in `decoded`
+        raise ImageError(str(error) or type(error).__name__) from error
 
 
 def _reason(error: Exception) -> str:
     """The message without the name, which stands beside it."""
-    return str(error.__cause__ or error) if " cannot be read: " in str(error) else str(error)
+    return str(error).partition(" cannot be read: ")[2] or str(error)

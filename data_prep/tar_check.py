@@ -29,11 +29,11 @@ def check_shard(path: Path, check: Check) -> Checked:
     samples = usable = 0
     seen = Names()
     try:
-        with open(path, "rb") as file:
-            for sample in tar_samples(path, str(path)):
+        with open(path, "rb") as file, open(path, "rb") as pictures:
+            for sample in tar_samples(file, str(path)):
                 samples += 1
-                file.seek(max(0, sample.at))
-                what = _faults(sample, file.read(max(0, sample.length)), check)
+                pictures.seek(max(0, sample.at))
+                what = _faults(sample, pictures.read(max(0, sample.length)), check)
                 usable += not any(part.startswith(("no ", "cannot")) for part in what)
                 if not seen.add(sample.key):
                     what.append("members of one key are not together, or the key comes twice")

@@ -164,6 +164,12 @@ def test_no_module_of_odds_and_ends() -> None:
     assert not [name for name in MODULES if name.rpartition(".")[2] in BANNED_NAMES]
 
 
+def test_pictures_are_opened_in_one_place() -> None:
+    """What says which formats may be: Pillow runs programs for some."""
+    found = [name for name, path in MODULES.items() if "Image.open(" in path.read_text(encoding="utf-8")]
+    assert found == ["vlbeit.data.records"]
+
+
 def test_preparing_data_needs_no_torch() -> None:
     names = ", ".join(sorted(name for name in MODULES if name.startswith("vlbeit.data_prep.")))
     code = f"import {names}, sys; print(*sorted({{'torch', 'datasets', 'hydra'}} & set(sys.modules)))"

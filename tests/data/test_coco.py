@@ -97,6 +97,15 @@ def test_both_splits_are_of_one_release(tmp_path):
         records(tmp_path, "val")
 
 
+def test_a_picture_whose_header_is_damaged_is_left_to_the_loader(tmp_path, monkeypatch):
+    def failing(path):
+        raise IndexError("image index out of range")
+
+    write(tmp_path, things=[thing(1, 1)])
+    monkeypatch.setattr("vlbeit.data.sources.coco_file.open_header", failing)
+    assert len(records(tmp_path)) == 2
+
+
 def test_evaluation_needs_no_training_split(tmp_path):
     write(tmp_path, "val2017", [thing(1, 1)])
     assert records(tmp_path, "val")[0]["labels"] == [0]

@@ -239,6 +239,23 @@ def test_a_replacement_comes_from_elsewhere_where_all_that_is_near_is_broken(ima
     assert max(len(batch["bad"]) for batch in batches) <= 2, "no sample is tried twice"
 
 
+def test_a_good_sample_costs_no_draws_of_others():
+    class Near(ListRecords):
+        def near(self, index):
+            raise AssertionError("asked for others")
+
+    records = Near([{"id": str(n)} for n in range(10)])
+    batches = flat(train(DataSpec(records, Draw(), collate)).steps(0, 5))
+    assert differing(batches, flat(train(numbers(10)).steps(0, 5))) == []
+
+
+def test_without_workers_nothing_is_made_for_them(monkeypatch):
+    made = []
+    monkeypatch.setattr(loader.multiprocessing, "Semaphore", lambda value: made.append(value))
+    monkeypatch.setattr(loader.atexit, "register", made.append)
+    assert flat(train(numbers(10)).steps(0, 2)) and made == []
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_users_error_in_a_worker_stays_one_line(workers):
     with pytest.raises(UsageError) as error:

@@ -126,19 +126,19 @@ def test_a_limit_is_shared_among_the_members(data, made):
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("entry", "kind", "message"),
     [
-        ("coco", r"coco_captions does not exist; .vlbeit prepare coco_captions --out"),
-        ("nothing", r"nothing does not exist; .* has .*data\.mix=\[coco"),
-        ("./elsewhere", r"elsewhere does not exist"),
+        ("coco", DataError, r"coco_captions does not exist; .vlbeit prepare coco_captions --out"),
+        ("nothing", UsageError, r"nothing does not exist; .* has .*data\.mix=\[coco"),
+        ("./elsewhere", DataError, r"elsewhere does not exist"),
     ],
 )
-def test_a_member_that_is_not_there_is_named(data, entry, message, monkeypatch):
+def test_a_member_that_is_not_there_is_named(data, entry, kind, message, monkeypatch):
     from vlbeit import registry
 
     names = registry.names
     monkeypatch.setattr(registry, "names", lambda group: names(group) | {"coco_captions": ""})
-    with pytest.raises((DataError, UsageError), match=message):
+    with pytest.raises(kind, match=message):
         open_source(config(data, entry)).check()
 
 

@@ -3,8 +3,9 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
+from vlbeit.data.picture_sizes import picture_size
 from vlbeit.data.records import (
     ChosenRecords,
     FieldColumn,
@@ -44,6 +45,38 @@ def test_missing_or_foreign_files_are_errors_naming_the_file(tmp_path, content):
         open_image(str(path))
     with pytest.raises(ImageError):
         open_image(content or b"?")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), IndexError("x"), NotImplementedError("x"), MemoryError()])
+def test_whatever_a_decoder_raises_is_the_fault_of_its_file(tmp_path, draw, monkeypatch, error):
+    def load(image):
+        raise error
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(ImageError, match=rf"a\.png cannot be read: {str(error) or 'MemoryError'}$"):
+        open_image(draw(tmp_path / "a.png"))
+
+
+def test_no_program_is_run_over_a_picture(tmp_path, monkeypatch):
+    """PostScript is a language: whoever sends a picture would choose what Ghostscript does."""
+    run = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **options: run.append(arguments))
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (20, 20)).save(path, "EPS")
+    for value in (path, path.read_bytes()):
+        with pytest.raises(ImageError, match="is not an image in a known format"):
+            open_image(value)
+        assert picture_size(value) is None
+    assert run == []
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF"])
+def test_formats_of_data_sets_are_opened_whatever_the_name_says(tmp_path, kind):
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
+    Image.new("RGB", (20, 10), (200, 0, 0)).save(tmp_path / "a.jpg", kind)
+    assert open_image(tmp_path / "a.jpg").getpixel((5, 5))[0] > 190
 
 
 def test_encoded_bytes_are_decoded():

@@ -169,18 +169,54 @@ def test_copies_that_others_remove_meanwhile_are_no_error(bucket, tmp_path, made
     monkeypatch.setattr(shard_files.os, "scandir", vanishing)
     assert made.number_in(records[5]["image"]) == 5
     monkeypatch.undo()
-    errors = [FileNotFoundError, FileNotFoundError]
 
-    def removed(path):
-        if errors:
-            path.unlink()
-            raise errors.pop()
 
-    monkeypatch.setattr(shard_files.os, "utime", removed)
-    assert made.number_in(records[10]["image"]) == 10
-    monkeypatch.setattr(shard_files.os, "utime", lambda path: (_ for _ in ()).throw(FileNotFoundError))
-    with pytest.raises(DataError, match=r"00000\.tar was removed .* raise data\.cache_gb"):
-        LocalFiles(cache, None).path(listed(bucket, [])[0], "key")
+@pytest.mark.parametrize("stats", [True, False])
+def test_copies_are_read_to_their_end_whoever_removes_them(tmp_path, made, memory, monkeypatch, stats):
+    """Whenever a copy is opened, by this thread or another, it is gone already for all that come later."""
+    opening = LocalFiles.open
+
+    def removing(self, *arguments):
+        file = opening(self, *arguments)
+        for path in (tmp_path / "cache" / "shards").iterdir():
+            if not path.name.startswith(".tmp-") and path.suffix != ".lock":
+                path.unlink(missing_ok=True)
+        return file
+
+    monkeypatch.setattr(LocalFiles, "open", removing)
+    made.write_tars(tmp_path / "sbu", [3])
+    made.write_parquet(tmp_path / "lists.parquet", range(3, 6), texts=[["a"], ["b"], ["c"]])
+    made.write_parquet(tmp_path / "plain.parquet", range(6, 9))
+    if stats:
+        memory.pipe_file("/b/00000_stats.json", (tmp_path / "sbu" / "00000_stats.json").read_bytes())
+    for path in (tmp_path / "sbu" / "00000.tar", tmp_path / "lists.parquet", tmp_path / "plain.parquet"):
+        memory.pipe_file(f"/b/{path.name}", path.read_bytes())
+    records = opened("memory://b", tmp_path / "cache", val_split="train")
+    assert [made.number_in(records[n]["image"]) for n in range(9)] == list(range(9))
+    assert copies(tmp_path / "cache") == []
+
+
+def test_many_shards_are_counted_with_room_for_one(tmp_path, made, memory):
+    """Several at a time, each of which makes room for itself."""
+    made.write_tars(tmp_path / "sbu", [20] * 24)
+    for path in (tmp_path / "sbu").glob("*.tar"):
+        memory.pipe_file(f"/b/{path.name}", path.read_bytes())
+    room = 1.5 * memory.size("/b/00000.tar") / 1e9
+    records = opened("memory://b", tmp_path / "cache", val_split="train", cache_gb=room)
+    assert [made.number_in(records[n]["image"]) for n in range(0, 480, 7)] == list(range(0, 480, 7))
+    assert len(copies(tmp_path / "cache")) == 1
+
+
+def test_a_shard_that_cannot_be_opened_is_no_fault_of_the_cache(tmp_path, made, monkeypatch):
+    records = opened(str(made.write_tar(tmp_path / "x.tar", made.pair_members([1]))), tmp_path, val_split="train")
+    records._store._forget()
+
+    def refused(path, *arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shard_files, "open", refused, raising=False)
+    with pytest.raises(DataError, match=r"x\.tar cannot be read: Permission denied; mend that, or start"):
+        records[0]
 
 
 def test_what_cannot_be_opened_is_one_line(memory, tmp_path):
@@ -198,4 +234,5 @@ def test_names(tmp_path, made):
     (tmp_path / ".hidden.tar").write_bytes(b"")
     pq.write_table(pq.read_table(tmp_path / "00000.parquet"), tmp_path / "other.parquet")
     assert [file.name for file in listed(str(tmp_path), [])] == [f"{tmp_path}/00000.tar", f"{tmp_path}/other.parquet"]
-    assert LocalFiles("", None).path(listed(str(tmp_path), [])[0], "key") == tmp_path / "00000.tar"
+    with LocalFiles("", None).open(listed(str(tmp_path), [])[0], "key") as file:
+        assert file.name == str(tmp_path / "00000.tar")

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import pickle
@@ -116,7 +117,6 @@ def test_what_a_sample_lacks_is_told_with_its_reason(tmp_path, made, opened):
         ("cut between members", "at byte 2,048 empty header; copy"),
         ("cut in a header", "at byte 2,048 truncated header; copy"),
         ("rotten header", "at byte 2,048 bad checksum; copy"),
-        ("joined", "at byte 8,192 stands the end mark, and more behind it"),
         ("gzip", "compressed and cannot be read by offset; unpack"),
         ("text", "at byte 0 .*; copy"),
         ("empty", "at byte 0 .*; copy"),
@@ -130,12 +130,38 @@ def test_a_damaged_tar_is_one_line(tmp_path, made, opened, how, message):
     data = path.read_bytes()
     damaged = {
         "cut in a member": data[:1600], "cut between members": data[:2048], "cut in a header": data[:2200],
-        "rotten header": data[:2060] + b"x" + data[2061:], "joined": data + data, "gzip": gzip.compress(data),
+        "rotten header": data[:2060] + b"x" + data[2061:], "gzip": gzip.compress(data),
         "text": b"no tar " * 200, "empty": b"",
     }  # fmt: skip
     path.write_bytes(damaged[how])
     with pytest.raises(DataError, match=r"x\.tar is .*" + message):
         opened(path, val_split="train")
+
+
+def test_joined_tars_are_one_line_with_a_remedy_that_helps(tmp_path, made, opened):
+    path = made.write_tar(tmp_path / "x.tar", made.pair_members([1]))
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(DataError) as error:
+        opened(path, val_split="train")
+    assert str(error.value) == (
+        f"{path} goes on behind its end mark at byte 3,072, as tars that were joined by `cat`: write one tar of the "
+        "files that `tar --ignore-zeros -x` finds in it"
+    )
+
+
+def test_a_disk_that_fails_is_no_fault_of_the_cache(tmp_path, made, opened, monkeypatch):
+    made.write_tar(tmp_path / "x.tar", made.pair_members([1, 2]))
+
+    class Failing(io.BytesIO):
+        def read(self, *size):
+            if self.tell() >= 1024:
+                raise OSError(5, "Input/output error")
+            return super().read(*size)
+
+    rows = shard_store.tar_rows
+    monkeypatch.setattr(shard_store, "tar_rows", lambda file, name: rows(Failing(file.read()), name))
+    with pytest.raises(DataError, match=r"x\.tar cannot be read: Input/output error; copy or download it again"):
+        opened(tmp_path / "x.tar", val_split="train")
 
 
 def test_repeated_keys_are_samples_of_their_own(tmp_path, made, opened):
@@ -199,6 +225,18 @@ def test_lists_of_captions_are_counted(tmp_path, made, opened):
     with pytest.raises(IncompleteError, match="no caption"):
         records[2]
     assert numbers(made, opened(tmp_path / "x.parquet", "images", val_split="train")) == [0, 1, 2]
+
+
+def test_captions_of_one_file_are_of_one_picture(tmp_path, made, opened):
+    """One of them is no wrong text of the picture for the other."""
+    (tmp_path / "1.png").write_bytes(made.picture(1))
+    for number, paths in enumerate((["1.png", "./1.png", "2.png"], ["1.png", str(tmp_path / "1.png")])):
+        table = pa.table({"image": paths, "caption": [str(row) for row in range(len(paths))]})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    records = opened(tmp_path, val_split="train")
+    one, two = str(tmp_path / "1.png"), str(tmp_path / "2.png")
+    assert list(records.column("picture")) == [one, one, two, one, one]
+    assert len(set(records.column("id"))) == 5 and records[1]["picture"] == records[1]["image"] == one
 
 
 def test_few_row_groups_are_kept(tmp_path, made, opened, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from vlbeit.cli import main
 from vlbeit.config import DataConfig
@@ -198,6 +198,19 @@ def test_an_interrupted_zip_goes_on(tmp_path, root, monkeypatch):
     assert "train: goes on behind 2 records" in lines
     records = prepared_records(tmp_path / "out", "masks", "train")
     assert list(records.column("id")) == [f"ADE_train_{i:08d}" for i in range(1, 6)] and facts["bad"] == {}
+
+
+def test_whatever_a_decoder_raises_over_a_mask_is_its_fault(tmp_path, root, monkeypatch):
+    sound = PngImagePlugin.PngImageFile.load
+
+    def load(image):
+        if "00000003" in str(image.filename):
+            raise IndexError("image index out of range")
+        return sound(image)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    prepare(tmp_path / "out", root)
+    assert bad(tmp_path / "out") == {"ADE_train_00000003": "mask cannot be read: image index out of range"}
 
 
 def test_masks_are_png_since_jpeg_changes_labels(tmp_path, root):

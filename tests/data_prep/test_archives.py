@@ -5,10 +5,12 @@ from __future__ import annotations
 import tarfile
 import tracemalloc
 import zipfile
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from vlbeit.data.tar_samples import tar_samples
 from vlbeit.data_prep import archives
 from vlbeit.data_prep.archives import entries, nested, unsafe_name
 from vlbeit.errors import DataError
@@ -188,6 +190,45 @@ def test_a_header_that_claims_a_huge_name(tmp_path, format):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**22
+
+
+def of_size(size: int, kind: bytes = tarfile.REGTYPE, more: bool = False) -> bytes:
+    """A header that gives this size in base 256, and says whether more of a sparse file's map follows."""
+    data = bytearray(header("a.jpg", kind).tobuf(tarfile.GNU_FORMAT))
+    data[124:136] = (b"\xff" if size < 0 else b"\x80") + (size % 256**11).to_bytes(11, "big")
+    data[482] = more
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+def with_attributes(**attributes: str) -> bytes:
+    info = header("a.jpg", tarfile.REGTYPE)
+    info.pax_headers = {name.replace("_", "."): value for name, value in attributes.items()}
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (of_size(-512), "a member of -512 bytes"),  # would lead back to itself, for ever
+        (of_size(-512, tarfile.GNUTYPE_LONGNAME), "a member of -512 bytes"),  # would take the whole file for a name
+        (of_size(2**70), "a member of 1180591620717411303424 bytes"),
+        (with_attributes(size="-1024"), "a member of -1024 bytes"),
+        (with_attributes(GNU_sparse_map="x"), "invalid literal"),
+        (with_attributes(GNU_sparse_major="1", GNU_sparse_minor="0"), "not enough values"),
+        (of_size(0, tarfile.GNUTYPE_SPARSE, more=True), "index out of range"),
+    ],
+)
+def test_headers_that_lead_nowhere(tmp_path, damage, message):
+    path = tmp_path / "a.tar"
+    path.write_bytes(header("1.jpg", tarfile.REGTYPE).tobuf() + damage + bytes(1024 * (damage[482] == 0)))
+    behind = rf"a\.tar is cut off or damaged behind 1\.jpg \({message}"
+    with pytest.raises(DataError, match=behind), entries(path) as found:
+        list(islice(found, 9))
+    samples = rf"a\.tar is cut off or damaged, .* at byte 512 {message}"
+    with pytest.raises(DataError, match=samples), open(path, "rb") as file:
+        list(islice(tar_samples(file, str(path)), 9))
 
 
 def test_long_names_within_reason(make_tar):

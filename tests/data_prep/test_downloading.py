@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from vlbeit.cli import main
 from vlbeit.data.records import ImageError
@@ -540,6 +540,16 @@ def test_pictures_become_upright_rgb_jpeg():
     assert small.format == "JPEG" and small.getpixel((5, 5)) == (255, 255, 255)  # what is transparent is white
     with pytest.raises(ImageError, match="smaller than 16 pixels"):
         resized(jpeg((40, 1)), 384, "keep_ratio")
+
+
+def test_whatever_a_decoder_raises_is_a_reason_of_its_row(tmp_path, server, monkeypatch):
+    def load(image: Image.Image) -> None:
+        raise RuntimeError("Failed to decode frame 0: Decoding of color planes failed")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    monkeypatch.setattr(server, "picture", lambda number: jpeg((40, 30), format="PNG" if number else "JPEG"))
+    facts, _ = prepare(tmp_path / "out", listed(tmp_path / "list.tsv", [server.url(f"ok/{n}.jpg") for n in (0, 1)]))
+    assert facts["splits"]["train"]["reasons"] == {"success": 1, "cannot be read": 1}
 
 
 def test_a_picture_of_too_many_pixels_is_not_decoded(monkeypatch):

@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import chain
 from multiprocessing.synchronize import Semaphore
 
 import numpy as np
@@ -214,7 +215,11 @@ class _Samples(Dataset):  # type: ignore[type-arg]
         """The sample, or else the first usable one of others drawn in its place, near it first."""
         epoch, index, grid = place
         bad: list[Bad] = []
-        for candidate in dict.fromkeys((index, *self._others(epoch, index))):
+        tried: set[int] = set()
+        for candidate in chain((index,), self._others(epoch, index)):
+            if candidate in tried:
+                continue
+            tried.add(candidate)
             try:
                 record = self._record(candidate, grid)
             except IncompleteError as error:
@@ -283,22 +288,24 @@ def _batches(
 ) -> Generator[Batch, None, None]:
     """The batches of the places, in order. Closing the iterator ends the workers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
-    ends = multiprocessing.Semaphore(0)
+    ends = multiprocessing.Semaphore(0) if workers else None
 
     def let_go() -> None:
-        for _ in range(workers):
-            ends.release()
+        if ends is not None:
+            for _ in range(workers):
+                ends.release()
 
     loader = DataLoader(
         samples,
         batch_sampler=places,  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=_Collate(samples.spec),
-        worker_init_fn=functools.partial(_obey_main_alone, ends),
+        worker_init_fn=None if ends is None else functools.partial(_obey_main_alone, ends),
         generator=torch.Generator(),  # of its own: the global one is not touched
         pin_memory=pin_memory,
     )
-    atexit.register(let_go)  # comes before Python's own waiting for the workers
+    if ends is not None:
+        atexit.register(let_go)  # comes before Python's own waiting for the workers
     batches = iter(loader)
     try:
         for item in batches:

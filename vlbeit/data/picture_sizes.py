@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from PIL import ExifTags, Image
 
 from vlbeit.data.index import cached_table
 from vlbeit.data.picture_facts import picture_facts
+from vlbeit.data.records import open_header
 from vlbeit.types import Record, Records
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def picture_size(value: str | Path | bytes | Image.Image) -> tuple[int, int] | N
     try:
         if isinstance(value, Image.Image):
             return _upright_size(value)
-        with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
+        with open_header(value) as image:
             return _upright_size(image)
     except Exception:  # whatever a damaged file makes Pillow raise: reading the picture will name it
         return None

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ it. Who keeps something that was computed from a picture knows by it whether tha
 _VERSION = 1  # of the layout of prepared.json and the shards; the writer is vlbeit.data_prep.shards
 _FILES = ("image", "mask", "image_0", "image_1")  # fields that are a path or the encoded bytes
 _PREFIX = struct.Struct("<I")  # before every value of a plain Parquet page
+
+Read = Callable[[int, int], bytes]  # of a file: from which byte, how many
 
 
 def prepared_records(root: Path, kind: str, split: str, cache: str | Path = "") -> Records | None:
@@ -133,7 +136,7 @@ def _rows(shards: Sequence[_Shard], outside: list[str], inside: list[str]) -> It
                         places = _places(file, group, name, [row[f"{name}_bytes"] for row in rows])
                         for row, place in zip(rows, places, strict=True):
                             row |= {f"{name}_at": place, "shard": number}
-                        _check_place(shard.path, places[-1], rows[-1][f"{name}_bytes"])
+                        _check_place(partial(_bytes, shard.path), places[-1], rows[-1][f"{name}_bytes"])
                     yield from (record for row in rows for record in _each_text(row))
         except (ValueError, pa.ArrowException) as error:
             raise DataError(f"{shard.path} is damaged ({error}); remove the folder and prepare it anew") from error
@@ -163,9 +166,9 @@ def _places(file: pq.ParquetFile, group: int, name: str, lengths: Sequence[int])
     return places
 
 
-def _check_place(path: Path, at: int, length: int) -> None:
+def _check_place(read: Read, at: int, length: int) -> None:
     """ValueError unless the length of a value stands before it."""
-    if at < _PREFIX.size or _PREFIX.unpack(_bytes(path, at - _PREFIX.size, _PREFIX.size)) != (length,):
+    if at < _PREFIX.size or _PREFIX.unpack(read(at - _PREFIX.size, _PREFIX.size)) != (length,):
         raise ValueError("its pictures are not stored plainly")
 
 
@@ -231,8 +234,8 @@ def shard_paths(root: Path, kind: str, split: str) -> list[Path] | None:
     return None if found is None else [shard.path for shard in found[1]]
 
 
-def plain_places(file: pq.ParquetFile, path: Path, group: int, name: str, lengths: Sequence[int]) -> list[int]:
+def plain_places(file: pq.ParquetFile, read: Read, group: int, name: str, lengths: Sequence[int]) -> list[int]:
     """At which byte each value of a column of a row group begins. ValueError where they are not stored plainly."""
     places = _places(file, group, name, lengths)
-    _check_place(path, places[-1], lengths[-1])
+    _check_place(read, places[-1], lengths[-1])
     return places

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from vlbeit.data.index import cache_folder
 from vlbeit.errors import DataError, UsageError, UserError
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".tar", ".parquet")
 _WAITS = (1.0, 4.0)  # seconds before a shard is asked for again
 _STAMPS = ("ETag", "etag", "oid", "LastModified", "last_modified", "mtime", "created")
-_REMOVED = 5  # times that a copy may be removed for others before it is used
 _STALE = 86400.0  # seconds after which what an interrupted process left is removed
 
 
@@ -184,36 +183,35 @@ class LocalFiles:
         """`most_bytes`: room for copies, about; the least recently used go first. None: no bound."""
         self._folder, self._most = cache_folder(cache) / "shards", most_bytes
 
-    def path(self, shard: ShardFile, key: str) -> Path:
-        """A local file with what the shard holds; `key` names its copy. `DataError` where it is gone or changed."""
+    def open(self, shard: ShardFile, key: str) -> BinaryIO:
+        """What the shard holds; `key` names its copy, which can be read to its end though others have it removed.
+
+        Raises `DataError` where the shard is gone, cannot be read or is another one than when it was listed.
+        """
         if not shard.remote:
-            return Path(shard.name)
+            return _open_local(Path(shard.name))
         path = self._folder / f"{key}-{shard.name.rpartition('/')[2]}"
         try:
-            for _ in range(_REMOVED):
-                if not path.exists():
-                    self._fetch(shard, path)
-                with suppress(FileNotFoundError):  # another process made room in between
-                    os.utime(path)  # used now: others go first
-                    return path
+            return _open_copy(path) or self._fetch(shard, path)
         except OSError as error:
             raise DataError(
                 f"cannot keep {shard.name} in {self._folder}: {error.strerror or error}; set data.cache="
             ) from error
-        raise DataError(f"{shard.name} was removed from {self._folder} again and again: raise data.cache_gb")
 
-    def _fetch(self, shard: ShardFile, path: Path) -> None:
+    def _fetch(self, shard: ShardFile, path: Path) -> BinaryIO:
         from filelock import FileLock
 
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            if path.exists():
-                return
+            if (copy := _open_copy(path)) is not None:  # others fetched it meanwhile
+                return copy
             self._make_room(shard.size)
             temporary = path.with_name(f".tmp-{path.name}")  # the lock keeps others away from it
             try:
                 _download(shard, temporary)
+                file = _open_local(temporary)  # before others can remove it
                 os.replace(temporary, path)
+                return file
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -238,6 +236,25 @@ class LocalFiles:
                     with suppress(FileNotFoundError):
                         os.unlink(entry.path)  # who has it open goes on reading it
                     room += freed
+
+
+def _open_local(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is gone; put it back, or start the run again without it") from error
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror or error}; mend that, or start the run again without it"
+        ) from error
+
+
+def _open_copy(path: Path) -> BinaryIO | None:
+    """The copy, None where there is none."""
+    with suppress(FileNotFoundError):  # others may remove it any time
+        os.utime(path)  # used now: others go first
+        return open(path, "rb")
+    return None
 
 
 def _download(shard: ShardFile, path: Path) -> None:

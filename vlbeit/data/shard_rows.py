@@ -5,9 +5,9 @@ A row is a picture with its texts, a picture alone, or a text alone. Pictures st
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,9 +39,9 @@ def is_tar(name: str) -> bool:
     return name.endswith(".tar")
 
 
-def tar_rows(path: Path, name: str) -> Iterator[Row]:
+def tar_rows(file: BinaryIO, name: str) -> Iterator[Row]:
     """The samples of a tar. `name` is for messages."""
-    return (Row(*sample[:4]) for sample in tar_samples(path, name))
+    return (Row(*sample[:4]) for sample in tar_samples(file, name))
 
 
 # ---- Parquet
@@ -89,16 +89,16 @@ def holds_paths(schema: pa.Schema, columns: Columns) -> bool:
     return bool(columns.image) and _is_string(schema.field(columns.image).type)
 
 
-def parquet_rows(path: Path, name: str, columns: Columns) -> Iterator[Row]:
+def parquet_rows(source: BinaryIO, name: str, columns: Columns) -> Iterator[Row]:
     """The rows, no picture read: `at` and `length` are bytes where pictures are stored plainly, else group and row."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(source) as file:
             paths = holds_paths(file.schema_arrow, columns)
             read = [columns.text, columns.key, columns.picture, columns.lengths, columns.image if paths else ""]
             number = 0
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
-                places = _places(file, path, group, columns)
+                places = _places(file, source, group, columns)
                 for row, values in enumerate(_values(file, group, [column for column in read if column], count)):
                     at, length = (-1, -1) if not columns.image else places[row] if places else (group, row)
                     key = values.get(columns.key)
@@ -115,12 +115,16 @@ def parquet_rows(path: Path, name: str, columns: Columns) -> Iterator[Row]:
         raise DataError(f"{name} is no Parquet file that can be read ({error}); copy or download it again") from error
 
 
-def _places(file: pq.ParquetFile, path: Path, group: int, columns: Columns) -> list[tuple[int, int]]:
+def _places(file: pq.ParquetFile, source: BinaryIO, group: int, columns: Columns) -> list[tuple[int, int]]:
     """First byte and bytes of every picture of a row group; [] where they are not stored plainly."""
     if not columns.lengths:
         return []
     lengths = file.read_row_group(group, columns=[columns.lengths]).column(0).to_pylist()
-    return list(zip(plain_places(file, path, group, columns.image, lengths), lengths, strict=True))
+
+    def read(at: int, length: int) -> bytes:
+        return os.pread(source.fileno(), length, at)
+
+    return list(zip(plain_places(file, read, group, columns.image, lengths), lengths, strict=True))
 
 
 def _values(file: pq.ParquetFile, group: int, columns: list[str], count: int) -> Iterator[dict[str, Any]]:

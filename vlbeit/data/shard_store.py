@@ -12,7 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,7 +51,7 @@ class ShardStore:
 
     def read(self, shard: ShardFile, at: int, length: int) -> bytes:
         """Some bytes of a shard. Raises `DataError` where it is gone or another file than before."""
-        data = self._handles.get(shard, lambda: self._open(shard)).read(at, length)
+        data = self._handles.get(shard, lambda: _Handle(self._open(shard), shard)).read(at, length)
         if len(data) != length:
             raise DataError(f"{shard.name} ends before byte {at + length}; copy or download it again")
         return data
@@ -64,10 +64,6 @@ class ShardStore:
         """Which columns of an open Parquet file mean what."""
         return columns_of(file.schema_arrow, self.reading.kind, shard.name, prepared=bool(self.reading.prepared))
 
-    def local(self, shard: ShardFile) -> Path:
-        """The shard as a local file."""
-        return self._files.path(shard, _hash(shard)[:16])
-
     def _open_index(self, shard: ShardFile) -> ShardIndex:
         from filelock import FileLock
 
@@ -77,7 +73,8 @@ class ShardStore:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(f"{path}.lock"):
                     if not path.exists():
-                        write_index(path, self._rows(shard))
+                        with self._open(shard) as file:
+                            write_index(path, self._rows(shard, file))
             return ShardIndex(path)
         except OSError as error:
             raise DataError(f"cannot write the index {path}: {error.strerror or error}; set data.cache=DIR") from error
@@ -88,15 +85,12 @@ class ShardStore:
         key = hashlib.sha256(json.dumps([FORMAT, *shard, what, self.reading.prepared]).encode()).hexdigest()[:24]
         return cache_folder(self.reading.cache) / "shard-index" / key[:2] / f"{key}.idx"
 
-    def _rows(self, shard: ShardFile) -> Iterator[Any]:
-        path = self.local(shard)
-        if not path.is_file():
-            raise DataError(f"{shard.name} is gone; put it back, or start the run again without it")
+    def _rows(self, shard: ShardFile, file: BinaryIO) -> Iterator[Any]:
         if is_tar(shard.name):
-            return tar_rows(path, shard.name)
-        with open_parquet(path, shard.name) as file:
-            columns = self._all_columns(shard, file)
-        return parquet_rows(path, shard.name, columns)
+            return tar_rows(file, shard.name)
+        with open_parquet(file, shard.name) as table:
+            columns = self._all_columns(shard, table)
+        return parquet_rows(file, shard.name, columns)
 
     def _all_columns(self, shard: ShardFile, file: pq.ParquetFile) -> Columns:
         """Of a shard that is read for pictures the texts too, where it has any: the index serves both kinds."""
@@ -108,19 +102,14 @@ class ShardStore:
         except DataError:
             return columns
 
-    def _open(self, shard: ShardFile) -> _Handle:
-        for _ in range(3):  # a copy may be removed for others between these two lines
-            path = self.local(shard)
-            try:
-                return _Handle(path, shard)
-            except FileNotFoundError:
-                if not shard.remote:
-                    break
-        raise DataError(f"{shard.name} is gone; put it back, or start the run again without it")
+    def _open(self, shard: ShardFile) -> BinaryIO:
+        """The shard, or its copy, which others may remove from now on: whatever is read of it is read of this file."""
+        file = self._files.open(shard, _hash(shard)[:16])
+        _check(file, shard)
+        return file
 
     def _group(self, shard: ShardFile, group: int) -> pa.ChunkedArray:
-        self._open(shard)  # complains where it is another file
-        with open_parquet(self.local(shard), shard.name) as file:
+        with self._open(shard) as source, open_parquet(source, shard.name) as file:
             try:
                 return file.read_row_group(group, columns=[self.columns(shard, file).image]).column(0)
             except (pa.ArrowException, OSError) as error:
@@ -142,27 +131,25 @@ class ShardStore:
 class _Handle:
     """An open shard. The file is closed with the object."""
 
-    def __init__(self, path: Path, shard: ShardFile) -> None:
-        self._file = os.open(path, os.O_RDONLY)
-        self._shard = shard
-        self.check()
-
-    def check(self) -> None:
-        """Raise `DataError` where the file is not what it was when it was listed; a copy is ours."""
-        facts = os.fstat(self._file)
-        if not self._shard.remote and (facts.st_size, str(facts.st_mtime_ns)) != self._shard[1:]:
-            raise DataError(f"{self._shard.name} was changed while it was in use; restore it, or start the run anew")
+    def __init__(self, file: BinaryIO, shard: ShardFile) -> None:
+        self._file, self._shard = file, shard
 
     def read(self, at: int, length: int) -> bytes:
         try:
-            self.check()
-            return os.pread(self._file, length, at)
+            _check(self._file, self._shard)
+            return os.pread(self._file.fileno(), length, at)
         except OSError as error:
             raise DataError(f"{self._shard.name} cannot be read: {error.strerror or error}") from error
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+        self._file.close()
+
+
+def _check(file: BinaryIO, shard: ShardFile) -> None:
+    """Raise `DataError` where the file is not what it was when it was listed; a copy is ours."""
+    facts = os.fstat(file.fileno())
+    if not shard.remote and (facts.st_size, str(facts.st_mtime_ns)) != shard[1:]:
+        raise DataError(f"{shard.name} was changed while it was in use; restore it, or start the run anew")
 
 
 class _Groups:

@@ -127,17 +127,22 @@ class ShardRecords:
         name = entry.key if prepared else f"{self._long.get(shard.name, shard.stem)}/{entry.key}"
         names: Record = {"id": f"{name}#{entry.position}" if entry.position and kind != "images" else name}
         if kind == "pairs":
-            names["picture"] = entry.picture or f"{shard.name}#{entry.key}"
+            names["picture"] = entry.picture or self._path(shard, entry) or f"{shard.name}#{entry.key}"
         return names
+
+    def _path(self, shard: ShardFile, entry: Entry) -> str:
+        """Of a picture that is a file of its own; "" of others."""
+        if entry.path and self._store.reading.prepared:
+            return str(Path(self._store.reading.prepared) / entry.path)
+        return entry.path and _beside(shard, entry.path)
 
     def _image(self, shard: ShardFile, entry: Entry) -> str | bytes:
         """Encoded bytes or a path; empty where there is none."""
-        prepared = self._store.reading.prepared
-        if entry.path:
-            return str(Path(prepared) / entry.path) if prepared else _beside(shard, entry.path)
+        if path := self._path(shard, entry):
+            return path
         if entry.at < 0:
             return b""
-        if is_tar(shard.name) or prepared:
+        if is_tar(shard.name) or self._store.reading.prepared:
             return self._store.read(shard, entry.at, entry.length)
         return _bytes_of(self._store.in_group(shard, entry.at, entry.length), shard)
 

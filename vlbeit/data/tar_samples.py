@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from vlbeit.errors import DataError
 
@@ -20,6 +19,7 @@ _TEXTS = ("txt", "caption", "text")  # members that are a text
 _FACTS = ("caption", "captions", "text", "txt")  # keys of a JSON member
 _LIMIT = 2**28  # bytes of a member that is read; a larger one is no part of a sample
 _HEADER_LIMIT = 2**16  # bytes of a name or of attributes that stand before a member
+_SIZE_LIMIT = 2**60  # bytes that a member may have in itself; in base 256 a header can say more, and less than none
 _NAME_TYPES = (
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
 )  # fmt: skip
@@ -45,30 +45,39 @@ class StrictInfo(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictInfo:
         """A header of 512 bytes. A name or attributes that it announces are read whole, so they must be short."""
-        info = super().frombuf(buf, encoding, errors)
+        info = _sized(super().frombuf(buf, encoding, errors))
         if info.type in _NAME_TYPES and info.size > _HEADER_LIMIT:
             raise DamagedError(f"a name or attributes of {info.size} bytes")
         return info  # type: ignore[return-value]
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> StrictInfo:
+        """The next header with those that belong to it: its attributes may give it another size."""
         try:
-            return super().fromtarfile(tarfile_)  # type: ignore[return-value]
+            return _sized(super().fromtarfile(tarfile_))  # type: ignore[return-value]
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
             raise
-        except tarfile.HeaderError as error:
+        except (tarfile.HeaderError, ValueError, IndexError, RecursionError) as error:
             raise DamagedError(str(error)) from error
 
 
-def tar_samples(path: Path, name: str) -> Iterator[Sample]:
-    """The samples, in their order. `name` is for messages.
+def _sized(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The header. `DamagedError` where what it says would lead back to a header before it, or out of any file."""
+    if not 0 <= info.size <= _SIZE_LIMIT:
+        raise DamagedError(f"a member of {info.size} bytes")
+    return info
 
-    Raises `DataError` for a file that is no tar, is compressed, has a damaged header, or ends without the end mark.
+
+def tar_samples(file: BinaryIO, name: str) -> Iterator[Sample]:
+    """The samples of an open file, in their order. `name` is for messages.
+
+    Raises `DataError` for a file that is no tar, is compressed, has a damaged header, ends without the end mark or goes
+    on behind it, or cannot be read.
     """
     members: dict[str, Any] = {}
     current, offset = "", 0
     try:
-        with tarfile.open(path, "r:", tarinfo=StrictInfo) as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictInfo) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # of which tarfile would keep all
                 offset = tar.offset  # type: ignore[attr-defined]  # of the next header
@@ -82,22 +91,26 @@ def tar_samples(path: Path, name: str) -> Iterator[Sample]:
                 members[ending] = _content(tar, member, ending)
             if members:
                 yield _sample(current, members)
-        _check_end(path, offset)
+        _check_end(file, offset, name)
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}; copy or download it again") from error
     except (tarfile.TarError, DamagedError, EOFError) as error:
-        if _is_gzip(path):
+        if _is_gzip(file):
             raise DataError(f"{name} is compressed and cannot be read by offset; unpack it with gunzip") from error
         raise DataError(
             f"{name} is cut off or damaged, or no tar file: at byte {offset:,} {error}; copy or download it again"
         ) from error
 
 
-def _check_end(path: Path, offset: int) -> None:
-    """Raise `DamagedError` where something stands behind the end mark, as in tars that were joined by `cat`."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        while part := file.read(2**20):
-            if part.strip(b"\0"):
-                raise DamagedError("stands the end mark, and more behind it: write one tar")
+def _check_end(file: BinaryIO, offset: int, name: str) -> None:
+    """Raise `DataError` where something stands behind the end mark, as in tars that were joined by `cat`."""
+    file.seek(offset)
+    while part := file.read(2**20):
+        if part.strip(b"\0"):
+            raise DataError(
+                f"{name} goes on behind its end mark at byte {offset:,}, as tars that were joined by `cat`: write one "
+                "tar of the files that `tar --ignore-zeros -x` finds in it"
+            )
 
 
 def _parted(name: str) -> tuple[str, str]:
@@ -156,6 +169,6 @@ def _writable(text: str) -> bool:
     return True
 
 
-def _is_gzip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+def _is_gzip(file: BinaryIO) -> bool:
+    file.seek(0)
+    return file.read(2) == b"\x1f\x8b"

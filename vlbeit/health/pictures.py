@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vlbeit.data.records import ImageError, open_image
+from vlbeit.data.records import ImageError, open_header, open_image
 
 from .parts import Part, Place
 from .progress import Say, counted
@@ -125,7 +125,7 @@ def _look(split: str, key: int | str, place: Place, thorough: bool) -> Picture:
             length, tail = _length_and_tail(file)
             if not length:
                 raise ImageError("it is empty: 0 bytes")
-            with Image.open(file) as image:
+            with open_header(file) as image:
                 size, kind = image.size, image.format or ""
                 whole = _ENDS.get(kind, b"\0" * (_TAIL + 1)) in tail
                 if whole and not thorough:

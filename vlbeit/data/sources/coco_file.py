@@ -6,11 +6,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from PIL import Image
-
 from vlbeit.data.instances import CUT, Instances, Picture
 from vlbeit.data.json_file import JsonFile
-from vlbeit.data.records import looked_at
+from vlbeit.data.records import looked_at, open_header
 from vlbeit.data.sources.base import missing_files
 from vlbeit.errors import DataError, some
 from vlbeit.types import Record
@@ -69,9 +67,9 @@ class CocoFile:
         for picture in (pictures[row] for row in looked_at(len(pictures))):
             path = self._images / picture.name
             try:
-                with Image.open(path) as image:
+                with open_header(path) as image:
                     size = image.size
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            except Exception:  # decoders of damaged files raise about anything
                 continue  # the loader names it, and counts it against data.max_bad_fraction
             if size != (picture.width, picture.height):
                 raise DataError(
