@@ -50,6 +50,8 @@ def test_finished(run):
     assert not run.is_finished(11)
     run.pay_evaluation()
     assert run.is_finished(11) and run.last_step() == 11
+    run.write_config({"steps": 12})
+    assert not run.is_finished(11)  # it was to make more
 
 
 @pytest.mark.parametrize(
@@ -134,8 +136,11 @@ def test_fill_from_another_run(run, tmp_path):
     other.metrics_file.write_text('{"step": 5}\n')
     other.checkpoint.mkdir()
     (other.checkpoint / "config.json").write_text("{}")
+    other.pay_evaluation()
     run.fill_from(other)
-    assert (run.last_state() / "file").read_text() == "5" and (run.checkpoint / "config.json").exists()
+    assert (
+        run.is_paid() and (run.last_state() / "file").read_text() == "5" and (run.checkpoint / "config.json").exists()
+    )
     assert run.metrics_file.read_text() == '{"step": 5}\n'
 
 

@@ -71,4 +71,4 @@ def test_an_evaluation_is_broken_off_on_all(ran):
     assert logs[0]["evaluation"] == logs[1]["evaluation"]
     assert logs[0]["evaluation"].startswith("stopped after step 5 of 12")
     state = torch.load(ran / "evaluation" / "state" / "step-000005" / "progress.pt", weights_only=True)["state"]
-    assert state["owes_evaluation"] and (state["step"], state["best"]) == (5, None)
+    assert (state["step"], state["evaluated"], state["best"]) == (5, 0, None)
