@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -300,6 +301,25 @@ def test_pictures_of_both_splits_are_said(records, caplog):
     recipe, _, objective = built(records)
     recipe.prepare(objective, {"train": records, "val": ListRecords([records[0], records[4]])}, Accelerator(cpu=True))
     assert "1 of the 1 pictures of data.val_split=val are trained on too" in caplog.text
+
+
+class ManyPictures:
+    """Pairs whose names of pictures are made when they are asked for."""
+
+    def column(self, name):
+        assert name == "picture"
+        return map(str, range(100_000))
+
+
+def test_names_of_pictures_are_looked_through_one_by_one(records, caplog):
+    recipe, _, _ = built(records)
+    tracemalloc.start()
+    try:
+        recipe._warn_of_pictures(ManyPictures(), ListRecords([{"picture": "7"}, {"picture": "x"}]))
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+    assert "1 of the 2 pictures of data.val_split=val are trained on too" in caplog.text
 
 
 def test_the_best_texts_and_pictures(records, trained, tmp_path):
