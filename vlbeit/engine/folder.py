@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 KEPT_STATES = 2
 # in what torch's writer says: of a write, of the check of where it stands, of closing, of a folder that is gone
 _OF_WRITING = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error", "Parent directory")
+# what `vlbeit.evaluation_file` writes, and the estimate of a submission that is made of it
+_RESULTS = ("evaluation.json", "evaluation-*.json", "*_details.json", "*_details-*.json", "estimate.json")
 TEMPORARY = ".tmp-"  # prefix of what is being written or removed; also that of vlbeit.files
 
 
@@ -255,7 +257,8 @@ class RunFolder:
         """Remove the run, and nothing else that may lie in its folder."""
         self.last_file.unlink(missing_ok=True)
         settings = self.environment_file, self.config_file
-        for file in (self.metrics_file, self.evaluation_file, self.batch_file, *settings):
+        found = (file for pattern in _RESULTS for file in self.path.glob(pattern))
+        for file in (self.metrics_file, self.batch_file, *found, *settings):
             file.unlink(missing_ok=True)
         for folder in (self.states, self.checkpoint, self.profile, self.trackers):
             shutil.rmtree(folder, ignore_errors=True)
