@@ -197,7 +197,11 @@ def test_workers_stuck_in_a_read_do_not_outlive_a_killed_main_process(monkeypatc
     finally:
         os.kill(main, signal.SIGKILL)
         os.waitpid(main, 0)
-    wait_for(lambda: not any(map(is_alive, workers)))
+    try:
+        wait_for(lambda: not any(map(is_alive, workers)))
+    finally:
+        for worker in filter(is_alive, workers):
+            os.kill(worker, signal.SIGKILL)
 
 
 def wait_for(condition, seconds=20):

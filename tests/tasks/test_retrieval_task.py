@@ -343,7 +343,11 @@ def test_the_best_texts_and_pictures(records, trained, tmp_path):
     assert [row.score for row in matched] == pytest.approx(expected, abs=1e-3)
     assert again(records[2]["image"], "It is red.\nIt is blue.", top=1)[0].text == "It is blue."
     assert predictor.texts(records[2]["image"], [" ", "It is blue. ", "It is blue."], top=5)[0].text == "It is blue."
-    for wrong, said in (("It is blue.", r"a list: give \[text"), (["", " "], "no texts")):
+    for wrong, said in (
+        ("It is blue.", r"a list of strings: give \[text"),
+        (["It is blue.", None], "a list of strings"),
+        (["", " "], "no texts"),
+    ):
         with pytest.raises(UsageError, match=said):
             predictor.texts(records[2]["image"], wrong)
     with pytest.raises(DataError, match="nowhere is no folder"):
