@@ -119,7 +119,7 @@ def test_learning_rates_of_the_groups(toy, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["run", "x{1}[2]"])  # torch writes the path behind the events
+@pytest.mark.parametrize("name", ["run", "x[2]{1}"])  # torch writes the path behind the events
 def test_profile(toy, tmp_path, caplog, name):
     """Steps 3 and 4 of what is left are traced, and the run ends as ever."""
     tmp_path /= name
