@@ -143,20 +143,58 @@ def _same_folder(monkeypatch, tmp_path):
     os.chdir(before)
 
 
-def test_a_sweep_ends_with_what_each_run_reached(tmp_path, monkeypatch, capsys):
-    """The number of a stage is a loss: the lowest is the best."""
-    monkeypatch.chdir(tmp_path)
-    reached = {0: 2.0, 1: 1.5}
+def sweep(monkeypatch, words, reached):
+    """`--multirun` with the words; `reached`: config -> the number of its run, None for one without."""
 
     def trained(config, *_, alone):
         assert not alone
         run = Path(config.run)
         run.mkdir(parents=True)
         (run / "config.yaml").write_text("stage: {name: vl}\n")
-        (run / "evaluation.json").write_text(json.dumps({"total": reached[config.seed], "step": 2, "metric": "total"}))
+        if (value := reached(config)) is not None:
+            (run / "evaluation.json").write_text(json.dumps({"total": value, "step": 2, "metric": "total"}))
 
     monkeypatch.setattr(launch, "train", trained)
-    assert main(["train", "--multirun", "stage=vl", "seed=0,1"]) == 0
+    assert main(["train", "--multirun", *words]) == 0
+
+
+def test_a_sweep_ends_with_what_each_run_reached(tmp_path, monkeypatch, capsys):
+    """The number of a stage is a loss: the lowest is the best."""
+    monkeypatch.chdir(tmp_path)
+    sweep(monkeypatch, ["stage=vl", "seed=0,1,2"], lambda config: [2.0, 1.5, 3.0][config.seed])
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:4] for line in lines[-4:-2]] == ["    ", "best"] and "total 1.5" in lines[-3]
-    assert lines[-2] == "trained 2 runs" and lines[-1].startswith("next: ") and "init=runs/vl-seed1" in lines[-1]
+    assert [line[:4] for line in lines[-5:-2]] == ["    ", "best", "    "] and "total 1.5" in lines[-4]
+    assert lines[-2] == "trained 3 runs" and lines[-1].startswith("next: ") and "init=runs/vl-seed1" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["stage=vl", "stage.mlm_weight=0.01,1"], "stage.mlm_weight"),
+        (["stage=vl", "data.val_split=val,test"], "data.val_split"),
+        (["stage=vl", "global_batch_size=16,32"], "global_batch_size"),
+        (["stage=vl", "task=vqa", "data.root=data/a,data/b"], "data.root"),
+    ],
+)
+def test_what_is_measured_differently_has_no_best(tmp_path, monkeypatch, capsys, words, key):
+    monkeypatch.chdir(tmp_path)
+    values = iter([1.0, 2.0])
+    sweep(monkeypatch, words, lambda config: next(values))
+    said = capsys.readouterr().out
+    assert "best " not in said.replace("marked best", "") and f"by differs with {key}\n" in said
+
+
+@pytest.mark.parametrize("words", [["stage=vl", "optim.lr=1e-3,1e-4"], ["task=vqa", "task.min_count=1,2"]])
+def test_what_the_measure_does_not_hang_on_has_a_best(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    values = iter([1.0, 2.0])
+    sweep(monkeypatch, words, lambda config: next(values))
+    assert "\nbest " in capsys.readouterr().out
+
+
+def test_without_all_numbers_the_last_run_is_followed(tmp_path, monkeypatch, capsys):
+    """A run without a number is none to start from for that."""
+    monkeypatch.chdir(tmp_path)
+    sweep(monkeypatch, ["stage=vl", "seed=0,1,2"], lambda config: 1.0 if config.seed != 1 else None)
+    said = capsys.readouterr().out
+    assert "best" not in said and "init=runs/vl-seed2" in said.splitlines()[-1]

@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlbeit import compose, launch
+from vlbeit import chain, compose, launch
 from vlbeit.cli import main
 from vlbeit.engine.folder import RunFolder
 from vlbeit.engine.loop import Engine
@@ -333,6 +333,20 @@ def test_more_steps_go_on_from_a_finished_run(
     assert "note: longer was made for 3 steps: the learning rate now follows the schedule of 7" in said
     assert "going on from step 3 of longer" in said
     assert_same(trained("longer"), long)
+
+
+def test_fewer_steps_end_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stopped after step 5, evaluated after 3: with `steps=5` it ends as a run of 5 steps, fit to start from."""
+    words = command("mim", "runs/mim", *CONSTANT, "steps=5")
+    assert main(words) == 0
+    whole = results("runs/mim")
+    with before_step(4, lambda: os.kill(os.getpid(), signal.SIGINT)):
+        assert main([*command("mim", "runs/mim", *CONSTANT), "overwrite=true"]) == 130
+    assert chain.has_checkpoint("runs/mim") and not chain._is_ready("runs/mim")
+    assert main(words) == 0 and "wrote runs/mim" in capsys.readouterr().out
+    assert chain._is_ready("runs/mim") and results("runs/mim")["evaluation"] == whole["evaluation"]
+    assert_same(results("runs/mim")["exported"], whole["exported"])
+    assert main(words) == 0 and "runs/mim is finished: 5 steps." in capsys.readouterr().out
 
 
 def test_resume_fills_a_new_folder(folder: Path, short: str, long: dict, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,12 +114,6 @@ def ensure_data(config: RunConfig) -> None:
         registry.get("prepare", BUILT_IN)(Path(config.data.root), report=lambda line: print(line, flush=True))
 
 
-def planned_steps(folder: RunFolder) -> int | None:
-    """Steps that a run was to make, as its config.yaml says."""
-    steps = (folder.stored_config() or {}).get("steps")
-    return steps if isinstance(steps, int) else None
-
-
 def _check_named(init: str) -> None:
     """UsageError unless what the user named is there."""
     try:
@@ -141,7 +135,7 @@ def has_checkpoint(path: str) -> bool:
 def _is_ready(path: str) -> bool:
     """A checkpoint is there, and no training of it was cut short."""
     folder = RunFolder(path)
-    steps = planned_steps(folder)
+    steps = folder.planned_steps()
     return has_checkpoint(path) and (steps is None or folder.is_finished(steps))
 
 

@@ -115,7 +115,7 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str, profile: int
         say(f"{folder.path} is finished: {done} steps{asked}. More steps= go on, overwrite=true starts anew")
         return
     _warn_of_warmup(config, steps)
-    if origin is not None and (planned := chain.planned_steps(origin)) not in (None, steps):
+    if origin is not None and (planned := origin.planned_steps()) not in (None, steps):
         say(f"note: {origin.path} was made for {planned} steps: the learning rate now follows the schedule of {steps}")
     objective = _with_weights(recipe, meta, checkpoint, origin, source)
     recipe.prepare(objective, {"train": records, "val": held_out}, accelerator)

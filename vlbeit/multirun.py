@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vlbeit import chain, dist, suggest, table, words
+from vlbeit import chain, compose, dist, suggest, table, words
 from vlbeit import runs as listing
 from vlbeit.compose import Composed
 from vlbeit.config import RunConfig
@@ -28,6 +28,7 @@ LAUNCHER, SECTION = "hydra/launcher", "hydra.launcher."
 LAUNCHERS = ("basic", "submitit_local", "submitit_slurm")
 FOLDER = "runs/.submitit/%j"  # logs and the pickled job; %j: its number
 OFTEN = 100  # our jobs go on where they stopped, so running out of time is no failure: the plug-in's default is 0
+_OF_TRAINING = (*compose.MAY_DIFFER, "data.train_split", "data.open_shards", "data.shuffle_buffer")
 
 
 class Launcher(NamedTuple):
@@ -53,7 +54,7 @@ class Job:
         task = submitit.JobEnvironment()
         if task.num_tasks > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        from vlbeit import compose, launch
+        from vlbeit import launch
 
         config, notes, command, typed = compose.compose(self.words)
         if task.global_rank == 0:
@@ -120,22 +121,40 @@ def submit(runs: Sequence[Composed], launcher: Launcher, profile: int = 0) -> li
 
 
 def show_trained(configs: Sequence[RunConfig]) -> None:
-    """The runs of a sweep with what each reached, the best marked where all are measured by one number; on one process.
+    """The runs of a sweep with what each reached, the best marked where all are measured alike; on one process.
 
     The best is by the evaluations of training, of one seed and one split: it tells little where runs lie close.
     """
     if not dist.is_main():
         return
     lines = [listing.read_run(config.run) for config in configs]
-    metrics = {chain.recipe_of(config).metric for config in configs}
     values = [line.value for line in lines if line.value is not None]
+    changing = _changing_the_measure(configs)
     best = None
-    if len(metrics) == 1 and len({config.data.name for config in configs}) == 1 and len(values) == len(lines) > 1:
-        best = (min if metrics.pop().startswith("-") else max)(values)
-    rows = [("best" if best is not None and line.value == best else "", *listing.cells(line)) for line in lines]
-    table.show(("", *listing.COLUMNS), rows)
-    winner = next((config for config, line in zip(configs, lines, strict=True) if line.value == best), configs[-1])
+    if not changing and len(values) == len(lines) > 1:
+        best = (min if chain.recipe_of(configs[0]).metric.startswith("-") else max)(values)
+    marked = [best is not None and line.value == best for line in lines]
+    table.show(
+        ("", *listing.COLUMNS),
+        [("best" * mark, *listing.cells(line)) for mark, line in zip(marked, lines, strict=True)],
+    )
+    if changing:
+        print(f"note: none is marked best: what the runs are measured by differs with {', '.join(changing)}")
+    winner = configs[marked.index(True) if best is not None else -1]
     print(f"trained {len(lines)} runs\nnext: {suggest.after_training(winner)}")
+
+
+def _changing_the_measure(configs: Sequence[RunConfig]) -> list[str]:
+    """The swept keys that change what the number of a run measures, sorted.
+
+    For a task those of the data it is evaluated on; for a stage, whose number is its own loss, also those of the loss,
+    of the patches and words that it is taken over, and of the batch that contrast and matching look across.
+    """
+    own: tuple[str, ...] = ("data.", "task.name")
+    if any(config.task is None for config in configs):
+        own += ("stage.", "text.", "model.patch_size", "global_batch_size")
+    differing = {key for other in configs[1:] for key, *_ in compose.differing_keys(configs[0], other, _OF_TRAINING)}
+    return sorted(key for key in differing if key.startswith(own))
 
 
 def _parent(runs: Sequence[Composed]) -> str:

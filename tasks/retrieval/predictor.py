@@ -102,8 +102,8 @@ class RetrievalPredictor:
 
         Raises ImageError for a picture that cannot be read, UsageError without a text or for one that is in no list.
         """
-        if isinstance(texts, str):
-            raise UsageError("texts to choose from are a list: give [text, ...]")
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UsageError("texts to choose from are a list of strings: give [text, ...]")
         texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
         if not texts:
             raise UsageError("there are no texts to choose from")

@@ -12,10 +12,10 @@ import torch
 from vlbeit.config import OptimConfig, RunConfig, key, require
 from vlbeit.data.collate import collate
 from vlbeit.data.picture_names import number_of
-from vlbeit.data.records import FieldColumn
+from vlbeit.data.records import FieldColumn, check_several_pictures
 from vlbeit.data.text import Tokenizer, choose_tokenizer
 from vlbeit.data.transforms import EvalImage
-from vlbeit.errors import DataError, UsageError
+from vlbeit.errors import UsageError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.groups import param_groups, vlmo_decays
 from vlbeit.models.spec import encoder_spec
@@ -118,7 +118,9 @@ class Retrieval(Task):
                 f"stage=vl has one); task.matching_weight=1 trains one, task.rerank=0 leaves re-ranking out"
             )
         if "train" in splits:
-            self._check_pictures(splits["train"], splits["val"])
+            if not self.settings.same_picture_negatives:
+                check_several_pictures(splits["train"])
+            self._warn_of_pictures(splits["train"], splits["val"])
 
     def without(self, names: Sequence[str]) -> str:
         """Of a run without a matching head, where it gets one."""
@@ -159,15 +161,12 @@ class Retrieval(Task):
             objective, self._image(), self._tokenizer(meta), self.config.data, self.settings.rerank
         )
 
-    def _check_pictures(self, train: Records, val: Records) -> None:
+    def _warn_of_pictures(self, train: Records, val: Records) -> None:
         names = train.column("picture")
         if isinstance(names, FieldColumn):  # would read every picture of a stream
             return
-        trained = {number_of(name) for name in names}
-        if len(trained) == 1 and not self.settings.same_picture_negatives:
-            raise DataError("all pairs to train on are of one picture: there is no other to tell it from")
         own = {number_of(name) for name in val.column("picture")}
-        if both := own & trained:
+        if both := own.intersection(number_of(name) for name in names):
             log.warning(
                 "%d of the %d pictures of data.val_split=%s are trained on too (data.train_split=%s): numbers on them "
                 "say little of new pictures",

@@ -2,6 +2,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,10 +156,7 @@ def test_closing_ends_the_workers():
     os.kill(mine[0], signal.SIGINT)  # Ctrl-C reaches the workers, too: the main process decides
     assert next(steps)
     steps.close()
-    deadline = time.monotonic() + 5
-    while children() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert children() == []
+    wait_for(lambda: children() == [])
 
 
 class Hang:
@@ -186,10 +184,48 @@ def test_workers_stuck_in_a_read_end_too(monkeypatch):
     assert children() == [] and time.monotonic() - began < 4  # torch alone waits five seconds for each
 
 
-def children():
-    """Process ids of the living children of this process."""
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        return [int(pid) for pid in file.read().split()]
+def test_workers_stuck_in_a_read_do_not_outlive_a_killed_main_process(monkeypatch):
+    monkeypatch.setattr(loader, "_GRACE", 0.2)
+    monkeypatch.setattr(loader, "_LOOK", 0.2)
+    main = os.fork()
+    if main == 0:
+        next(train(numbers(10, Hang()), 2).steps(0, 10))
+        os._exit(1)
+    try:
+        wait_for(lambda: len(watching := children(main)) == 2 and all(map(has_threads, watching)))
+        workers = children(main)
+    finally:
+        os.kill(main, signal.SIGKILL)
+        os.waitpid(main, 0)
+    try:
+        wait_for(lambda: not any(map(is_alive, workers)))
+    finally:
+        for worker in filter(is_alive, workers):
+            os.kill(worker, signal.SIGKILL)
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def has_threads(pid):
+    return len(os.listdir(f"/proc/{pid}/task")) > 1
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(of=None):
+    """Process ids of the living children of a process, this one unless another is given."""
+    of = of or os.getpid()
+    return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
 
 
 @pytest.fixture

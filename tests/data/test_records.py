@@ -13,10 +13,12 @@ from vlbeit.data.records import (
     ImageError,
     JoinedRecords,
     ListRecords,
+    check_several_pictures,
     open_image,
     spread,
     take,
 )  # fmt: skip
+from vlbeit.errors import DataError
 
 
 def test_opens_path_bytes_and_image_as_rgb(tmp_path):
@@ -138,3 +140,27 @@ def test_pictures_of_a_part_are_read_one_at_a_time():
         read.clear()
         assert part.column("image")[1] == bytes([row]) and read == [row]
         assert list(part.column("image")) == [part[place]["image"] for place in range(len(part))]
+
+
+def test_a_second_picture_is_enough():
+    """The names behind it are not read, and no picture of a stream."""
+    read = []
+
+    class Names(list):
+        def __iter__(self):
+            return (read.append(name) or name for name in super().__iter__())
+
+    class Pairs:
+        def column(self, name):
+            return Names(["a", "a", "b", "c", "d"])
+
+    check_several_pictures(Pairs())
+    assert read == ["a", "a", "b"]
+    with pytest.raises(DataError, match="all pairs to train on are of one picture"):
+        check_several_pictures(ListRecords([{"picture": "a"}] * 3))
+    check_several_pictures(FirstRecords(Streamed(), 3))
+
+
+class Streamed:
+    def column(self, name):
+        return FieldColumn(self, name)

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from vlbeit import evaluation_file
 from vlbeit.engine import folder as folder_module
 from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.errors import DataError
@@ -50,6 +51,8 @@ def test_finished(run):
     assert not run.is_finished(11)
     run.pay_evaluation()
     assert run.is_finished(11) and run.last_step() == 11
+    run.write_config({"steps": 12})
+    assert not run.is_finished(11)  # it was to make more
 
 
 @pytest.mark.parametrize(
@@ -134,20 +137,26 @@ def test_fill_from_another_run(run, tmp_path):
     other.metrics_file.write_text('{"step": 5}\n')
     other.checkpoint.mkdir()
     (other.checkpoint / "config.json").write_text("{}")
+    other.pay_evaluation()
     run.fill_from(other)
-    assert (run.last_state() / "file").read_text() == "5" and (run.checkpoint / "config.json").exists()
+    assert (
+        run.is_paid() and (run.last_state() / "file").read_text() == "5" and (run.checkpoint / "config.json").exists()
+    )
     assert run.metrics_file.read_text() == '{"step": 5}\n'
 
 
 def test_clear_removes_the_run_only(run):
     save(run, 5)
     run.write_config({})
-    (run.path / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "details.json", "evaluation.md"):
+        (run.path / name).write_text("mine")
+    for suffix in ("", "-coco-test", "-changed"):
+        evaluation_file.write(run.path, suffix, {"overall": 1.0}, evaluation_file.Findings({}, {"vqa": []}, []))
     for watched in ("profile", "trackers"):
         (run.path / watched).mkdir()
         (run.path / watched / "of-the-run-before").write_text("")
     run.clear()
-    assert names(run.path) == ["notes.txt"] and not run.exists()
+    assert names(run.path) == ["details.json", "evaluation.md", "notes.txt"] and not run.exists()
 
 
 def test_a_lock_of_another_machine_names_it(tmp_path, monkeypatch):

@@ -362,6 +362,30 @@ def test_fewer_steps_than_were_made(toy, tmp_path, metric):
     assert [line["step"] for line in lines(tmp_path) if "evaluation" in line] == [2]
 
 
+def test_the_last_step_is_evaluated_where_a_run_ends_early(toy, tmp_path):
+    """Stopped between two evaluations and asked for no more: the weights for users are the best of its steps, also
+    where it goes on after that, from a state that does not know of it."""
+    callbacks = Callbacks(lambda model: {"distance": {5: 2.0, 6: 1.0}.get(int(model.calls), 3.0)}, toy.export)
+
+    def best() -> int:
+        return json.loads((tmp_path / "evaluation.json").read_text())["step"]
+
+    with pytest.raises(Interrupted):
+        toy.in_step(toy.make_engine(tmp_path, callbacks=callbacks), 5, raising(signal.SIGTERM)).fit()
+    assert best() == 5 and not RunFolder(tmp_path).is_finished(6)
+    toy.make_engine(tmp_path, callbacks=callbacks, steps=6).fit()
+    assert best() == 6 and RunFolder(tmp_path).is_finished(6)
+    state = toy.make_engine(tmp_path, callbacks=callbacks).fit()
+    assert (best(), state.best, state.best_step, state.evaluated) == (6, 1.0, 6, 12)
+    assert [line["step"] for line in lines(tmp_path) if "evaluation" in line] == [5, 6, 10, 12]
+
+
+def test_a_state_from_before_evaluated_steps_were_kept():
+    old = {"step": 6, "samples": 48, "bad": [], "best": 1.0, "best_step": 5, "skipped": 0, "skipped_in_row": 0}
+    assert not TrainingState.from_dict({**old, "owes_evaluation": False}).owes_evaluation
+    assert TrainingState.from_dict({**old, "owes_evaluation": True}).owes_evaluation
+
+
 def test_the_last_evaluation_is_finished(toy, tmp_path):
     """The run would count as finished without it."""
     numbers = []

@@ -65,10 +65,15 @@ def test_all_stop_for_one(ran):
     assert json.loads((ran / "stop" / "last.json").read_text())["step"] == 5
 
 
+def test_sinks_that_cannot_be_opened_end_all(ran):
+    logs = [json.loads((ran / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert logs[0]["sinks"] == logs[1]["sinks"] and "sinks/environment.json" in logs[0]["sinks"]
+
+
 def test_an_evaluation_is_broken_off_on_all(ran):
     """A signal to rank 1 in its evaluation: rank 0 ends its own, then both save and stop; the evaluation is owed."""
     logs = [json.loads((ran / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert logs[0]["evaluation"] == logs[1]["evaluation"]
     assert logs[0]["evaluation"].startswith("stopped after step 5 of 12")
     state = torch.load(ran / "evaluation" / "state" / "step-000005" / "progress.pt", weights_only=True)["state"]
-    assert state["owes_evaluation"] and (state["step"], state["best"]) == (5, None)
+    assert (state["step"], state["evaluated"], state["best"]) == (5, 0, None)

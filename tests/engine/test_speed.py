@@ -119,8 +119,10 @@ def test_learning_rates_of_the_groups(toy, tmp_path):
     ]
 
 
-def test_profile(toy, tmp_path, caplog):
+@pytest.mark.parametrize("name", ["run", "x[2]{1}"])  # torch writes the path behind the events
+def test_profile(toy, tmp_path, caplog, name):
     """Steps 3 and 4 of what is left are traced, and the run ends as ever."""
+    tmp_path /= name
     with caplog.at_level("INFO"):
         traced, plain = toy.make_engine(tmp_path, profile=2, steps=6), toy.make_engine(steps=6)
         traced.fit(), plain.fit()

@@ -215,7 +215,7 @@ def broken_off_on_rank_1(model: nn.Module) -> dict[str, float]:
 
 
 def one_of_two(root: Path) -> None:
-    """What one of two processes does: a whole run, one with a NaN on rank 1, one where only rank 1 is stopped."""
+    """What one of two processes does: a whole run, and those that end early, by a NaN on rank 1, say."""
     make_accelerator("cpu", "fp64")  # the process group, before anything asks for ranks
     own = {"micro_batch": 2, "dropout": 0.0, "precision": "fp64"}
     trackers = ["tensorboard"] * bool(find_spec("tensorboard"))  # its end must not be that of the process group
@@ -231,6 +231,11 @@ def one_of_two(root: Path) -> None:
         make_engine(root / "evaluation", callbacks=Callbacks(broken_off_on_rank_1, export), **own).fit()
     except UserError as error:
         log["evaluation"] = str(error)
+    (root / "sinks" / "environment.json").mkdir(parents=True, exist_ok=True)  # what cannot be opened for writing
+    try:
+        make_engine(root / "sinks", **own).fit()
+    except UserError as error:
+        log["sinks"] = str(error)
     (root / f"rank{dist.rank()}.json").write_text(json.dumps(log))
     dist.barrier()
 

@@ -67,6 +67,15 @@ def test_unknown_choices(scenes: Path, capsys: pytest.CaptureFixture[str], word:
     assert said in capsys.readouterr().err
 
 
+def test_a_single_picture_is_not_trained_on(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", *SMALL, f"data.root={scenes}", "init=none", "micro_batch_size=8", "steps=1", "data.limit=1"]
+    assert main(words) == 1
+    assert "all pairs to train on are of one picture" in capsys.readouterr().err
+
+
 def test_runs_from_before_keep_their_negatives(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -302,6 +303,25 @@ def test_pictures_of_both_splits_are_said(records, caplog):
     assert "1 of the 1 pictures of data.val_split=val are trained on too" in caplog.text
 
 
+class ManyPictures:
+    """Pairs whose names of pictures are made when they are asked for."""
+
+    def column(self, name):
+        assert name == "picture"
+        return map(str, range(100_000))
+
+
+def test_names_of_pictures_are_looked_through_one_by_one(records, caplog):
+    recipe, _, _ = built(records)
+    tracemalloc.start()
+    try:
+        recipe._warn_of_pictures(ManyPictures(), ListRecords([{"picture": "7"}, {"picture": "x"}]))
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+    assert "1 of the 2 pictures of data.val_split=val are trained on too" in caplog.text
+
+
 def test_the_best_texts_and_pictures(records, trained, tmp_path):
     recipe, meta, objective, _ = trained
     recipe = Retrieval(replace(recipe.config, task=replace(recipe.settings, rerank=0)))
@@ -323,7 +343,11 @@ def test_the_best_texts_and_pictures(records, trained, tmp_path):
     assert [row.score for row in matched] == pytest.approx(expected, abs=1e-3)
     assert again(records[2]["image"], "It is red.\nIt is blue.", top=1)[0].text == "It is blue."
     assert predictor.texts(records[2]["image"], [" ", "It is blue. ", "It is blue."], top=5)[0].text == "It is blue."
-    for wrong, said in (("It is blue.", r"a list: give \[text"), (["", " "], "no texts")):
+    for wrong, said in (
+        ("It is blue.", r"a list of strings: give \[text"),
+        (["It is blue.", None], "a list of strings"),
+        (["", " "], "no texts"),
+    ):
         with pytest.raises(UsageError, match=said):
             predictor.texts(records[2]["image"], wrong)
     with pytest.raises(DataError, match="nowhere is no folder"):

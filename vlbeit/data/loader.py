@@ -36,6 +36,7 @@ from vlbeit.types import Batch, DataSpec, Layout, Record, Sample
 _ORDER, _SAMPLE, _REPLACE, _BUCKETS = 0, 1, 2, 3  # what a random stream is for
 _ATTEMPTS = 10  # replacements that are drawn near a sample, and as many anywhere
 _GRACE = 2.0  # seconds that a worker gets to end by itself
+_LOOK = 5.0  # seconds between two looks whether the main process is there
 
 Place = tuple[int, int, Grid | None]  # epoch, index, and the patch grid of its batch where the layout has grids
 
@@ -326,7 +327,7 @@ def _batches(
 
 
 def _obey_main_alone(ends: Semaphore, worker: int) -> None:
-    """A loader process ends when the main process says so, and stuck in a read too.
+    """A loader process ends when the main process says so or is gone, and stuck in a read too.
 
     Ctrl-C and a scheduler's SIGTERM may reach the whole process group, and the main process decides how to stop. So
     they are ignored; torch's own way to end a worker, SIGTERM, is so too.
@@ -337,6 +338,8 @@ def _obey_main_alone(ends: Semaphore, worker: int) -> None:
 
 
 def _end_when_told(ends: Semaphore) -> None:
-    ends.acquire()
+    main = os.getppid()
+    while os.getppid() == main and not ends.acquire(timeout=_LOOK):
+        pass
     time.sleep(_GRACE)
     os._exit(0)

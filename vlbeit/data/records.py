@@ -334,6 +334,13 @@ def looked_at(count: int) -> range:
     return range(0, count, max(1, -(-count // _LOOKED_AT)))
 
 
+def check_several_pictures(pairs: Records) -> None:
+    """DataError where all pairs to train on are of one picture; what streams is not read for that."""
+    names = pairs.column("picture")
+    if not isinstance(names, FieldColumn) and all(name == names[0] for name in names):
+        raise DataError("all pairs to train on are of one picture: there is no other to tell it from")
+
+
 def spread(records: Records, parts: int = 64) -> Records:
     """The records in another order: those in a run of up to `parts` of them lie far apart in the old one.
 

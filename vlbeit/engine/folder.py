@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 KEPT_STATES = 2
 # in what torch's writer says: of a write, of the check of where it stands, of closing, of a folder that is gone
 _OF_WRITING = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error", "Parent directory")
+# what `vlbeit.evaluation_file` writes, and the estimate of a submission that is made of it
+_RESULTS = ("evaluation.json", "evaluation-*.json", "*_details.json", "*_details-*.json", "estimate.json")
 TEMPORARY = ".tmp-"  # prefix of what is being written or removed; also that of vlbeit.files
 
 
@@ -81,6 +83,11 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def planned_steps(self) -> int | None:
+        """Steps that the run was to make, as its config says."""
+        steps = (self.stored_config() or {}).get("steps")
+        return steps if isinstance(steps, int) else None
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Keep the resolved config."""
         with write_errors(self.config_file):
@@ -117,9 +124,12 @@ class RunFolder:
         return f"{left}: run the same command again"
 
     def is_finished(self, steps: int) -> bool:
-        """Whether the run has made at least `steps` steps, owes no evaluation and has given weights to users."""
+        """Whether the run has made at least `steps` steps and those it was to make, the last of them is evaluated, and
+        weights were given to users."""
         step = self.last_step()
-        return step is not None and step >= steps and not self._owes_evaluation() and self.is_exported()
+        if step is None or step < max(steps, self.planned_steps() or 0):
+            return False
+        return not self._owes_evaluation() and self.is_exported()
 
     def is_exported(self) -> bool:
         """Whether weights for users lie in `checkpoint/`, besides what of it is there from the start."""
@@ -130,10 +140,19 @@ class RunFolder:
         step = self.last_step()
         if step is not None:
             with write_errors(self.last_file):
-                write_json(self.last_file, {"step": step, "state": self.state_of(step).name})
+                self._name_last(step, owes_evaluation=False)
 
-    def _owes_evaluation(self) -> bool:
-        return bool(json.loads(self.last_file.read_text()).get("owes_evaluation"))
+    def is_paid(self) -> bool:
+        """Whether the last state is evaluated, be it that it was made up and the state does not know of it."""
+        return self._owes_evaluation() is False
+
+    def _owes_evaluation(self) -> bool | None:
+        """None where `last.json` does not say."""
+        return json.loads(self.last_file.read_text()).get("owes_evaluation")
+
+    def _name_last(self, step: int, *, owes_evaluation: bool | None) -> None:
+        owed = {} if owes_evaluation is None else {"owes_evaluation": owes_evaluation}
+        write_json(self.last_file, {"step": step, "state": self.state_of(step).name, **owed})
 
     def state_of(self, step: int) -> Path:
         return self.states / f"step-{step:06d}"
@@ -144,7 +163,7 @@ class RunFolder:
         with locked(self.lock_file, "trains there; wait for it, or choose another run="):
             yield
 
-    def save_state(self, step: int, write: Callable[[Path], None], *, owes_evaluation: bool = False) -> None:
+    def save_state(self, step: int, write: Callable[[Path], None], *, owes_evaluation: bool | None = None) -> None:
         """Let `write` fill a new state folder, put it in place whole, then name it in `last.json`.
 
         Raises DataError where writing fails (a full disk, say); the states saved before stay as they are.
@@ -166,7 +185,7 @@ class RunFolder:
             temporary.mkdir()
         return temporary
 
-    def finish_state(self, step: int, *, owes_evaluation: bool = False) -> None:
+    def finish_state(self, step: int, *, owes_evaluation: bool | None = None) -> None:
         """Put the state that was begun in place whole, name it in `last.json`, and remove what is older than needed."""
         final, temporary = self.state_of(step), self.unfinished(step)
         with write_errors(final):
@@ -178,8 +197,7 @@ class RunFolder:
             except BaseException:
                 self.abandon_state(step)
                 raise
-            owed = {"owes_evaluation": True} if owes_evaluation else {}
-            write_json(self.last_file, {"step": step, "state": final.name, **owed})
+            self._name_last(step, owes_evaluation=owes_evaluation)
             _flush_folder(self.path)
         for old in self._state_folders()[:-KEPT_STATES]:
             _discard(old)
@@ -239,7 +257,8 @@ class RunFolder:
         """Remove the run, and nothing else that may lie in its folder."""
         self.last_file.unlink(missing_ok=True)
         settings = self.environment_file, self.config_file
-        for file in (self.metrics_file, self.evaluation_file, self.batch_file, *settings):
+        found = (file for pattern in _RESULTS for file in self.path.glob(pattern))
+        for file in (self.metrics_file, self.batch_file, *found, *settings):
             file.unlink(missing_ok=True)
         for folder in (self.states, self.checkpoint, self.profile, self.trackers):
             shutil.rmtree(folder, ignore_errors=True)

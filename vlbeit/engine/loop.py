@@ -85,7 +85,7 @@ class Engine:
         not finite and not to be skipped.
         """
         self.restore()
-        makes_up = self.state.owes_evaluation or self._lacks_export()
+        makes_up = self._lacks_evaluation() or self._lacks_export()
         if self.state.step >= self.plan.steps and not makes_up:
             return self.state
         with preserved_generators(), listening() as stop, stop.breaking_off(False), ExitStack() as at_end:
@@ -172,7 +172,8 @@ class Engine:
         saved = folder.last_state()
         if saved is not None:
             self.load_state(saved)
-        dist.on_main(lambda: folder.cut_metrics(self.state.step, owes_evaluation=self.state.owes_evaluation))
+        lacking = self._lacks_evaluation()
+        dist.on_main(lambda: folder.cut_metrics(self.state.step, owes_evaluation=lacking))
 
     def load_state(self, saved: Path) -> None:
         """Take up a saved state; DataError where it is damaged or of another model."""
@@ -228,20 +229,19 @@ class Engine:
     def _evaluate(self, stop: StopRequest) -> None:
         """Evaluate and export; what a signal breaks off is made up for when the run goes on.
 
-        The last evaluation is not broken off: a run whose last state is saved counts as finished.
+        The last evaluation is not broken off: then the run is finished.
         """
-        self.state.owes_evaluation = True
         stop.finishes = self.state.step >= self.plan.steps
-        with suppress(Stopped):
+        try:
             results = self.evaluate()
-            self.state.owes_evaluation = False
-        if self.state.owes_evaluation:
+        except Stopped:
             return
+        self.state.evaluated = self.state.step
         self._write({"evaluation": results})
         self._export_best(results)
 
     def _make_up(self, stop: StopRequest) -> None:
-        """The evaluation that a saved state owes, or that weights for users need."""
+        """The evaluation that a saved state owes and that is due, or that weights for users need."""
         if self.callbacks.evaluate is not None:
             self._evaluate(stop)
         else:
@@ -278,6 +278,14 @@ class Engine:
         self.state.bad = first_named([], *dist.gather_objects(self.state.bad))
         assert self.saver is not None
         self.saver.save(self.weights.trained(), self.state)
+
+    def _lacks_evaluation(self) -> bool:
+        """Whether what the saved state owes is due: by the clock, since the run now ends with it, or since it was made
+        up before, of which the state does not know."""
+        step, plan = self.state.step, self.plan
+        if self.folder is None or self.callbacks.evaluate is None or not self.state.owes_evaluation:
+            return False
+        return step >= plan.steps or plan.evaluates_after(step) or self.folder.is_paid()
 
     def _lacks_export(self) -> bool:
         """Whether all steps are made and no weights for users written: a run was stopped, and its `steps` lowered."""

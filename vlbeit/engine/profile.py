@@ -80,7 +80,8 @@ def _compress_trace(traced: profile, path: Path) -> None:
                 while block := source.read(2**20):
                     target.write(block)
                     tail = (tail + block)[-4096:]
-    if not re.search(rb"\][^\[\]{}]*\}\s*$", tail):  # the list of events ends, and the object that holds it
+    # the list of events ends, and the object that holds it; before its end stands the path as it is, brackets and all
+    if not re.search(rb'\][^\[\]{}]*("traceName": ".*")?\s*\}\s*$', tail):
         raise OSError("torch has not written all of the trace: is the disk full?")
 
 

@@ -23,7 +23,12 @@ class TrainingState:
     best_step: int | None = None
     skipped: int = 0  # steps that were not finite and changed no weight
     skipped_in_row: int = 0  # of these, the last ones
-    owes_evaluation: bool = False  # the evaluation after `step` was broken off: it comes before the next step
+    evaluated: int = 0  # step of the last evaluation
+
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether the weights of `step` are not evaluated: it was broken off, or not due."""
+        return self.evaluated != self.step
 
     def advance(self, micro_batches: list[Batch], processes: int) -> None:
         """One step more, of these micro-batches of this process; all processes have equally many samples."""
@@ -44,7 +49,11 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingState:
-        return cls(**values)
+        """From `to_dict`; states from before `evaluated` say whether an evaluation that was due is lacking."""
+        now = dict(values)
+        if "evaluated" not in now:
+            now["evaluated"] = 0 if now.pop("owes_evaluation") else now["step"]
+        return cls(**now)
 
 
 def first_named(known: list[str], *found: Iterable[str]) -> list[str]:

@@ -21,10 +21,16 @@ def open_sinks(
 ) -> list[Sink]:
     """File, terminal, trackers and profiler on the main process, for what follows step `start`; none elsewhere.
 
-    They are closed with `at_end`.
+    They are closed with `at_end`. What keeps one from being opened is raised on all processes.
     """
-    if not dist.is_main():
-        return []
+    opened: list[Sink] = []
+    dist.on_main(lambda: opened.extend(_opened(accelerator, plan, start, folder)))
+    for sink in opened:
+        at_end.callback(sink.close)
+    return opened
+
+
+def _opened(accelerator: Accelerator, plan: FitPlan, start: int, folder: RunFolder | None) -> list[Sink]:
     sinks: list[Sink] = [Terminal(start, plan.steps)]
     if folder is not None:
         with write_errors(folder.environment_file):
@@ -36,6 +42,4 @@ def open_sinks(
         sinks.append(Trackers(accelerator, "vlbeit", path, start, plan.settings))
     if plan.profile:
         sinks.append(Profile(path / "profile", start, plan.profile))
-    for sink in sinks:
-        at_end.callback(sink.close)
     return sinks

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlbeit.config import OptimConfig, RunConfig, key, require
 from vlbeit.data.collate import collate
 from vlbeit.data.masked_text import MaskedText
 from vlbeit.data.picture_names import number_of
-from vlbeit.data.records import open_image, spread
+from vlbeit.data.records import check_several_pictures, open_image, spread
 from vlbeit.data.text import Tokenizer, choose_tokenizer
 from vlbeit.data.transforms import EvalImage, TrainImage
 from vlbeit.models.encoder import MoMEEncoder
@@ -23,6 +23,9 @@ from vlbeit.objectives.pair_settings import PairSettings
 from vlbeit.objectives.vl import VLObjective
 from vlbeit.task import Stage
 from vlbeit.types import DataSpec, Evaluator, Meta, Record, Records, Sample
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass
@@ -73,6 +76,13 @@ class VL(Stage):
         encoder = MoMEEncoder(spec)  # first: what is drawn for it and for the heads hangs on the order
         heads = vl_heads(spec.embed_dim, vocab_size, self.settings.contrastive)
         return VLObjective(encoder, heads, self.settings.mlm_weight, self.settings.contrast(matching=True))
+
+    def prepare(  # type: ignore[override]
+        self, objective: VLObjective, splits: Mapping[str, Records], accelerator: Accelerator
+    ) -> None:
+        """Raises DataError where a single picture is to be trained on."""
+        if "train" in splits and not self.settings.same_picture_negatives:
+            check_several_pictures(splits["train"])
 
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         tokenizer = Tokenizer.from_json(meta["tokenizer"], self.config.text.max_length)
