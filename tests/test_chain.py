@@ -338,7 +338,9 @@ def test_a_micro_batch_of_one_pair_is_refused(words: list[str], again: dict, tmp
     small = [word for word in again["vl"] if not word.startswith(("stage=", "micro_batch_size="))]
     with chdir(tmp_path):
         assert main(["train", *words, *small, "init=none", "micro_batch_size=auto", "run=run"]) == 2
-    assert f"with {words[0].partition('=')[0]}.cache_gradients=true they come from" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "at least 2, not 8 and 1: " in said
+    assert f"with {words[0].partition('=')[0]}.cache_gradients=true they come from" in said
     assert not (tmp_path / "run").exists()
 
 
