@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import vlbeit
@@ -21,11 +23,13 @@ from vlbeit.data.loader import EvalLoader, TrainLoader
 from vlbeit.data.records import ListRecords
 from vlbeit.data.sources import open_records
 from vlbeit.engine.evaluate import run_evaluators
+from vlbeit.engine.folder import RunFolder
 from vlbeit.engine.optim import build_optimizer
+from vlbeit.errors import UsageError
 from vlbeit.inference import Trained
 from vlbeit.models.checkpoint import read_checkpoint
 from vlbeit.objectives.base import Objective
-from vlbeit.types import DataSpec
+from vlbeit.types import DataSpec, Layout
 
 RUNS = ("tokenizer", "mim", "mlm", "vl", "vl-vqa", "mim-classification")
 
@@ -308,15 +312,66 @@ def test_typed_words_hold_for_the_runs_before(monkeypatch: pytest.MonkeyPatch, t
     assert 7 not in {each.steps for each in before}
 
 
-def test_auto_micro_batch_is_settled_once(in_chain: Path, again: dict, tmp_path: Path) -> None:
-    """Contrast sees a micro-batch: `auto` keeps the size that the run was started with."""
+def test_auto_micro_batch_is_settled_once(in_chain: Path, again: dict, tmp_path: Path, monkeypatch) -> None:
+    """Contrast sees a micro-batch of every process: `auto` keeps what the run was last trained with.
+
+    A start with another size that was killed before its first step counts for nothing.
+    """
     words = [word for word in again["tokenizer"] if not word.startswith("micro_batch_size")]
-    stored = tmp_path / "run" / "config.yaml"
-    assert main(["train", *words, "micro_batch_size=auto", f"run={tmp_path / 'run'}"]) == 0
-    assert "micro_batch_size: 8" in stored.read_text()
-    stored.write_text(stored.read_text().replace("micro_batch_size: 8", "micro_batch_size: 2"))
-    assert main(["train", *words, "micro_batch_size=auto", f"run={tmp_path / 'run'}", "steps=3"]) == 0
-    assert "micro_batch_size: 2" in stored.read_text()
+    run = RunFolder(tmp_path / "run")
+    words = ["train", *words, "micro_batch_size=auto", f"run={run.path}"]
+    assert main(words) == 0
+    assert run.stored_config()["micro_batch_size"] == 8 and run.stored_split() == (1, 8)
+    run.environment_file.write_text('{"processes": 2, "micro_batch_size": 1}')
+    with monkeypatch.context() as killed, pytest.raises(SystemExit):
+        killed.setattr(launch, "_draw_first_batch", lambda *_: sys.exit())
+        main([*words, "micro_batch_size=4", "steps=3"])
+    assert run.stored_config()["micro_batch_size"] == 4, "the start got as far as the folder"
+    assert main([*words, "steps=3"]) == 0
+    assert run.stored_split() == (1, 2)
+
+
+@pytest.mark.parametrize("words", [["stage=vl"], ["task=retrieval", "stage=mim", "task.cache_gradients=false"]])
+def test_a_micro_batch_of_one_pair_is_refused(words: list[str], again: dict, tmp_path: Path, capsys, monkeypatch):
+    """`auto` may find that no more fits: what is compared is then told, before anything is written."""
+    monkeypatch.setattr(launch, "probe_micro_batch", lambda *_: 1)
+    small = [word for word in again["vl"] if not word.startswith(("stage=", "micro_batch_size="))]
+    with chdir(tmp_path):
+        assert main(["train", *words, *small, "init=none", "micro_batch_size=auto", "run=run"]) == 2
+    said = capsys.readouterr().err
+    assert "at least 2, not 8 and 1: " in said
+    assert f"with {words[0].partition('=')[0]}.cache_gradients=true they come from" in said
+    assert not (tmp_path / "run").exists()
+
+
+GRIDS = DataSpec(ListRecords([]), dict, list, layout=Layout(grids=[(2, 3)]))
+
+
+@pytest.mark.parametrize(("asked", "processes", "found"), [("auto", 1, 2), (2, 1, 2), ("auto", 2, 2), ("auto", 4, 2)])
+def test_with_grids_the_micro_batch_stays(asked, processes, found, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert settled(tmp_path, monkeypatch, asked, processes) == found
+    assert ("was trained with 2 x 2 samples at a time" in capsys.readouterr().out) is (processes != 2)
+
+
+@pytest.mark.parametrize(("asked", "processes"), [(4, 1), (1, 1), ("auto", 8)])
+def test_with_grids_another_micro_batch_is_refused(asked, processes, tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(UsageError, match=r"was trained with micro_batch_size=2, on which the order .* Give that one"):
+        settled(tmp_path, monkeypatch, asked, processes)
+
+
+def test_before_its_first_state_a_run_with_grids_may_change(tmp_path: Path, monkeypatch) -> None:
+    assert settled(tmp_path, monkeypatch, 4, 1, state=False) == 4
+
+
+def settled(path: Path, monkeypatch, asked: int | str, processes: int, *, state: bool = True) -> int:
+    """The micro-batch of a run with pictures of many grids that two processes began with 2 samples at a time each."""
+    run = RunFolder(path)
+    run.environment_file.write_text('{"processes": 2, "micro_batch_size": 2}')
+    if state:
+        run.save_state(3, lambda folder: None)
+    monkeypatch.setattr("vlbeit.dist.world_size", lambda: processes)
+    config = RunConfig(stage=Settings(name="vl"), global_batch_size=8, micro_batch_size=asked)
+    return launch._settle_micro_batch(config, run, GRIDS, None, Accelerator(cpu=True))
 
 
 def test_finished_run_says_so(in_chain: Path, again: dict, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,9 +63,21 @@ def test_what_is_set_stays():
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"], environment["RANK"]) == ("10.0.0.1", "29500", "3")
 
 
-@pytest.mark.parametrize(("seen", "local"), [("0", "0"), ("0,1", "1"), ("0,1,2,3", "3"), ("", "3")])
-def test_a_task_takes_one_of_the_gpus_that_it_sees(seen, local):
-    """`--gpus-per-task=1` shows each task one GPU; `--gpus-per-node` shows all of them to all."""
-    environment = {**STEP, "SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": seen}
+@pytest.mark.parametrize(
+    ("variables", "local"),
+    [
+        ({}, "3"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "3"),
+        ({"CUDA_VISIBLE_DEVICES": "2"}, "0"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, "3"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, "3"),  # more tasks than GPUs, which is refused later
+        ({"CUDA_VISIBLE_DEVICES": "6,7", "SLURM_GPUS_PER_TASK": "2"}, "0"),
+        ({"CUDA_VISIBLE_DEVICES": "6,7", "SLURM_GPUS_PER_TASK": "a100:2"}, "0"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_PER_TASK": "1"}, "3"),  # with --gpu-bind=none
+    ],
+)
+def test_a_task_takes_one_of_the_gpus_that_it_sees(variables, local):
+    """`--gpus-per-task` shows each task its own; `--gpus-per-node` shows all of them to all."""
+    environment = {**STEP, "SLURM_LOCALID": "3", **variables}
     take_ranks(environment)
     assert environment["LOCAL_RANK"] == local

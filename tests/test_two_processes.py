@@ -1,10 +1,12 @@
-"""The command line on two gloo processes gives the weights of one: contrast, matching and masked words gathered."""
+"""The command line on two gloo processes gives the weights of one: contrast, matching and masked words gathered.
+A signal stops both, and they say how to go on."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vlbeit import launch
 from vlbeit.cli import main
 
 WORDS = ("train", "stage=vl", "init=none", "stage.negatives=hardest", "precision=fp64", "data.max_bad_fraction=0")
@@ -25,14 +28,29 @@ def test_vl_on_two_processes(scenes: Path, again: dict, tmp_path: Path, capsys) 
     words = [*WORDS, *small, "steps=3"]
     with chdir(tmp_path):
         assert main([*words, "micro_batch_size=8", "run=one"]) == 0
+    said = on_two(tmp_path, 0, "-m", "vlbeit", *words, "micro_batch_size=4", "run=two")
+    assert "training vl in two" in said[0] and "training" not in said[1], "only the main process talks"
+    one, two = (load_file(tmp_path / run / "state/step-000003/model.safetensors") for run in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-10, msg=name)
+    one, two = (json.loads((tmp_path / run / "evaluation.json").read_text()) for run in ("one", "two"))
+    texts = {name: value for name, value in one.items() if isinstance(value, str)}
+    assert {name: two.pop(name) for name in texts} == texts
+    assert two == pytest.approx({name: value for name, value in one.items() if name not in texts}, rel=1e-6)
+    with chdir(tmp_path):
+        goes_on_with_one(words, capsys)
+
+
+def on_two(folder: Path, code: int, *program: str) -> list[str]:
+    """What two processes of Python say that run a program in a folder, and both end with `code`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "vlbeit", *words, "micro_batch_size=4", "run=two"],
-            cwd=tmp_path,
+            [sys.executable, *program],
+            cwd=folder,
             env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -45,17 +63,8 @@ def test_vl_on_two_processes(scenes: Path, again: dict, tmp_path: Path, capsys) 
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert "training vl in two" in said[0] and "training" not in said[1], "only the main process talks"
-    one, two = (load_file(tmp_path / run / "state/step-000003/model.safetensors") for run in ("one", "two"))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-10, msg=name)
-    one, two = (json.loads((tmp_path / run / "evaluation.json").read_text()) for run in ("one", "two"))
-    texts = {name: value for name, value in one.items() if isinstance(value, str)}
-    assert {name: two.pop(name) for name in texts} == texts
-    assert two == pytest.approx({name: value for name, value in one.items() if name not in texts}, rel=1e-6)
-    with chdir(tmp_path):
-        goes_on_with_one(words, capsys)
+    assert [rank.returncode for rank in ranks] == [code, code], said
+    return said
 
 
 def goes_on_with_one(words: list[str], capsys) -> None:
@@ -72,3 +81,33 @@ def goes_on_with_one(words: list[str], capsys) -> None:
     assert main([*words, "steps=4", "run=other", "micro_batch_size=4"]) == 0
     said = capsys.readouterr().out
     assert "note: other was trained with 2 x 4 samples at a time" in said and "now it is 1 x 4: what compares" in said
+
+
+STOPPED = """
+import os, signal, sys
+from vlbeit.cli import main
+from vlbeit.engine.loop import Engine
+step = Engine.train_step
+def stopping(self, micro_batches):
+    step(self, micro_batches)
+    os.kill(os.getpid(), signal.SIGTERM)
+Engine.train_step = stopping
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_stopped_they_name_their_launcher(again: dict, tmp_path: Path) -> None:
+    """The command by itself would go on with one process."""
+    words = ["train", *again["mim"], "stage.target=pixels", "run=stopped"]
+    said = "".join(on_two(tmp_path, 130, "-c", STOPPED, *words))
+    assert "state saved in stopped; to go on: by the same launcher, vlbeit train stage=mim" in said
+    assert said.count("to go on:") == 1, "one of them says it"
+
+
+def test_stopped_while_they_meet(again: dict, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(launch, "_accelerator", lambda config: os.kill(os.getpid(), signal.SIGTERM))
+    with chdir(tmp_path):
+        assert main(["train", *again["mim"], "stage.target=pixels", "run=meeting"]) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "nothing is lost; to go on: by the same launcher, vlbeit train stage=mim" in said

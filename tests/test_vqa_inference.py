@@ -87,5 +87,15 @@ def test_training_in_the_pictures_own_aspect(in_chain, again, tmp_path, capsys, 
     assert f"next: vlbeit predict {copy} picture.jpg" in capsys.readouterr().out
 
 
+def test_native_pictures_go_on_at_their_micro_batch(in_chain, again, tmp_path, capsys):
+    """The order of an epoch hangs on it: at another one some questions would come twice and others never."""
+    words = [*again["vl-vqa"], "data.image_size=[32,48]", "data.resize=native", "init=none", f"run={tmp_path / 'run'}"]
+    assert main(["train", *words, "micro_batch_size=2"]) == 0
+    assert main(["train", *words, "micro_batch_size=4", "steps=3"]) == 2
+    assert "was trained with micro_batch_size=2, on which the order of its samples hangs" in capsys.readouterr().err
+    assert main(["train", *words, "micro_batch_size=auto", "steps=3"]) == 0
+    assert "8 samples, 2 at a time" in capsys.readouterr().out
+
+
 def answers_of(run: Path) -> list[str]:
     return [answer for answer in json.loads((run / "checkpoint" / "answers.json").read_text()) if " " not in answer]

@@ -20,7 +20,7 @@ from vlbeit.data.order import epoch_length
 from vlbeit.data.sources import open_records
 from vlbeit.engine.callbacks import Callbacks
 from vlbeit.engine.checkpoint import read_weights
-from vlbeit.engine.device import make_accelerator, probe_micro_batch
+from vlbeit.engine.device import asked_processes, make_accelerator, probe_micro_batch
 from vlbeit.engine.evaluate import run_evaluators
 from vlbeit.engine.folder import RunFolder, write_errors
 from vlbeit.engine.interrupt import Stopped, StopRequest
@@ -28,7 +28,7 @@ from vlbeit.engine.loop import Engine, FitPlan
 from vlbeit.engine.optim import build_optimizer
 from vlbeit.engine.processes import together
 from vlbeit.engine.randomness import preserved_generators, seed_generators
-from vlbeit.errors import DataError, Interrupted
+from vlbeit.errors import DataError, Interrupted, UsageError
 from vlbeit.models.checkpoint import Checkpoint, meta_errors, read_checkpoint, read_meta, save_checkpoint
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.models.towers import load_pretrained, tower_meta
@@ -54,7 +54,7 @@ def train(
         Interrupted: asked to stop, by Ctrl-C or a scheduler's signal; the same command goes on.
     """
     command = command or f"run the same command again (run={config.run})"
-    if dist.world_size() > 1:
+    if asked_processes() > 1:
         command = f"by the same launcher, {command}"
     ours = logging.getLogger("vlbeit")  # ours alone: what libraries report is not for the user
     ours.setLevel(logging.INFO)
@@ -126,6 +126,7 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str, profile: int
     known = origin or (None if config.overwrite else folder)
     micro = _settle_micro_batch(config, known, spec, objective, accelerator)
     config = replace(config, steps=steps, micro_batch_size=micro)
+    chain.recipe_of(config).check()  # what was found for auto may be too few samples for it
     plan = replace(plan, profile=profile, settings=container(config))
     stream = _stream(config, spec, config.global_batch_size, micro, config.data.workers)
     callbacks = Callbacks(
@@ -197,36 +198,40 @@ def _settle_micro_batch(
 ) -> int:
     """`micro_batch_size`; for auto the one that keeps processes x size as in the `known` run, else the probed.
 
-    Contrast and matching draw their candidates from a micro-batch of every process: other ones are told.
+    Contrast and matching draw their candidates from a micro-batch of every process: other ones are told. Where batches
+    are of one grid, the order of the samples hangs on the size: UsageError where it is not that of `known`'s state.
     """
     world = dist.world_size()
 
     def make_batch(size: int) -> Batch:
         return _stream(config, spec, size * world, size, workers=0).heaviest()
 
-    processes, size = (0, 0) if known is None else _processes_and_size(known)
+    processes, size = (0, 0) if known is None else known.stored_split()
     share, kept = max(1, config.global_batch_size // world), processes * size // world
+    bound = known is not None and known.last_step() is not None and spec.layout.grids is not None and size > 0
     if config.micro_batch_size != "auto":
         micro = int(config.micro_batch_size)
+    elif bound:
+        micro = size
     elif kept * world != processes * size or not kept or share % kept:
         micro = probe_micro_batch(objective, make_batch, share, accelerator)
     elif kept > size and accelerator.device.type == "cuda":  # may be too much for fewer processes
         micro = probe_micro_batch(objective, make_batch, kept, accelerator)
     else:
         micro = kept
+    if known is not None and bound and (micro != size or share % size):
+        raise UsageError(
+            f"{known.path} was trained with micro_batch_size={size}, on which the order of its samples hangs, since a "
+            f"batch is of one patch grid: at another size some would come twice and others never. Give that one, and "
+            f"processes whose number times {size} divides global_batch_size={config.global_batch_size}"
+        )
     if known is not None and processes * size not in (0, world * micro):
         say(
             f"note: {known.path} was trained with {processes} x {size} samples at a time (processes x "
             f"micro_batch_size), now it is {world} x {micro}: what compares samples sees others, as contrast and "
-            f"matching without stage.cache_gradients and mixup; all else is the same"
+            f"matching without stage.cache_gradients, mixup and batch norm; all else is the same"
         )
     return micro
-
-
-def _processes_and_size(known: RunFolder) -> tuple[int, int]:
-    """Processes and `micro_batch_size` that a run was last trained with; (0, 0) where that is not known."""
-    size = (known.stored_config() or {}).get("micro_batch_size")
-    return (known.stored_processes() or dist.world_size(), size) if isinstance(size, int) else (0, 0)
 
 
 def _stream(config: RunConfig, spec: DataSpec, batch_size: int, micro: int, workers: int) -> TrainLoader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 FIRST_PORT, PORTS = 20000, 10000  # below what Linux gives to outgoing connections
 
@@ -14,7 +14,8 @@ def take_ranks(environment: MutableMapping[str, str]) -> None:
     The main process is on the step's first node, its port follows from the ids of job and step: all tasks find the same
     without talking. What is set already stays. A batch script itself, and a step of one task, are left alone.
 
-    LOCAL_RANK is the number of the GPU that a task takes of those it sees: with `--gpus-per-task=1` always 0.
+    LOCAL_RANK is the number of the GPU that a task takes of those it sees: 0 where it has some of its own, as
+    `--gpus-per-task` gives them.
     """
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if "RANK" in environment or not tasks.isdecimal() or int(tasks) < 2 or "SLURM_PROCID" not in environment:
@@ -23,13 +24,17 @@ def take_ranks(environment: MutableMapping[str, str]) -> None:
     job, step = (environment.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     number = int(job) * 7 + int(step) if job.isdecimal() and step.isdecimal() else 0
     environment.setdefault("WORLD_SIZE", tasks)
-    local, seen = environment.get("SLURM_LOCALID", "0"), environment.get("CUDA_VISIBLE_DEVICES", "")
-    if local.isdecimal() and seen:
-        local = str(int(local) % len(seen.split(",")))
-    environment.setdefault("LOCAL_RANK", local)
+    environment.setdefault("LOCAL_RANK", "0" if _has_own_gpus(environment) else environment.get("SLURM_LOCALID", "0"))
     environment.setdefault("MASTER_ADDR", first_node(nodes))
     environment.setdefault("MASTER_PORT", str(FIRST_PORT + number % PORTS))
     environment["RANK"] = environment["SLURM_PROCID"]
+
+
+def _has_own_gpus(environment: Mapping[str, str]) -> bool:
+    """Whether a task sees one GPU, or as many as each task was given (`2`, `a100:2`): not those of other tasks too."""
+    seen = environment.get("CUDA_VISIBLE_DEVICES", "")
+    each = environment.get("SLURM_GPUS_PER_TASK", "1").rpartition(":")[2]
+    return seen != "" and str(len(seen.split(","))) in ("1", each)
 
 
 def first_node(nodes: str) -> str:

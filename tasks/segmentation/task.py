@@ -120,7 +120,11 @@ class Segmentation(Task):
         )
 
     def check(self) -> None:
-        """Raise UsageError for a tower of ours whose blocks or patches do not suffice; of another `objective` does."""
+        """Raise UsageError for a tower of ours whose blocks or patches do not suffice; of another `objective` does.
+
+        So it does for batches too small to train on.
+        """
+        self._check_batch()
         if self.config.model.image_tower == "own":
             self._check_tower(encoder_spec(self.config, final_norm=False))
 
@@ -146,14 +150,13 @@ class Segmentation(Task):
     def data(self, records: Records, meta: Meta, *, train: bool) -> DataSpec:
         """Training: `image` and `segments` of one size. Else `views`, `original_size` and `original_segments` as lists.
 
-        Raises DataError where the data has other classes than the run, UsageError for batches too small to train on.
+        Raises DataError where the data has other classes than the run.
         """
         check_classes(self.config.data, open_source(self.config.data).classes(self.kind), meta["classes"])
         classes = len(meta["classes"])
         if not train:
             reader = EvaluationSample(self.views(), classes, self.settings.reduce_zero_label)
             return DataSpec(records, reader, _listed)
-        self._check_batch()
         return DataSpec(
             records, TrainingSample(self._augmentation(), classes, self.settings.reduce_zero_label), collate
         )

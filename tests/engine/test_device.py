@@ -10,6 +10,8 @@ from vlbeit.engine.device import batch_dtype, fits, make_accelerator, probe_micr
 from vlbeit.engine.environment import describe_environment
 from vlbeit.errors import DataError, UsageError
 
+SECOND = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 
 
@@ -94,7 +96,10 @@ def test_what_of_fsdp_is_refused(monkeypatch):
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment is not a number"),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1 in the environment is not a number"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 of WORLD_SIZE=2: ranks are counted from 0"),
-        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "LOCAL_RANK=1, and this process sees 1 GPU"),
+        ({**SECOND, "MASTER_PORT": "http"}, "MASTER_PORT=http in the environment is not a number"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "WORLD_SIZE=2 without MASTER_ADDR, MASTER_PORT: "),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: .*by torchrun, srun"),
+        (SECOND, "LOCAL_RANK=1, and this process sees 1 GPU"),
     ],
 )
 def test_ranks_of_the_environment(monkeypatch, variables, said):
@@ -106,12 +111,26 @@ def test_ranks_of_the_environment(monkeypatch, variables, said):
         make_accelerator("cuda")
 
 
+def set_first(monkeypatch, port):
+    """The environment of the first of two processes."""
+    for name, value in {**SECOND, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_port_that_is_in_use(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        set_first(monkeypatch, port)
+        with pytest.raises(
+            UsageError, match=rf"MASTER_PORT={port} is in use on this machine.*set MASTER_PORT to a free"
+        ):
+            make_accelerator("cpu", timeout=20)
+
+
 def test_a_process_that_nobody_joins(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    for name, value in {**place, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
+        set_first(monkeypatch, free.getsockname()[1])
     with pytest.raises(DataError, match=r"the 2 processes of this run have not met at 127.0.0.1:\d+ within .*=1 s \("):
         make_accelerator("cpu", timeout=1)
     monkeypatch.undo()

@@ -135,14 +135,22 @@ def test_fill_from_another_run(run, tmp_path):
         run.fill_from(other)
     save(other, 5)
     other.metrics_file.write_text('{"step": 5}\n')
+    other.environment_file.write_text('{"processes": 2, "micro_batch_size": 4}')
     other.checkpoint.mkdir()
     (other.checkpoint / "config.json").write_text("{}")
     other.pay_evaluation()
     run.fill_from(other)
-    assert (
-        run.is_paid() and (run.last_state() / "file").read_text() == "5" and (run.checkpoint / "config.json").exists()
-    )
-    assert run.metrics_file.read_text() == '{"step": 5}\n'
+    assert run.is_paid() and (run.last_state() / "file").read_text() == "5"
+    assert (run.checkpoint / "config.json").exists()
+    assert run.metrics_file.read_text() == '{"step": 5}\n' and run.stored_split() == (2, 4)
+
+
+@pytest.mark.parametrize("text", [None, "\0", "[]", '{"processes": 2}', '{"processes": 2, "micro_batch_size": null}'])
+def test_a_split_that_is_not_known(run, text):
+    run.path.mkdir(parents=True, exist_ok=True)
+    if text is not None:
+        run.environment_file.write_text(text)
+    assert run.stored_split() == (0, 0)
 
 
 def test_clear_removes_the_run_only(run):

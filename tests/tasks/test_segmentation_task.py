@@ -381,8 +381,7 @@ def test_one_picture_has_no_batch_statistics(records):
     recipe, meta, objective = built()
     recipe.config.micro_batch_size = 1
     with pytest.raises(UsageError, match="micro_batch_size= to 2 or more"):
-        recipe.data(records, meta, train=True)
-    recipe.data(records, meta, train=False)
+        recipe.check()
     recipe.config.micro_batch_size = "auto"
     with pytest.raises(UsageError, match="micro_batch_size= to 2 or more"):
         loss_of(objective.train(), batch_of(recipe, meta, records, rows=(0,)))

@@ -26,6 +26,7 @@ from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.errors import DataError, UsageError
 from vlbeit.types import Batch
 
+PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what each of several processes must be told
 CPU_MICRO_BATCH = 32  # more at a time is not faster on a CPU
 
 
@@ -100,12 +101,17 @@ def _wants_deepspeed() -> bool:
 
 
 def _check_place(device: str) -> None:
-    """Refuse ranks that are no numbers, and a process whose GPU is not there."""
-    rank, world, local = (
-        _number(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    """Refuse ranks that are missing or no numbers, and a process whose GPU is not there."""
+    rank, local, _ = (_number(name, 0) for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"))
+    world = asked_processes()
     if rank >= world:
         raise UsageError(f"RANK={rank} of WORLD_SIZE={world}: ranks are counted from 0; set both")
+    missing = [name for name in PLACE if name not in os.environ]
+    if world > 1 and missing:
+        raise UsageError(
+            f"WORLD_SIZE={world} without {', '.join(missing)}: start the processes by torchrun, srun or `accelerate "
+            f"launch`, or set {', '.join(PLACE)}; the two last say where all of them reach process 0"
+        )
     if device == "cuda" and world > 1 and local >= torch.cuda.device_count():
         raise UsageError(
             f"LOCAL_RANK={local}, and this process sees {torch.cuda.device_count()} GPU: start as many processes a "
@@ -115,17 +121,27 @@ def _check_place(device: str) -> None:
 
 @contextmanager
 def _meeting(timeout: float) -> Iterator[None]:
-    """Tell in one line that the processes of a run have not found each other."""
+    """Tell in one line that the processes of a run have not found each other, or that their port is not free."""
     try:
         yield
     except torch.distributed.DistError as error:
+        if "EADDRINUSE" in str(error):
+            raise UsageError(
+                f"MASTER_PORT={os.environ.get('MASTER_PORT')} is in use on this machine, where the {asked_processes()} "
+                "processes of this run are to meet: set MASTER_PORT to a free port, the same for all of them"
+            ) from error
         place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         reason = (str(error).splitlines() or ["?"])[0].rstrip(".")
         raise DataError(
-            f"the {_number('WORLD_SIZE', 1)} processes of this run have not met at {place} within engine.timeout="
+            f"the {asked_processes()} processes of this run have not met at {place} within engine.timeout="
             f"{timeout:g} s ({reason}): one has ended, or does not reach that address; nothing was "
             "changed: run the same command again"
         ) from error
+
+
+def asked_processes() -> int:
+    """How many processes were asked for: known before they have met, as `dist.world_size` is not."""
+    return _number("WORLD_SIZE", 1)
 
 
 def _number(name: str, default: int) -> int:
@@ -154,8 +170,8 @@ def choose_device(device: str) -> str:
     mps = torch.backends.mps.is_available()
     if device == "auto":
         # several processes without CUDA: accelerate would start them unconnected unless told that they use the CPU
-        many = _number("WORLD_SIZE", 1) > 1
-        return "cuda" if torch.cuda.is_available() else "mps" if mps and not many else "cpu"
+        alone = asked_processes() == 1
+        return "cuda" if torch.cuda.is_available() else "mps" if mps and alone else "cpu"
     if device not in ("cpu", "cuda", "mps"):
         raise UsageError(f"device={device} is not one of auto, cpu, cuda, mps")
     if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not mps):

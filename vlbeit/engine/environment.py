@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, command, device. No host name and no user name."""
+"""What a run was made with: versions, commit, command, device, split of the batch. No host name and no user name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe_environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+def describe_environment(
+    device: torch.device, processes: int = 1, micro_batch_size: int | None = None
+) -> dict[str, Any]:
     """JSON values for `environment.json`."""
     return {
         "python": platform.python_version(),
@@ -28,6 +30,7 @@ def describe_environment(device: torch.device, processes: int = 1) -> dict[str, 
         "command": shlex.join(sys.argv),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": processes,
+        "micro_batch_size": micro_batch_size,
         "threads": torch.get_num_threads(),
     }
 

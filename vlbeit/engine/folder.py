@@ -76,12 +76,13 @@ class RunFolder:
             raise DataError(f"{self.config_file} holds no config: restore it, or overwrite=true")
         return config
 
-    def stored_processes(self) -> int | None:
-        """How many processes trained here last; None where that is not known."""
+    def stored_split(self) -> tuple[int, int]:
+        """How many processes trained here last, and their `micro_batch_size`; (0, 0) where that is not known."""
         try:
-            return int(json.loads(self.environment_file.read_text())["processes"])
+            stored = json.loads(self.environment_file.read_text())
+            return int(stored["processes"]), int(stored["micro_batch_size"])
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return 0, 0
 
     def planned_steps(self) -> int | None:
         """Steps that the run was to make, as its config says."""
@@ -240,13 +241,13 @@ class RunFolder:
             write_text(self.metrics_file, "".join(kept))
 
     def fill_from(self, other: RunFolder) -> None:
-        """Take over the full state of another run: last state, metrics, checkpoint, evaluation."""
+        """Take over the full state of another run: last state, metrics, checkpoint, evaluation, environment."""
         state, step = other.last_state(), other.last_step()
         if state is None or step is None:
             raise DataError(f"resume={other.path}: no saved state there; name a run folder that has last.json")
         self.clean()  # of an earlier try that was killed
         with write_errors(self.path):
-            for name in (self.metrics_file.name, self.evaluation_file.name):
+            for name in (self.metrics_file.name, self.evaluation_file.name, self.environment_file.name):
                 if (other.path / name).exists():
                     shutil.copy2(other.path / name, self.path / name)
             if other.checkpoint.exists():

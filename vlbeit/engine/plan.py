@@ -31,7 +31,7 @@ class FitPlan:
     resume_command: str = ""  # printed when the run is stopped
     max_skipped: int = 0  # steps in a row that may be skipped because they are not finite
     profile: int = 0  # steps that torch's profiler traces, once the first are done; 0: none
-    settings: Mapping[str, Any] = field(default_factory=dict)  # what trackers show as hyperparameters
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the config: hyperparameters of trackers
     checkpoint: str = "auto"  # how states are saved: whole | sharded; auto: sharded where the weights are
     async_save: bool = False  # training goes on while a state is written
     timeout: float = 600.0  # seconds that a process waits for the others

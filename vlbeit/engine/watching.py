@@ -34,7 +34,8 @@ def _opened(accelerator: Accelerator, plan: FitPlan, start: int, folder: RunFold
     sinks: list[Sink] = [Terminal(start, plan.steps)]
     if folder is not None:
         with write_errors(folder.environment_file):
-            described = describe_environment(accelerator.device, dist.world_size())
+            micro_batch_size = plan.settings.get("micro_batch_size")
+            described = describe_environment(accelerator.device, dist.world_size(), micro_batch_size)
             write_json(folder.environment_file, described, indent=2)
         sinks.append(JsonLines(folder.metrics_file))
     path = folder.path if folder else Path(".")

@@ -54,8 +54,9 @@ class PairSettings(Settings):
         compared = config.global_batch_size if whole else config.micro_batch_size * dist.world_size()
         require(
             compared > 1,
-            f"{self.section}={self.name} needs a global_batch_size and a micro_batch_size of at least 2: a pair is "
-            f"compared with others; with {self.section}.cache_gradients=true they come from the whole batch",
+            f"{self.section}={self.name} needs a global_batch_size and a micro_batch_size of at least 2, not "
+            f"{config.global_batch_size} and {config.micro_batch_size}: a pair is compared with others; with "
+            f"{self.section}.cache_gradients=true they come from the whole batch",
         )
 
     def train_image(self, config: RunConfig) -> TrainImage:
