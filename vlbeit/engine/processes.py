@@ -49,21 +49,23 @@ def together(intact: Callable[[], str]) -> Iterator[None]:
         with dist.watched(lambda: watch.lost):
             yield
     except Interrupted as error:
-        if not error.agreed:
-            watch.tell(str(error))
         error.quiet = not watch.claims(str(error))
+        if error.agreed:
+            watch.await_all()
+        else:
+            watch.tell(str(error))
         raise
     except BaseException as error:
         if is_lost(error):
             line = watch.obituary()
             lost = DataError(line)
             lost.quiet = not watch.claims("lost")
-            watch.tell(line, lost=True)
+            watch.await_all()
             raise lost from error
         words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_first_line(error)}"
         if isinstance(error, UserError):
             error.quiet = not watch.claims(words)
-        watch.tell(words)  # after the claim: the store may go when all have heard
+        watch.tell(words)
         raise
     finally:
         watch.stop()
@@ -104,12 +106,16 @@ class _Watch:
         with contextlib.suppress(RuntimeError):
             self.store.set(f"left/{self.rank}", "yes")
 
-    def tell(self, words: str, *, lost: bool = False) -> None:
-        """Leave last words, and wait a little until the others have heard them: the store may go with this process."""
+    def tell(self, words: str) -> None:
+        """Leave last words, and wait for the others."""
+        with contextlib.suppress(RuntimeError):  # the store has gone with the main process
+            self.store.set(f"words/{self.rank}", words)
+            self.store.set("failed", str(self.rank))
+        self.await_all()
+
+    def await_all(self) -> None:
+        """Say that this process has said what it claims; the main one waits for all: the store goes with it."""
         try:
-            if not lost:
-                self.store.set(f"words/{self.rank}", words)
-                self.store.set("failed", str(self.rank))
             heard = self.store.add("heard", 1)
             end = time.monotonic() + PATIENCE
             while self.rank == 0 and heard < self.world and time.monotonic() < end:
