@@ -384,6 +384,7 @@ def test_a_state_from_before_evaluated_steps_were_kept():
     old = {"step": 6, "samples": 48, "bad": [], "best": 1.0, "best_step": 5, "skipped": 0, "skipped_in_row": 0}
     assert not TrainingState.from_dict({**old, "owes_evaluation": False}).owes_evaluation
     assert TrainingState.from_dict({**old, "owes_evaluation": True}).owes_evaluation
+    assert not TrainingState.from_dict(old).owes_evaluation  # older still
 
 
 def test_the_last_evaluation_is_finished(toy, tmp_path):

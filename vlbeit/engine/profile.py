@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -77,9 +78,10 @@ def _compress_trace(traced: profile, path: Path) -> None:
         tail = b""
         if plain.exists():
             with open(plain, "rb") as source, gzip.open(path, "wb") as target:
-                while block := source.read(2**20):
-                    target.write(block)
-                    tail = (tail + block)[-4096:]
+                source.seek(max(0, plain.stat().st_size - 4096))
+                tail = source.read()
+                source.seek(0)
+                shutil.copyfileobj(source, target)
     # the list of events ends, and the object that holds it; before its end stands the path as it is, brackets and all
     if not re.search(rb'\][^\[\]{}]*("traceName": ".*")?\s*\}\s*$', tail):
         raise OSError("torch has not written all of the trace: is the disk full?")

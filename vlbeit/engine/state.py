@@ -52,7 +52,7 @@ class TrainingState:
         """From `to_dict`; states from before `evaluated` say whether an evaluation that was due is lacking."""
         now = dict(values)
         if "evaluated" not in now:
-            now["evaluated"] = 0 if now.pop("owes_evaluation") else now["step"]
+            now["evaluated"] = 0 if now.pop("owes_evaluation", False) else now["step"]
         return cls(**now)
 
 
