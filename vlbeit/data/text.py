@@ -200,7 +200,7 @@ def choose_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a run: `inherited` (the `to_json` of the run it starts from), else `text.tokenizer`.
 
-    `texts()` gives the text anew at every call; it is read only where WordPiece is trained.
+    `texts()` gives the text anew at every call: to train WordPiece on, else to look some through for unknown words.
     """
     if inherited:
         known = Tokenizer.from_json(inherited, config.max_length)
