@@ -19,6 +19,7 @@ from vlbeit import evaluation_file, table
 from vlbeit.bootstrap import Interval, mean_interval, statistic_interval
 from vlbeit.data.areas import Areas, set_numbers, stacked
 from vlbeit.errors import DataError, UsageError, some
+from vlbeit.runs import is_measured
 
 GROUPS = ("answer_type", "direction")  # field of a row by which samples are also compared apart: the first they have
 
@@ -82,7 +83,7 @@ def compare(a: Path, b: Path) -> Comparison:
     Raises DataError where a run was not evaluated, or not since it was trained on, or its files are damaged;
     UsageError for runs of other metrics, data or splits, which cannot be paired, and those without scores by sample.
     """
-    if len(lacking := [path for path in (a, b) if path.is_dir() and _unmeasured(path / "evaluation.json")]) > 1:
+    if len(lacking := [path for path in (a, b) if path.is_dir() and not is_measured(str(path))]) > 1:
         both = " && ".join(f"vlbeit evaluate {shlex.quote(str(path))}" for path in lacking)
         raise DataError(f"{a} and {b} have no scores by sample yet: {both}")
     first, second = read(a), read(b)
@@ -119,11 +120,6 @@ def read(path: Path) -> Measured:
     if not names and "data" not in evaluation:
         raise DataError(f"{path} has no scores by sample beside {file.name}: {again}")
     raise UsageError(f"{path} has no scores by sample to pair: only the evaluation of a task has such")
-
-
-def _unmeasured(file: Path) -> bool:
-    """Whether `vlbeit evaluate` has not been there since training."""
-    return not file.exists() or "step" in evaluation_file.read_evaluation(file)
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
