@@ -99,6 +99,7 @@ def test_what_of_fsdp_is_refused(monkeypatch):
         ({**SECOND, "MASTER_PORT": "http"}, "MASTER_PORT=http in the environment is not a number"),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "WORLD_SIZE=2 without MASTER_ADDR, MASTER_PORT: "),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: .*by torchrun, srun"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 without RANK, MASTER_ADDR, MASTER_PORT: .*unset LOCAL_RANK"),
         (SECOND, "LOCAL_RANK=1, and this process sees 1 GPU"),
     ],
 )

@@ -107,10 +107,12 @@ def _check_place(device: str) -> None:
     if rank >= world:
         raise UsageError(f"RANK={rank} of WORLD_SIZE={world}: ranks are counted from 0; set both")
     missing = [name for name in PLACE if name not in os.environ]
-    if world > 1 and missing:
+    if missing and (world > 1 or "LOCAL_RANK" in os.environ):  # either has accelerate look for other processes
+        given = f"WORLD_SIZE={world}" if world > 1 else f"LOCAL_RANK={local}"
+        unset = "" if world > 1 else "; for one process alone unset LOCAL_RANK"
         raise UsageError(
-            f"WORLD_SIZE={world} without {', '.join(missing)}: start the processes by torchrun, srun or `accelerate "
-            f"launch`, or set {', '.join(PLACE)}; the two last say where all of them reach process 0"
+            f"{given} without {', '.join(missing)}: start the processes by torchrun, srun or `accelerate "
+            f"launch`, or set {', '.join(PLACE)}; the two last say where all of them reach process 0{unset}"
         )
     if device == "cuda" and world > 1 and local >= torch.cuda.device_count():
         raise UsageError(
