@@ -36,7 +36,7 @@ SHOWN = {
     "pairs_recall": Shown("pairs in percent", RECALL, logarithmic=True),
     "experts_vqa": Shown("", VQA),
     "experts_recall": Shown("", RECALL),
-    "staged": Shown("", RECALL),
+    "staged": Shown("steps on pairs", RECALL),
 }
 
 

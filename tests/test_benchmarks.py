@@ -84,13 +84,13 @@ def test_every_claim_about_pairs_composes_and_has_its_sides(monkeypatch, scenes,
     assert sides["pairs_vqa"] == sides["pairs_recall"] == set(module.ARMS)
     assert sides["experts_vqa"] == sides["experts_recall"] == set(module.EXPERTS)
     assert len(sides["staged"]) == 3 and {p.value for p in points} == {50.0, 25.0}
-    starts = {name: Path(made[f"vl-{name}-1"].init).name for name in ("mim-text", "mim", "text", "neither")}
+    starts = {name: Path(made[f"vl-200-{name}-1"].init).name for name in ("mim-text", "mim", "text", "neither")}
     assert starts == {"mim-text": "mlm-mim-text", "mim": "mim", "text": "mlm-text", "neither": "none"}
     assert {name for name, config in made.items() if config.model.experts == "shared"} == {
-        f"{kind}-{arm}-shared{share}"
-        for arm in ("mim-text", "mim")
-        for kind, share in (("vl", "-1"), ("vqa", "-1"), ("retrieval", "-1"))
+        f"{kind}-{arm}-shared-1" for arm in ("mim-text", "mim") for kind in ("vl-200", "vqa", "retrieval-200")
     } | {"mlm-mim-text-shared"}
+    assert made["vl-1000-mim-text-1"].steps == 1000
+    assert made["retrieval-1000-mim-text-1"].init == made["vl-1000-mim-text-1"].run
 
 
 def test_a_share_of_pairs_is_that_share_of_the_pictures(monkeypatch, scenes, tmp_path):
