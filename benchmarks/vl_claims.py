@@ -34,7 +34,6 @@ from vlbeit.files import write_text
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 VL_STEPS, VQA_STEPS, RETRIEVAL_STEPS = 200, 2000, 100
 LONG_VL_STEPS = 1000  # of one arm: matching is learned after some 400
-VL_BATCH = ("global_batch_size=32", "micro_batch_size=32")
 
 
 class Arm(NamedTuple):
@@ -90,7 +89,7 @@ class Lab:
         init = before[-1].run if before else "none"
         words = ("stage=vl", "recipe=scenes_vl", f"init={init}", *self._words_of(arm), *self._pairs(share))
         name = f"vl-{steps}-{arm.name}-{share:g}"
-        return [*before, self._train(name, *words, *VL_BATCH, f"steps={steps}", _last(steps))]
+        return [*before, self._train(name, *words, f"steps={steps}", _last(steps))]
 
     def vqa(self, arm: Arm, share: float = 1.0) -> RunConfig:
         """Fine-tuned on all questions."""
