@@ -273,11 +273,19 @@ EMPTY = list(zip(OFFICIAL, ("questions", "annotations"), strict=True))
     ("files", "words", "said"),
     [
         ({}, ("data=pairs",), "has no file for the split 'train'; pairs reads train.jsonl"),
-        ({"train.jsonl": b'{"image": "x.png"}\n'}, ("data=pairs",), "train.jsonl, line 1: KeyError: 'caption'; pairs"),
-        ({"train.jsonl": b"{}\nnonsense\n"}, ("data=pairs",), "train.jsonl, line 1"),
-        ({"train.jsonl": b'{"image": "x.png", "caption": "\xe4"}\n'}, ("data=pairs",), "line 1: UnicodeDecodeError"),
+        (
+            {"train.jsonl": b'{"image": "x.png"}\n'},
+            ("data=pairs",),
+            "train.jsonl has no column caption; it has image: rename",
+        ),
+        (
+            {"train.jsonl": b'{"image": "x.png", "caption": "a"}\nnonsense\n'},
+            ("data=pairs",),
+            "train.jsonl, line 2: not JSON: Expecting value at column 1; pairs",
+        ),
+        ({"train.jsonl": b'{"image": "x.png", "caption": "\xe4"}\n'}, ("data=pairs",), "line 1: b'\\xe4' is not UTF-8"),
         ({"train.jsonl": b'{"image": "x.png", "caption": "a"}\n'}, ("data=pairs",), "images that do not exist: 1 ("),
-        ({"train.jsonl": b"\n"}, ("data=pairs",), "the split 'train' of own has no pairs records"),
+        ({"train.jsonl": b"\n"}, ("data=pairs",), "train.jsonl has no row; it must hold"),
         ({"train.parquet": b"PAR1 no"}, ("data=pairs",), "own cannot be read as a datasets table"),
         ({"train.txt": b"caf\xe9\n"}, ("stage=mlm", "data=text"), "train.txt is not UTF-8 text"),
         ({"train.txt": b"\n \n"}, ("stage=mlm", "data=text"), "the split 'train' of own has no text records"),
@@ -506,7 +514,7 @@ def test_unreadable_pictures_are_survived_up_to_a_share(
     error = capsys.readouterr().err
     names = [f"{path.parent.name}/{path.name}" for path in (own_pictures[3], own_pictures[7])]
     for name in names:
-        assert error.count(f"unreadable sample {name}: {place}/own/train/{name} ") == 1
+        assert error.count(f"unusable sample {name}: {place}/own/train/{name} ") == 1
     state = torch.load(place / "runs/new/state/step-000005/progress.pt", weights_only=True)["state"]
     assert state["bad"] == sorted(names)
     assert main([*words[:-1], "run=runs/again", "data.max_bad_fraction=0.2"]) == 0
@@ -514,8 +522,10 @@ def test_unreadable_pictures_are_survived_up_to_a_share(
     capsys.readouterr()
     assert main([*words, "data.max_bad_fraction=0.1", "run=runs/strict"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: 2 of 10 samples are unreadable, more than data.max_bad_fraction=0.1 (")
-    assert all(name in last for name in names) and last.endswith("restore the files or raise the fraction")
+    assert last.startswith(
+        "error: 2 of 10 samples cannot be used (2 unreadable picture), more than data.max_bad_fraction=0.1 ("
+    )
+    assert all(name in last for name in names) and last.endswith("restore or correct them, or raise the fraction")
     assert not (place / "runs/strict/last.json").exists()
     assert main([*words, "data.max_bad_fraction=0.2", "run=runs/strict"]) == 0, "the remedy works in the same folder"
 
@@ -529,7 +539,7 @@ def test_all_pictures_unreadable(place: Path, own_pictures: list[Path], capsys: 
         picture.write_text("")
     assert main(["train", *FOLDER, "data.max_bad_fraction=1"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(r"error: \d+ unreadable samples in a row: ", last) and "restore the files or remove" in last
+    assert re.match(r"error: \d+ unusable samples in a row: ", last) and "restore or correct them, or remove" in last
 
 
 def test_unreadable_picture_in_the_validation_split(
@@ -537,10 +547,10 @@ def test_unreadable_picture_in_the_validation_split(
 ) -> None:
     next((place / "own/val").rglob("*.jpg")).write_text("")
     assert main(["train", *FOLDER, "data.max_bad_fraction=0.2"]) == 0
-    assert capsys.readouterr().err.count("unreadable sample ") == 1
+    assert capsys.readouterr().err.count("unusable sample ") == 1
     assert json.loads((place / "runs/new/evaluation.json").read_text())["unreadable"] == 1
     assert main(["train", *last_of_each(*FOLDER, "run=runs/strict", "data.max_bad_fraction=0")]) == 1
-    assert "1 of 8 samples are unreadable" in capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 8 samples cannot be used" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_every_kind_of_picture_trains(place: Path, own_pictures: list[Path]) -> None:

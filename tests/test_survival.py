@@ -113,7 +113,7 @@ def test_pictures_vanish(folder: Path, capsys, monkeypatch) -> None:
         assert main(["train", *SMALL, "run=vanished"]) == 1
     said = last_line(capsys)
     Path("elsewhere").rename(images)
-    assert re.match(r"error: .*unreadable.*imagefolder.*; restore the files", said), said
+    assert re.match(r"error: .*cannot be used.*imagefolder.*; restore or correct them", said), said
     assert json.loads(Path("vanished/last.json").read_text())["step"] == 1
     assert main(["train", *SMALL, "run=vanished"]) == 0
     assert_whole("vanished")

@@ -255,13 +255,13 @@ def test_unreadable_images_are_replaced_the_same_way_every_time(images, caplog):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_unreadable_images_stop_the_training(images, workers):
-    with pytest.raises(DataError, match=r"2 of 8 samples are unreadable, more than data.max_bad_fraction=0.2 .*5\.png"):
+    with pytest.raises(DataError, match=r"2 of 8 samples cannot be used .*bad_fraction=0.2 .*5\.png"):
         flat(train(images, workers, max_bad_fraction=0.2).steps(0, 10))
 
 
 def test_nothing_but_unreadable_images():
     records = ListRecords([{"id": "a", "image": b"x"}])
-    with pytest.raises(DataError, match="1 unreadable sample in a row: an image of"):
+    with pytest.raises(DataError, match="1 unusable sample in a row: an image of"):
         flat(train(DataSpec(records, Look(), collate), max_bad_fraction=1.0).steps(0, 1))
 
 

@@ -171,7 +171,7 @@ def test_bad_samples_are_counted_by_reason_and_replaced_from_the_same_shard(data
     assert len(batch["sample_id"]) == 43 and set(batch["bad"]) == set(first[0]["bad"])
     bounded = loader(records, made, global_batch_size=43, micro_batch_size=43, max_bad_fraction=0.05)
     bounded.spec = spec_loader.spec
-    with pytest.raises(DataError, match="3 of 43 samples are unreadable, more than"):
+    with pytest.raises(DataError, match="3 of 43 samples cannot be used"):
         list(bounded.steps(0, 1))
 
 

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
 from vlbeit.config import DataConfig
-from vlbeit.data.records import KINDS, open_image
+from vlbeit.data.records import KINDS, ChosenRecords, IncompleteError, open_image
 from vlbeit.data.sources import open_records, open_source
 from vlbeit.data_prep.scenes import prepare
 from vlbeit.errors import DataError, UsageError
@@ -177,10 +177,11 @@ def test_pairs_from_json_lines(pairs_root):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"image": "x.jpg", "caption"', "line 2: JSONDecodeError"),
-        ('{"image": "x.jpg"}', "line 2: KeyError: 'caption'"),
-        ('{"image": 3, "caption": "c"}', "line 2: TypeError: image must be a text"),
-        ('["x.jpg", "c"]', "line 2: TypeError"),
+        ('{"image": "x.jpg", "caption"', r"line 2: not JSON: Expecting ':' delimiter at column 29"),
+        ('{"caption": "c"}', "line 2: image must be the path of a picture"),
+        ('{"image": 3, "caption": "c"}', "line 2: image must be the path of a picture"),
+        ('{"image": "x.jpg", "caption": 3}', "line 2: caption must be a text or a list of texts"),
+        ('["x.jpg", "c"]', "line 2: no JSON object but"),
     ],
 )
 def test_pairs_with_a_bad_line(pairs_root, line, message):
@@ -188,6 +189,54 @@ def test_pairs_with_a_bad_line(pairs_root, line, message):
     file.write_text('{"image": "img/a.jpg", "caption": "c"}\n' + line + "\n")
     with pytest.raises(DataError, match=rf"val\.jsonl, {message}.*pairs reads train\.jsonl"):
         open_records(config("pairs", pairs_root), "pairs", "val")
+
+
+def test_a_missing_caption_is_a_broken_sample_in_every_layout(pairs_root):
+    """No caption, null, an empty text, an empty list: named and counted, never trained as an empty text."""
+    lacking: list[dict] = [{}, {"caption": None}, {"caption": " "}, {"caption": []}, {"caption": [""]}]
+    rows = [{"image": "img/a.jpg", **more} for more in ({"caption": ["one", "", "two"]}, *lacking)]
+    (pairs_root / "lines").mkdir()
+    (pairs_root / "lines/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (pairs_root / "cells").mkdir()
+    cells = ["image,caption", "img/a.jpg,one", "img/b.jpg,two", *["img/a.jpg,"] * 4, "img/a.jpg,  "]
+    (pairs_root / "cells/train.csv").write_text("\n".join(cells))
+    lists = [row.get("caption") if isinstance(row.get("caption"), list) else [row.get("caption")] for row in rows]
+    table = Dataset.from_dict({"image": ["img/a.jpg"] * 6, "caption": lists})
+    table.save_to_disk(pairs_root / "table")
+    for name in ("lines", "cells", "table"):
+        place = config("pairs", pairs_root / name, images=str(pairs_root), max_bad_fraction=0.8)
+        pairs = open_records(place, "pairs", "train")
+        assert list(pairs.column("text")) == ["one", "two", *[""] * 5], name
+        assert pairs[1]["text"] == "two" and open_image(pairs[1]["image"])
+        for row in range(2, 7):
+            with pytest.raises(IncompleteError, match=rf"{name}.*{pairs.column('id')[row]} has no caption"):
+                pairs[row]
+        assert list(ChosenRecords(pairs, [1, 3]).column("text")) == ["two", ""]
+        assert len(open_records(place, "images", "train")) in (1, 2, 6)
+        with pytest.raises(IncompleteError):
+            open_records(place, "text", "train")[3]
+
+
+def test_pairs_from_csv_in_another_folder_than_the_pictures(pairs_root, tmp_path):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/train.csv").write_text('image;caption\nimg/a.jpg;"one; and more"\nimg/b.jpg;two\n')
+    (tmp_path / "lists/validation.tsv").write_text("caption\timage\nthree\timg/b.jpg\n")
+    place = config("pairs", tmp_path / "lists", images=str(pairs_root))
+    train, val = (open_records(place, "pairs", split) for split in ("train", "val"))
+    assert list(train.column("text")) == ["one; and more", "two"] and train[1]["image"] == str(pairs_root / "img/b.jpg")
+    assert train[1]["id"] == "img/b.jpg#3.0" and val[0]["text"] == "three"
+    with pytest.raises(DataError, match=r"img/a\.jpg.*add them.*set data\.images= .* \(now .*/lists\)"):
+        open_records(config("pairs", tmp_path / "lists"), "pairs", "train")
+    with pytest.raises(DataError, match=r"data\.images=/nowhere is no folder"):
+        open_records(config("pairs", tmp_path / "lists", images="/nowhere"), "pairs", "train")
+    with pytest.raises(UsageError, match=r"data=imagefolder has no use for data\.images=x: leave it out"):
+        open_records(config("imagefolder", tmp_path, images="x"), "images", "train")
+
+
+def test_text_from_csv(tmp_path):
+    (tmp_path / "train.csv").write_text('id,text\n1,"a, b"\n2, \n3,c\n')
+    train = open_records(config("text", tmp_path), "text", "train")
+    assert [*train.column("text")] == ["a, b", "c"] and train[1]["id"] == "train.csv:4"
 
 
 def test_pairs_with_a_missing_image(pairs_root):
@@ -205,7 +254,7 @@ def test_pairs_from_a_datasets_table(tmp_path, draw):
     table.to_parquet(tmp_path / "parquet/train-00000-of-00001.parquet")
     for root in (tmp_path / "saved", tmp_path / "parquet"):
         pairs = open_records(config("pairs", root), "pairs", "train")
-        assert list(pairs.column("text")) == ["x", "y"] and list(pairs.column("id")) == ["0.0", "0.1"]
+        assert list(pairs.column("text")) == ["x", "y", ""] and list(pairs.column("id")) == ["0.0", "0.1", "1.0"]
         assert open_image(pairs[1]["image"]).getpixel((0, 0)) == (255, 0, 0)
         assert set(pairs[0]) == set(KINDS["pairs"])
         images = open_records(config("pairs", root), "images", "train")

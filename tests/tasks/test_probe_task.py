@@ -295,7 +295,7 @@ def test_unreadable_pictures_count_as_they_do_elsewhere(tmp_path, records):
     """Training takes others, evaluation a grey one, both are named; too many are an error."""
     broken = ListRecords([{**records[i], **({"image": "gone.png"} if i == 4 else {})} for i in range(12)])
     recipe, meta, objective = built(tmp_path)
-    with pytest.raises(DataError, match=r"1 of 12 samples are unreadable"):
+    with pytest.raises(DataError, match=r"1 of 12 samples cannot be used"):
         recipe.prepare(objective, {"train": broken, "val": broken}, cpu())
     recipe.config.data.max_bad_fraction = 0.5
     recipe.prepare(objective, {"train": broken, "val": broken}, cpu())

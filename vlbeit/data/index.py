@@ -15,7 +15,7 @@ from vlbeit.data.records import TableRecords
 from vlbeit.errors import DataError
 from vlbeit.types import Record
 
-_FORMAT = 3  # raise it when the rows that a source writes change: older indexes are then left alone
+_FORMAT = 4  # raise it when the rows that a source writes change: older indexes are then left alone
 _CHUNK = 1000  # rows written at a time
 
 _TYPES = {

@@ -232,8 +232,8 @@ class _Samples(Dataset):  # type: ignore[type-arg]
             except SampleError as error:
                 bad.append((record["id"], error.reason, str(error)))
         names = "; ".join(dict.fromkeys(message for _, _, message in bad))
-        found = f"{len(bad)} unreadable sample{'s' * (len(bad) > 1)} in a row"
-        raise DataError(f"{found}: {names}; restore the files or remove their records")
+        found = f"{len(bad)} unusable sample{'s' * (len(bad) > 1)} in a row"
+        raise DataError(f"{found}: {names}; restore or correct them, or remove their records")
 
     def _others(self, epoch: int, index: int) -> Iterator[int]:
         """What is tried in place of a record: of a stream others of the shard that is open already, then any."""

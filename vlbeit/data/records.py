@@ -242,7 +242,10 @@ class FieldColumn(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        return self._records[index][self._name]
+        try:
+            return self._records[index][self._name]
+        except IncompleteError as error:  # what it has it has all the same
+            return error.record[self._name]
 
 
 class StreamedTexts(Sequence[str]):

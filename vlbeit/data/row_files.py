@@ -189,9 +189,14 @@ def _objects(path: Path) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
             try:
-                yield _object(f"line {number}", json.loads(line))
+                yield _object(f"line {number}", json.loads(line.rstrip()))  # else a fault may lie in its next line
             except (ValueError, RecursionError) as error:
-                yield Row(f"line {number}", {}, f"not JSON: {error}")
+                yield Row(f"line {number}", {}, f"not JSON: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with one line; Python counts its lines anew."""
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _items(path: Path) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import pyarrow.compute as pc
 
 from vlbeit.data.index import cache_folder
 from vlbeit.data.records import FieldColumn
+from vlbeit.data.tar_samples import kept_texts
+from vlbeit.data.vqa_splits import called
 from vlbeit.errors import DataError
 from vlbeit.types import Record
 
@@ -40,6 +43,7 @@ def saved_table(root: Path, split: str, files: Sequence[Path], cache: str | Path
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{root} cannot be read as a datasets table: {str(error).splitlines()[0]}") from error
     if isinstance(table, DatasetDict):
+        split = next((name for name in called(split) if name in table), split)
         if split not in table:
             raise DataError(
                 f"{root} has no split {split!r}; it has {', '.join(table)}: set data.train_split, data.val_split"
@@ -57,9 +61,13 @@ def is_saved_table(folder: Path) -> bool:
 
 
 class TextTable:
-    """Records over a user's `datasets` table with an image column (path or bytes) and a column of text or texts."""
+    """Records over a user's `datasets` table with an image column (path or bytes) and a column of text or texts.
 
-    def __init__(self, table: Dataset, kind: str, folder: Path, text: str) -> None:
+    Texts that say nothing are left out. A row of which none is left has `least` records, 0 or 1, whose text is "".
+    """
+
+    def __init__(self, table: Dataset, kind: str, folder: Path, text: str, least: int = 0) -> None:
+        """`folder`: what paths of pictures are relative to."""
         needed = {"images": ("image",), "text": (text,), "pairs": ("image", text)}[kind]
         if lacking := [name for name in needed if name not in table.column_names]:
             raise DataError(
@@ -67,14 +75,14 @@ class TextTable:
             )
         self._table = table.select_columns(list(needed))
         self._kind, self._folder, self._text = kind, folder, text
-        counts = np.ones(len(table), dtype=np.int64) if kind == "images" else _counts(table, text)
+        counts = np.ones(len(table), dtype=np.int64) if kind == "images" else np.maximum(_counts(table, text), least)
         self._rows = np.repeat(np.arange(len(table)), counts)  # record -> row
         self._first = np.cumsum(counts) - counts  # row -> its first record
 
     @property
     def identity(self) -> str:
         """As of `TableRecords`."""
-        return f"{self._kind} {self._text} {self._table._fingerprint}"
+        return f"{self._kind} {self._text} kept {len(self)} {self._table._fingerprint}"
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -87,29 +95,38 @@ class TextTable:
         if self._kind != "text":
             record["image"] = self._image(values["image"])
         if self._kind != "images":
-            text = values[self._text]
-            record["text"] = text if isinstance(text, str) else text[position]
+            texts = kept_texts(values[self._text])
+            record["text"] = texts[position] if position < len(texts) else ""
         if self._kind == "pairs":
             record["picture"] = f"{row}"
         return record
 
     def column(self, name: str) -> Sequence[Any]:
         if name == "text" and self._kind == "pairs":  # the images are not touched
-            return TextTable(self._table, "text", self._folder, self._text).column("text")
+            alone = copy(self)
+            alone._table, alone._kind = self._table.select_columns([self._text]), "text"
+            return FieldColumn(alone, name)
         return FieldColumn(self, name)
 
     def _image(self, value: Any) -> str | bytes:
         if isinstance(value, dict):  # an Image feature of `datasets`, left encoded
             value = value["bytes"] or value["path"]
-        if isinstance(value, str):
-            folder = self._folder if self._folder.is_dir() else self._folder.parent
-            return str(folder / value)
-        return value
+        return str(self._folder / value) if isinstance(value, str) else value
 
 
 def _counts(table: Dataset, text: str) -> np.ndarray:
-    """Number of texts of every row."""
+    """Number of texts of every row that say something."""
     column = table.select_columns([text]).with_format("arrow")[:].column(text)
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return np.asarray(pc.fill_null(pc.list_value_length(column), 0), dtype=np.int64)
-    return np.asarray(pc.is_valid(column), dtype=np.int64)
+    counts = [_counts_of(chunk) for chunk in column.chunks]
+    return np.concatenate(counts) if counts else np.zeros(0, np.int64)
+
+
+def _counts_of(values: pa.Array) -> np.ndarray:
+    """Of each value, a text or a list of texts, how many texts say something; none of what is no text."""
+    rows, texts = np.arange(len(values)), values
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        rows, texts = np.asarray(pc.list_parent_indices(values)), pc.list_flatten(values)
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        return np.zeros(len(values), np.int64)
+    said = pc.fill_null(pc.not_equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0), False)
+    return np.bincount(rows[said.to_numpy(zero_copy_only=False)], minlength=len(values))

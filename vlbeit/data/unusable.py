@@ -38,9 +38,9 @@ class BadSamples:
                 self._tell(sample_id, reason, message)
         if len(self._seen) > self._max_fraction * self._records:
             raise DataError(
-                f"{len(self._seen)} of {self._records} samples are unreadable, more than "
+                f"{len(self._seen)} of {self._records} samples cannot be used ({_listed(self.reasons)}), more than "
                 f"data.max_bad_fraction={self._max_fraction} ({'; '.join(self._last)}); "
-                "restore the files or raise the fraction"
+                "restore or correct them, or raise the fraction"
             )
 
     def summary(self) -> str:
@@ -51,12 +51,15 @@ class BadSamples:
         counts: Counter[str] = Counter()
         for each in dist.gather_objects(dict(self.reasons)):
             counts.update(each)
-        listed = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
-        return f"unusable samples were replaced: {listed}" if listed else ""
+        return f"unusable samples were replaced: {_listed(counts)}" if counts else ""
 
     def _tell(self, sample_id: str, reason: str, message: str) -> None:
         count = self.reasons[reason]
         if count <= _NAMED:
-            log.warning("unreadable sample %s: %s", sample_id, message)
+            log.warning("unusable sample %s: %s", sample_id, message)
         elif count & (count - 1) == 0:
             log.warning("%d samples so far: %s; the last one: %s", count, reason, message)
+
+
+def _listed(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())

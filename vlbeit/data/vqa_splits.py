@@ -51,6 +51,11 @@ def canonical(split: str) -> str:
     return SYNONYMS.get(plain, plain)
 
 
+def called(split: str) -> list[str]:
+    """The names under which a split is looked for, its own first: val, validation, valid, dev."""
+    return [split, *(name for name, usual in SYNONYMS.items() if usual == split)]
+
+
 class Undivided(DataError):
     """A table that can be read, but not divided by the rule that was given."""
 

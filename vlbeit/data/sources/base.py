@@ -14,7 +14,8 @@ from typing import ClassVar
 from vlbeit import dist
 from vlbeit.config import DataConfig
 from vlbeit.data.prepared import prepared_kinds
-from vlbeit.errors import DataError, MissingSplitError
+from vlbeit.data.vqa_splits import called
+from vlbeit.errors import DataError, MissingSplitError, UsageError
 from vlbeit.types import Records
 
 log = logging.getLogger(__name__)
@@ -26,17 +27,27 @@ class DataSource(ABC):
     """Gives the records of the splits below `data.root`, which it never writes to."""
 
     kinds: ClassVar[tuple[str, ...]]  # of vlbeit.data.records.KINDS
+    takes_images: ClassVar[bool] = False  # whether `data.images` means something
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.root = Path(config.root).expanduser().absolute()  # indexes hold whole paths
 
     def check(self) -> None:
-        """Raise `DataError` unless `data.root` is there and can be read."""
+        """Raise `DataError` unless `data.root` is there and can be read, `UsageError` for a key that it has not."""
+        self.check_images()
         if not self.root.exists():
             raise DataError(f"data.root={self.root} does not exist; set data.root= to where the data lies")
         if not os.access(self.root, os.R_OK | (os.X_OK if self.root.is_dir() else 0)):
             raise DataError(f"data.root={self.root} cannot be read; give yourself permission or set data.root=")
+
+    def check_images(self) -> None:
+        """Raise `UsageError` for a `data.images` that would have no say."""
+        if self.config.images and not self.takes_images:
+            raise UsageError(
+                f"data={self.config.name} has no use for data.images={self.config.images}: leave it out; paths in it "
+                "are relative to data.root"
+            )
 
     def given(self, kind: str) -> set[str]:
         """The kinds that its data, which gave records of `kind`, are known to give; they are not opened for it."""
@@ -62,27 +73,35 @@ def say(line: str) -> None:
         log.info(line)
 
 
-def split_files(root: Path, split: str, suffixes: Sequence[str], layout: str) -> list[Path]:
+def split_files(root: Path, split: str, suffixes: Sequence[Sequence[str]], layout: str) -> list[Path]:
     """The files of a split: `root` itself where it is a file, else the files of the folder that are named after it.
 
-    `train.txt` goes before `*_train.txt`, `train_0.txt`, `train-00000-of-00002.parquet`.
+    `suffixes`: of files that are read together, the first of these kinds that the split has is taken. Where none is
+    named after val, those named validation, valid or dev are. `train.txt` goes before `*_train.txt`, `train_0.txt`,
+    `train-00000-of-00002.parquet`.
     Raises `DataError` with the expected layout where there is none; a single file is the split `train`.
     """
+    known = [suffix for kind in suffixes for suffix in kind]
     if root.is_file():
-        if root.suffix not in suffixes:
-            raise DataError(f"data.root={root} does not end in {', '.join(suffixes)}; {layout}")
+        if root.suffix not in known:
+            raise DataError(f"data.root={root} does not end in {', '.join(known)}; {layout}")
         if split != "train":
             raise MissingSplitError(
                 f"data.root={root} is one file, the split 'train', and has no split {split!r}; {layout}, "
                 f"or set data.val_split=train"
             )
         return [root]
-    files = sorted(file for file in root.iterdir() if file.suffix in suffixes and file.is_file())
-    exact = [file for file in files if file.stem == split]
-    found = exact or [file for file in files if is_named(file.stem, split)]
+    files = sorted(file for file in root.iterdir() if file.suffix in known and file.is_file())
+    named = (_named(files, name) for name in called(split))
+    found = next((those for those in named if those), [])
     if not found:
         raise MissingSplitError(f"data.root={root} has no file for the split {split!r}; {layout}")
-    return found
+    of_kinds = ([file for file in found if file.suffix in kind] for kind in suffixes)
+    return next(those for those in of_kinds if those)
+
+
+def _named(files: Sequence[Path], split: str) -> list[Path]:
+    return [file for file in files if file.stem == split] or [file for file in files if is_named(file.stem, split)]
 
 
 def is_named(stem: str, split: str) -> bool:

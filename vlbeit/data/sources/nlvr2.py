@@ -24,6 +24,7 @@ class NLVR2(DataSource):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("nlvr2",)
+    takes_images: ClassVar[bool] = True
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)

@@ -31,6 +31,7 @@ class QuestionSource(DataSource):
     """Base of the data sets whose pictures may lie elsewhere than their questions: below `data.images`."""
 
     kinds: ClassVar[tuple[str, ...]] = ("vqa", "images")
+    takes_images: ClassVar[bool] = True
 
     def picture_folder(self, name: str) -> Path:
         """The folder of that name below `data.images`, or below the root where none is given."""

@@ -58,6 +58,7 @@ class OwnQuestions(DataSource):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vqa", "images")
+    takes_images: ClassVar[bool] = True
 
     def check(self) -> None:
         """As every source; a name of the hub is looked up when it is read."""
