@@ -154,11 +154,16 @@ def alone(out: Path) -> Iterator[None]:
 
     lock = FileLock(out / ".lock", timeout=0)
     try:
-        with lock:
-            yield
+        lock.acquire()
     except Timeout:
         raise UsageError(f"{out}: another process prepares this folder; wait for it or choose another --out") from None
-    (out / ".lock").unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        lock.release()
+        (out / ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            out.rmdir()  # where nothing was written, nothing is left
 
 
 def _check_space(out: Path, plan: Plan, done: int) -> None:

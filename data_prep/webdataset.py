@@ -8,9 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
+from vlbeit.config import DataConfig
 from vlbeit.errors import DataError, Interrupted, UsageError
 from vlbeit.files import write_text
 
@@ -26,6 +28,7 @@ from .url_lists import table_files, tables
 
 _CHECKED = "checked.jsonl"
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val"}
+_MOST_BAD = DataConfig.max_bad_fraction
 _WORDS = re.compile(r"[^a-zA-Z]+")
 
 
@@ -47,7 +50,9 @@ def prepare(
     """
     paths = existing(from_)
     if shards := _shards(paths):
-        _check(out, shards, held_out, check, manner.threads, report or (lambda line: None))
+        share = _check(out, shards, held_out, check, manner.threads, report or (lambda line: None))
+        bound = f" data.max_bad_fraction={ceil(100 * share) / 100:g}" if share > _MOST_BAD else ""  # 0.0197: 0.02
+        return following(out) + bound
     else:
         lists = [file for path in paths for file in table_files(path)]
         download(out, {"train": tables(lists, url_column, caption_column)}, manner, report)
@@ -64,8 +69,11 @@ def _shards(paths: Sequence[Path]) -> list[Path]:
     return sorted(found)
 
 
-def _check(out: Path, shards: list[Path], held_out: int, check: Check, threads: int, say: Report) -> None:
-    """Check the shards that are new or changed, then link all that can be read below train/ and val/."""
+def _check(out: Path, shards: list[Path], held_out: int, check: Check, threads: int, say: Report) -> float:
+    """Check the shards that are new or changed, then link all that can be read below train/ and val/.
+
+    Returns the share of samples that cannot be used, of the split that has more of them.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with alone(out):
         known = _known(out, check)
@@ -76,6 +84,13 @@ def _check(out: Path, shards: list[Path], held_out: int, check: Check, threads: 
         splits = _split(sound, held_out, say)
         _link(out, splits)
         _tell(out, splits, shards, known, say)
+        return max(_share(known, paths) for paths in splits.values())
+
+
+def _share(known: dict[str, Any], paths: list[Path]) -> float:
+    """The share of samples that training cannot use."""
+    samples, usable = (sum(known[str(path)][what] for path in paths) for what in ("samples", "usable"))
+    return 1 - usable / samples if samples else 0.0
 
 
 def _known(out: Path, check: Check) -> dict[str, Any]:
@@ -154,10 +169,12 @@ def _tell(out: Path, splits: dict[str, list[Path]], shards: list[Path], known: d
         say(f"{split}: {len(paths):,} shards, {samples:,} samples, {usable:,} with a picture and a caption")
     faults = Counter[str]()
     lines = []
+    above = os.path.commonpath([path.parent for path in shards])
     for path in shards:
         found = known[str(path)]
         faults.update(found["faults"])
-        lines += [json.dumps({"shard": path.name, **row}) + "\n" for row in found["bad"]]
+        shard = os.path.relpath(path, above)  # train/00000.tar and val/00000.tar have one name
+        lines += [json.dumps({"shard": shard, **row}) + "\n" for row in found["bad"]]
         if "damaged" in found:
             say(f"left out: {found['damaged']}")
     for what, count in sorted(faults.items()):

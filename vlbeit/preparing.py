@@ -55,6 +55,7 @@ def _command(name: str, function: Callable[..., str | None]) -> Callable[..., No
     def command(**options: Any) -> None:
         for argument, kind in groups.items():
             options[argument] = kind(**{field: options.pop(field) for field in kind._fields})
+        _check_apart(options.get("from_"), options.get("out"))
         following = function(**options, report=functools.partial(print, flush=True))
         if following:
             if weights := _WITH_WEIGHTS.search(following):
@@ -69,6 +70,23 @@ def _command(name: str, function: Callable[..., str | None]) -> Callable[..., No
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {item.name: item.annotation for item in parameters}
     return command
+
+
+def _check_apart(sources: Any, out: Path | None) -> None:
+    """Raise UsageError where --out and a folder or file of --from lie in each other, links followed."""
+    if not sources or out is None:
+        return
+    written = out.expanduser().resolve()
+    values = [str(value) for value in (sources if isinstance(sources, list) else [sources])]
+    for source in (part for value in values for part in {value, *value.split(",")} if part):
+        place = Path(source.partition("=")[2] or source).expanduser()
+        if not place.exists():
+            continue
+        read = place.resolve()
+        if written == read or read in written.parents or written in read.parents:
+            raise UsageError(
+                f"--out {out} and --from {source} are one folder, or one lies in the other: choose another --out"
+            )
 
 
 def _options(kind: Any, default: Any) -> list[inspect.Parameter]:

@@ -14,7 +14,7 @@ from vlbeit.data.shards import ShardRecords
 from vlbeit.errors import UsageError
 from vlbeit.types import Record, Records
 
-_WEIGHT = re.compile(r"(.*)\*(\d+(?:\.\d+)?|\.\d+)")
+_WEIGHT = re.compile(r"(.*)\*(-?(?:\d+(?:\.\d+)?|\.\d+))")
 _PIECE = 1000  # values of a column that are read at a time
 
 
@@ -26,8 +26,9 @@ class Entry(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A short name, for the ids of its samples: the last part of a path."""
-        return re.split(r"[/:]", self.what.rstrip("/"))[-1] or self.what
+        """A short name, for the ids of its samples: the last part of a path that is no pattern."""
+        parts = re.split(r"[/:]", self.what.rstrip("/"))
+        return next((part for part in reversed(parts) if part and not re.search(r"[*?\[{]", part)), self.what)
 
 
 def parsed(entry: str) -> Entry:

@@ -51,6 +51,7 @@ KINDS: dict[str, Kind] = {
     "long-question": Kind("warning", "raise text.max_length (and text.positions), or the end is cut off"),
     "near-duplicate-question": Kind("warning", "keep one of each, or they count twice in training and in the score"),
     # captions and documents
+    "no-text": Kind("error", "write the caption or remove the sample; training replaces up to data.max_bad_fraction="),
     "empty-text": Kind("warning", "write the text, or remove it: there is nothing to read"),
     "long-caption": Kind("note", "raise text.max_length (and text.positions), or the end is cut off"),
     "mostly-one-text": Kind("warning", "remove it: a text of many pictures, such as a notice, tells nothing of any"),

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from vlbeit import hub
 from vlbeit.config import DataConfig
 from vlbeit.data.records import PREPARED
+from vlbeit.data.row_files import open_table
+from vlbeit.data.shard_files import is_remote
 from vlbeit.errors import DataError, UsageError
 
 from .official import SOURCES, OfficialFiles, official_files
@@ -19,6 +21,7 @@ _KINDS = {
     "labelled": "imagefolder", "masks": "ade20k", "boxes": "coco", "vqa": "vqa", "pairs": "pairs", "nlvr2": "nlvr2",
     "text": "text",
 }  # fmt: skip
+_QUESTIONS = {"question", "question_text"}
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
@@ -39,7 +42,11 @@ def layout(config: DataConfig) -> Layout:
     if config.root.startswith(hub.PREFIX):
         return Layout(replace(config, name=config.name or "vqa"), (), splits)
     path = Path(config.root).expanduser()
+    if config.name == "mix" or config.root.startswith("["):
+        raise UsageError(f"{config.root}: a mix is looked at member by member; give each of them as PATH")
     if not path.exists():
+        if config.name in ("", "shards") and (is_remote(config.root) or any(sign in config.root for sign in "*?[{")):
+            return Layout(replace(config, name="shards"), (), splits)
         raise DataError(f"{path} does not exist")
     prepared = _prepared(path)
     if prepared is None:
@@ -71,7 +78,7 @@ def _prepared(path: Path) -> dict[str, Any] | None:
 
 def _told_by_files(path: Path) -> str:
     if path.is_file() and path.suffix.lower() in _TABLES:
-        return "vqa"
+        return _kind_of_table(path)
     if path.is_file() and path.suffix in (".txt", ".tar"):
         return "text" if path.suffix == ".txt" else "shards"
     if path.is_dir():
@@ -80,7 +87,7 @@ def _told_by_files(path: Path) -> str:
         if official := [source for source in ("vqa_v2", "okvqa") if official_files(path, source)]:
             return official[0]
         if tables := [file for suffix in _TABLES if (file := path / f"train{suffix}").is_file()]:
-            return "pairs" if _has_captions(tables[0]) else "vqa"
+            return _kind_of_table(tables[0])
         if (path / "train.txt").is_file():
             return "text"
         if any(path.glob("*.tar")) or any(path.glob("train/*.tar")):
@@ -92,16 +99,10 @@ def _told_by_files(path: Path) -> str:
     raise _unknown(path)
 
 
-def _has_captions(table: Path) -> bool:
-    """Whether the first row of a JSON-lines table has an image with a caption, as data=pairs reads it."""
-    if table.suffix != ".jsonl":
-        return False
-    try:
-        with open(table, encoding="utf-8") as lines:
-            row = json.loads(next(line for line in lines if line.strip()))
-    except (StopIteration, ValueError):
-        return False
-    return isinstance(row, dict) and {"image", "caption"} <= row.keys() and "question" not in row
+def _kind_of_table(table: Path) -> str:
+    """Pictures with captions, or questions, by the columns. DataError for a table without a row or not in UTF-8."""
+    columns = open_table(table).columns
+    return "pairs" if "caption" in columns and not _QUESTIONS.intersection(columns) else "vqa"
 
 
 def _unknown(path: Path) -> UsageError:

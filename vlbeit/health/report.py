@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,18 +88,32 @@ def inspect(wanted: Wanted, say: Say = quiet) -> Report:
     found_tables = _tables(parts, pictures, chosen, wanted.min_count, say)
     for each in surveyed:
         found_tables["splits"][each.split] |= each.table()
-    checked = [*_checked(parts, pictures, wanted, say), *_of_texts(surveyed, wanted)]
+    few = _few_broken(parts, pictures, surveyed)
+    checked = [*_checked(parts, pictures, wanted, few, say), *_of_texts(surveyed, wanted, few)]
     download = check_download(Path(wanted.data.root).expanduser())
     findings = ordered([*checked, *download, *chosen.findings, *_of_learning(found_tables, wanted)])
     return Report(wanted, findings, found_tables, time.monotonic() - started)
 
 
-def _checked(parts: Sequence[Part], pictures: Sequence[Picture], wanted: Wanted, say: Say) -> Iterator[Finding]:
+def _few_broken(parts: Sequence[Part], pictures: Sequence[Picture], surveyed: Sequence[Surveyed]) -> dict[str, bool]:
+    """Of each split whether training, which replaces broken samples by others, survives its pictures and captions."""
+    shares = {each.split: float(each.absent.mean()) for each in surveyed}
+    broken = Counter(picture.split for picture in pictures if picture.fault not in ("", MISSING))
+    return {
+        part.name: broken[part.name] / max(1, len(part.asked())) + shares.get(part.name, 0.0) <= TOLERATED
+        for part in parts
+    }
+
+
+def _checked(
+    parts: Sequence[Part], pictures: Sequence[Picture], wanted: Wanted, few: Mapping[str, bool], say: Say
+) -> Iterator[Finding]:
     for part in parts:
-        say(f"{part.name}: checking ids, questions, answers")
+        say(f"{part.name}: checking " + ("ids, questions, answers" if part.questions else "pictures and texts"))
         yield from part.findings
         yield from check_ids(part, [other for other in parts if other is not part])
-        yield from _check_pictures(part, [picture for picture in pictures if picture.split == part.name])
+        own = [picture for picture in pictures if picture.split == part.name]
+        yield from _check_pictures(part, own, few[part.name])
         yield from check_questions(part, wanted.max_length)
         yield from check_answers(part)
     say("comparing the splits")
@@ -107,17 +122,16 @@ def _checked(parts: Sequence[Part], pictures: Sequence[Picture], wanted: Wanted,
     yield from check_copies(parts, pictures)
 
 
-def _of_texts(surveyed: Sequence[Surveyed], wanted: Wanted) -> Iterator[Finding]:
+def _of_texts(surveyed: Sequence[Surveyed], wanted: Wanted, few: Mapping[str, bool]) -> Iterator[Finding]:
     for each in surveyed:
-        yield from check_texts(each, wanted.max_length)
+        yield from check_texts(each, wanted.max_length, few=few[each.split])
     yield from check_texts_between(surveyed)
 
 
-def _check_pictures(part: Part, pictures: Sequence[Picture]) -> Iterator[Finding]:
+def _check_pictures(part: Part, pictures: Sequence[Picture], few: bool) -> Iterator[Finding]:
     gone = [str(picture.place) for picture in pictures if picture.fault == MISSING]
     yield from found("missing-image", part.name, gone, f"files that are not there: {some(gone)}")
     broken = [picture for picture in pictures if picture.fault not in ("", MISSING)]
-    few = len(broken) <= TOLERATED * len(part.asked())  # training replaces these by others
     shown = [f"{name_of(picture)}: {picture.fault}" for picture in broken]
     text = f"pictures that cannot be read: {some(shown)}"
     ids = [picture.image_id for picture in broken]

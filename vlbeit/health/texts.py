@@ -27,6 +27,7 @@ class Surveyed(NamedTuple):
     texts: Texts
     words: np.ndarray  # and marks
     prints: np.ndarray  # equal for texts of the same words
+    absent: np.ndarray  # whether there is no text at all, as training has it
 
     def table(self) -> dict[str, Any]:
         """The numbers of a report."""
@@ -44,10 +45,16 @@ def survey(parts: Sequence[Part], say: Say) -> list[Surveyed]:
     return [_read(part.name, part.texts, say) for part in parts if part.texts is not None and len(part.texts.texts)]
 
 
-def check_texts(surveyed: Surveyed, max_length: int) -> Iterator[Finding]:
-    """Findings on a split; `max_length` is `text.max_length`, of which captions longer than it lose their end."""
-    split, texts, words, prints = surveyed
-    empty = _ids(texts, np.flatnonzero(prints == 0))
+def check_texts(surveyed: Surveyed, max_length: int, *, few: bool) -> Iterator[Finding]:
+    """Findings on a split; `max_length` is `text.max_length`, of which captions longer than it lose their end.
+
+    `few`: whether training survives what is broken, these texts included.
+    """
+    split, texts, words, prints, none = surveyed
+    absent = _ids(texts, np.flatnonzero(none))
+    what = "samples without a caption" if texts.captions else "samples without a text"
+    yield from found("no-text", split, absent, f"{what}: {some(absent)}", mild=few)
+    empty = _ids(texts, np.flatnonzero((prints == 0) & ~none))
     yield from found("empty-text", split, empty, f"texts without a word: {some(empty)}")
     if texts.captions:
         long = _ids(texts, np.flatnonzero(words > max_length - 2))
@@ -72,9 +79,11 @@ def check_texts_between(surveyed: Sequence[Surveyed]) -> Iterator[Finding]:
 def _read(split: str, texts: Texts, say: Say) -> Surveyed:
     say(f"{split}: reading {len(texts.texts):,} texts")
     words, prints = np.zeros(len(texts.texts), np.int32), np.zeros(len(texts.texts), np.int64)
+    absent = np.zeros(len(texts.texts), bool)
     for row, text in enumerate(texts.texts):
         words[row], prints[row] = pieces(text), hash(bare(text))  # that of no word is 0
-    return Surveyed(split, texts, words, prints)
+        absent[row] = not text.strip()
+    return Surveyed(split, texts, words, prints, absent)
 
 
 def _ids(texts: Texts, rows: np.ndarray) -> list[int | str]:

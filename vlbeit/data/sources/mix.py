@@ -89,7 +89,9 @@ class Mix(DataSource):
     def _source(self, entry: Entry) -> DataSource:
         """The source of an entry, of those that there are or a stream over shards."""
         name, root = self._place(entry.what)
-        return registry.get("data", name)(replace(self.config, name=name, root=root, mix=[], limit=None))
+        source = registry.get("data", name)
+        images = self.config.images if source.takes_images else ""
+        return source(replace(self.config, name=name, root=root, mix=[], limit=None, images=images))
 
     def _place(self, what: str) -> tuple[str, str]:
         """Name of the source, and where its data lie."""

@@ -31,6 +31,7 @@ class Shards(DataSource):
 
     def check(self) -> None:
         """Raise `DataError` where a local folder or file that was named is not there; addresses are asked later."""
+        self.check_images()
         for name in expanded(self.place):
             if not is_remote(name) and not any(sign in name for sign in "*?[") and not Path(name).exists():
                 raise DataError(f"data.root={self.config.root}: {name} does not exist; set data.root= to the shards")
@@ -61,7 +62,10 @@ class Shards(DataSource):
         for shard in listed(self.place, known):
             found.setdefault(_split_of(shard, known), []).append(shard)
         if not found:
-            raise DataError(f"data.root={self.config.root} has no shards: no file ends in {' or '.join(SUFFIXES)}")
+            raise DataError(
+                f"data.root={self.config.root} has no shards: no file ends in {' or '.join(SUFFIXES)}; pictures with "
+                "captions in JSON lines, CSV or a datasets folder are read by data=pairs"
+            )
         if "" in found:  # those without a name, beside others that have one, are for training
             found[train] = found.get(train, []) + found.pop("")
         if list(found) == [train] and train != val:

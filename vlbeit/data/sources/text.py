@@ -15,7 +15,9 @@ from vlbeit.data.tables import TextTable, is_saved_table, saved_table
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records
 
-_LAYOUT = "text reads a .txt file, a folder with train.txt and val.txt, or a table (.csv, .tsv, datasets) with the column text"
+_LAYOUT = (
+    "text reads a .txt file, a folder with train.txt and val.txt, or a table (.csv, datasets) with the column text"
+)
 _SUFFIXES = ((".txt",), (".parquet", ".arrow"), (".csv",), (".tsv",))  # the first of these that a split has
 
 
