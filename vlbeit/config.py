@@ -165,7 +165,7 @@ class DataConfig:
     normalize: str = key("half", "half: mean and std 0.5 (BEiT v1 22k, VLMo) | imagenet: the ImageNet statistics")
     workers: int = key(2, "loader processes; 0 loads in the main process")
     max_bad_fraction: float = key(
-        0.001, "share of unreadable samples that a process survives (named, counted, replaced)"
+        0.001, "share of samples without picture or caption that a process survives (named, counted, replaced)"
     )
     cache: str = key("", "folder of indexes; empty: $VLBEIT_CACHE, else ~/.cache/vlbeit")
     mix: list[str] = key(
@@ -184,7 +184,7 @@ class DataConfig:
     )
     images: str = key(
         "",
-        "folder of the pictures, where they lie elsewhere: what paths in a table are relative to; empty: the table's",
+        "folder that paths of pictures are relative to (pairs, vqa and its relatives, nlvr2); empty: the table's",
     )
     split_seed: int = key(
         0, "seed of which images are held out, where we split a data set (vqa: val; vqa_v2: rest_val)"
