@@ -221,3 +221,9 @@ def test_row_groups_bound_the_window(made, data, monkeypatch):
     shards = open_records(config(data, "cc3m"), "pairs", "train")._parts[0].records
     mixed = MixedRecords([Part("a", shards), Part("b", ListRecords([{"id": "1"}] * 60))], 2, 10_000)
     assert mixed.order._windows == 5, "16 samples, 4 of them of the shards"
+
+
+def test_a_weight_below_zero_and_the_name_of_a_pattern():
+    with pytest.raises(UsageError, match="weight above 0"):
+        parsed("/x/shards*-1")
+    assert [parsed(entry).name for entry in ("/x/wds/*.tar*2", "s3://b/cc12m/{0..3}.tar")] == ["wds", "cc12m"]

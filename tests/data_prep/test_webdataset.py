@@ -129,7 +129,8 @@ def test_what_is_wrong_is_named(tmp_path, make_shard):
     make_shard(tmp_path / "in/1.tar", range(5, 8))
     cut = make_shard(tmp_path / "in/2.tar", range(8, 12))
     cut.write_bytes(cut.read_bytes()[:3000])
-    lines, _ = prepare(tmp_path / "out", tmp_path / "in", held_out=1)
+    lines, following = prepare(tmp_path / "out", tmp_path / "in", held_out=1)
+    assert following.endswith(" data.max_bad_fraction=0.6"), "else the command would stop at once"
     assert "train: 1 shards, 5 samples, 2 with a picture and a caption" in lines
     assert {"  cannot be read: 1", "  no caption: 1", "  no picture: 1"} <= set(lines)
     assert any(line.startswith(f"left out: {cut} is cut off or damaged") for line in lines)
@@ -179,3 +180,21 @@ def test_folders_that_cannot_be_used(tmp_path, make_shard, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["prepare", "webdataset", "--from", str(tmp_path / "empty"), "--out", str(tmp_path / "x")]) == 1
     assert "holds no table" in capsys.readouterr().err
+
+
+def test_the_result_is_no_source_of_itself(tmp_path, make_shard, capsys):
+    """Links would lead to themselves; refused before anything is touched, and nothing is left behind."""
+    make_shard(tmp_path / "in/train-0.tar", range(2))
+    out = tmp_path / "out"
+    assert main(["prepare", "webdataset", "--from", str(tmp_path / "in"), "--held-out", "0", "--out", str(out)]) == 0
+    before = sorted(out.rglob("*"))
+    (tmp_path / "link").symlink_to(out)
+    for source in (out, out / "train", tmp_path, tmp_path / "link"):
+        assert main(["prepare", "webdataset", "--from", str(source), "--out", str(out)]) == 2
+        assert "choose another --out" in capsys.readouterr().err
+    assert sorted(out.rglob("*")) == before and (out / "train/00000.tar").exists()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/bad.tar").write_bytes(b"none")
+    with pytest.raises(DataError):
+        prepare(tmp_path / "fresh", tmp_path / "empty")
+    assert not (tmp_path / "fresh/.lock").exists()

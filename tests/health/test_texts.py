@@ -16,6 +16,7 @@ from PIL import Image
 from vlbeit.cli import main
 from vlbeit.config import DataConfig
 from vlbeit.data_prep import wiki
+from vlbeit.errors import DataError, UsageError
 from vlbeit.health.findings import Finding
 from vlbeit.health.following import following
 from vlbeit.health.report import Report, Wanted, inspect
@@ -73,13 +74,50 @@ def test_pairs_are_told_by_their_rows_and_their_texts_counted(tmp_path: Path) ->
     assert "stage=vl " in following(found)
 
 
+def test_captions_that_training_refuses_are_an_error(tmp_path: Path) -> None:
+    """As training counts them: pictures and captions that are broken together, beyond 0.1 % of a split."""
+    root = pairs(tmp_path / "mine", {"train": [["a"], [], ["c"]], "val": [["d"]]})
+    found = codes(report(root))
+    assert found["no-text"].severity == "error" and found["no-text"].ids == ["1.png#2.0"]
+    rows = [{"image": "0.png", "caption": "a"}] * 2000 + [{"image": "0.png"}]
+    (root / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert codes(report(root))["no-text"].severity == "warning"
+    (root / "2.png").write_bytes(b"none")
+    (root / "train.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"image": "2.png", "caption": "b"}])))
+    assert {codes(report(root))[code].severity for code in ("no-text", "broken-image")} == {"error"}
+
+
+def test_tables_are_told_by_their_columns(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "mine", {"train": [["a"], ["b"]], "val": [["c"]]})
+    assert report(root / "train.jsonl").wanted.data.name == "pairs"
+    (tmp_path / "t.csv").write_text("image,caption\nmine/0.png,a\n")
+    assert report(tmp_path / "t.csv").wanted.data.name == "pairs"
+    (root / "train.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(DataError, match=r"train\.jsonl, line 1: .* is not UTF-8"):
+        report(root)
+    (root / "train.jsonl").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train\.jsonl has no row"):
+        report(root)
+
+
+def test_patterns_are_read_and_mixes_refused(tmp_path: Path) -> None:
+    tar(tmp_path / "train-0.tar", range(3))
+    tar(tmp_path / "val-0.tar", range(3, 5))
+    for pattern in ("*.tar", "{train,val}-0.tar"):
+        found = report(tmp_path / pattern)
+        assert found.wanted.data.name == "shards" and [*found.tables["splits"]] == ["train", "val"]
+        assert found.tables["splits"]["train"]["pictures"] == 3
+    with pytest.raises(UsageError, match="member by member"):
+        report(Path("[a*2,b]"), name="mix")
+
+
 def test_empty_long_and_repeated_captions(tmp_path: Path) -> None:
     rows = {"train": [["", "..."], ["word " * 9], ["No photo available."], ["no photo available"]], "val": [["a b"]]}
     found = codes(report(pairs(tmp_path / "mine", rows), max_length=8))
     assert found.keys() == {"empty-text", "long-caption", "mostly-one-text"}
-    assert found["empty-text"].ids == ["0.png#1.0", "0.png#1.1"] and found["empty-text"].severity == "warning"
+    assert found["empty-text"].ids == ["0.png#1.0"] and found["empty-text"].severity == "warning"
     assert found["long-caption"].ids == ["1.png#2.0"] and found["long-caption"].severity == "note"
-    assert "2 of 5 texts are 'No photo available.'" in found["mostly-one-text"].message
+    assert "2 of 4 texts are 'No photo available.'" in found["mostly-one-text"].message
 
 
 def test_documents_in_both_splits(tmp_path: Path) -> None:
