@@ -18,15 +18,18 @@ from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
+    LoggerType,
 )
 from torch import Tensor, nn
 
 from vlbeit import dist
 from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.errors import DataError, UsageError
+from vlbeit.registry import nearest
 from vlbeit.types import Batch
 
 PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what each of several processes must be told
+_EXTRAS = ("tensorboard", "wandb", "trackio")  # trackers that come with an extra of vlbeit
 CPU_MICRO_BATCH = 32  # more at a time is not faster on a CPU
 
 
@@ -253,8 +256,10 @@ def _check_precision(precision: str, device: str) -> None:
 
 def _check_trackers(trackers: Sequence[str]) -> None:
     available = [str(tracker) for tracker in get_available_trackers()]
+    known = sorted({str(each.value) for each in LoggerType} - {"all"})
     for tracker in trackers:
+        if tracker not in known:
+            raise UsageError(f"engine.trackers={tracker} is unknown: {nearest(tracker, known)}")
         if tracker not in available:
-            raise UsageError(
-                f"engine.trackers={tracker} is not installed here; installed: {', '.join(available) or 'none'}"
-            )
+            package = f"'vlbeit[{tracker}]'" if tracker in _EXTRAS else f"the package of {tracker}"
+            raise UsageError(f"engine.trackers={tracker} is not installed here: pip install {package}")
