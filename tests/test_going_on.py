@@ -76,7 +76,7 @@ def test_what_is_no_run_names_its_key(key: str) -> None:
 def test_a_file_where_a_folder_is_read() -> None:
     Path("mine.csv").write_text("image,caption\n")
     config = compose.compose(["stage=mim", "data=imagefolder", "data.root=mine.csv"]).config
-    with pytest.raises(DataError, match="data.root=mine.csv is a file, and data=imagefolder reads a folder: set data"):
+    with pytest.raises(DataError, match=r"data.root=mine.csv is a file, and data=imagefolder reads a folder: set data"):
         open_records(config.data, "images", "train")
 
 

@@ -107,8 +107,8 @@ def _foreign(name: str, size: tuple[int, int]) -> Teacher:
     tower = foreign_tower(name)
     if tower is None or not tower.name or tower.weights == "none":
         raise UsageError(
-            "it names no weights: timm:NAME, open_clip:NAME/TAG, either with @FILE where there is no network, or a run "
-            "or checkpoint of ours"
+            "it names no weights: timm:NAME, open_clip:NAME/TAG, with @FILE behind it where there is no network, or a "
+            "run or checkpoint of ours"
         )
     if _names_file(name) and not Path(tower.weights).is_file():
         raise UsageError(f"{tower.weights} is not there: bring the file back, or name another one")
