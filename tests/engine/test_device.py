@@ -112,6 +112,18 @@ def test_ranks_of_the_environment(monkeypatch, variables, said):
         make_accelerator("cuda")
 
 
+def test_accelerate_that_starts_one_of_several_is_told(monkeypatch, caplog):
+    """Without GPUs `accelerate launch --num_processes 2` starts one process, with an address to meet the other."""
+    for name, value in (("ACCELERATE_MIXED_PRECISION", "no"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    make_accelerator("cpu")
+    assert "asked for several processes and has started one" in caplog.text and "torchrun" in caplog.text
+    caplog.clear()
+    monkeypatch.delenv("MASTER_PORT")
+    make_accelerator("cpu")
+    assert not caplog.text
+
+
 def set_first(monkeypatch, port):
     """The environment of the first of two processes."""
     for name, value in {**SECOND, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": str(port)}.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.errors import DataError, UsageError
 from vlbeit.registry import nearest
 from vlbeit.types import Batch
+
+log = logging.getLogger(__name__)
 
 PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what each of several processes must be told
 _EXTRAS = ("tensorboard", "wandb", "trackio")  # trackers that come with an extra of vlbeit
@@ -158,8 +161,14 @@ def _number(name: str, default: int) -> int:
 
 
 def _check_launch() -> None:
-    """Refuse what of accelerate's config would train something else than what was asked for."""
+    """Refuse what of accelerate's config would train something else than what was asked for; tell what it left out."""
     if not _wants_fsdp():
+        if _started_alone():
+            log.warning(
+                "note: `accelerate launch` was asked for several processes and has started one: where there are not "
+                "several GPUs it starts the others by MPI alone. `torchrun --nproc_per_node N -m vlbeit train ...` "
+                "starts them"
+            )
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UsageError("FSDP of the first version is not supported: set fsdp_version: 2 in accelerate's config")
@@ -168,6 +177,13 @@ def _check_launch() -> None:
             "fsdp_activation_checkpointing would draw other drop paths in the backward pass: set it to false in "
             "accelerate's config, and model.grad_checkpointing=true"
         )
+
+
+def _started_alone() -> bool:
+    """Whether `accelerate launch`, asked for several processes, has started this one by itself, without a rank."""
+    of_mpi = any(f"{library}_SIZE" in os.environ for library in ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD"))
+    launched = all(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_PORT"))
+    return launched and not of_mpi and not any(name in os.environ for name in ("WORLD_SIZE", "LOCAL_RANK"))
 
 
 def choose_device(device: str) -> str:
