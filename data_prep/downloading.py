@@ -23,7 +23,7 @@ from vlbeit.errors import DataError, Interrupted, UsageError
 from vlbeit.files import write_json
 from vlbeit.http import WAITS, httpx
 
-from .fetching import REDIRECTS, Bounds, Moved, Unfetched, client, fetch, may_pass, now_allowed
+from .fetching import REDIRECTS, Bounds, Moved, Unfetched, client, fetch, may_pass, now_allowed, refusal
 from .journal import compare
 from .manner import Manner
 from .pace import Pace
@@ -204,8 +204,8 @@ class _Download:
             shard = self._shard(row // self._manner.shard_rows)
             if shard is None or row in shard:
                 continue
-            if wish.fault:
-                self._record(Row(row, wish.url, wish.caption, NOT_FETCHED, wish.fault))
+            if fault := wish.fault or refusal(wish.url, self._bounds):  # no turn of its host is spent on it
+                self._record(Row(row, wish.url, wish.caption, NOT_FETCHED, fault))
                 continue
             task = _Task(row, wish, wish.url)
             self._pace.put(task, task.host)

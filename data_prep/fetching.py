@@ -12,7 +12,7 @@ import httpcore2
 
 from vlbeit.http import LATER, httpx, open_client, proxies_set_up, retry_after
 
-from .addresses import Refused, Transport
+from .addresses import Refused, Transport, check_host
 from .deadline import too_late, within
 
 REDIRECTS = 5
@@ -71,6 +71,19 @@ def now_allowed(reason: str, bounds: Bounds) -> bool:
         return bounds.allow_local
     size = _TOO_LARGE.fullmatch(reason)
     return size is not None and float(size[1]) < bounds.bytes / 10**6
+
+
+def refusal(address: str, bounds: Bounds) -> str:
+    """Why an address will not be asked, as far as its own words tell; "" where they do not."""
+    try:
+        url = httpx.URL(address)
+        if url.host and not bounds.allow_local:
+            check_host(url.raw_host.decode())
+    except (httpx.InvalidURL, UnicodeError, ValueError):
+        return ""  # `fetch` says what is wrong with it
+    except Refused as error:
+        return f"refused: {error}"
+    return ""
 
 
 def fetch(asker: httpx.Client, address: str, bounds: Bounds) -> bytes | Moved:

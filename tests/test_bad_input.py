@@ -132,7 +132,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (("stage=mim", "optim.betas=[0.9,2]"), "must be two numbers in [0, 1)"),
         (("stage=mim", "precision=fp16", "device=cpu"), "use precision=bf16"),
         (("stage=mim", "device=tpu"), "device=tpu is not one of"),
-        (("stage=mim", "engine.trackers=[tensorbrd]"), "engine.trackers=tensorbrd is not installed here"),
+        (("stage=mim", "engine.trackers=[tensorbrd]"), "engine.trackers=tensorbrd is unknown: did you mean tensor"),
         (("stage=mim", "seed=-1"), "seed=-1 must not be negative"),
         (("task=classification", "init=none", "task.randaugment=rnd-m9"), "randaugment=rnd-m9 is no policy of timm"),
         (("task=vqa", "run=new", "task.min_count=100000", "init=none"), "lower task.min_count"),

@@ -25,7 +25,7 @@ ROWS = (
         "suggest", "converting", "exporting", "adopt", "attention", "batch_picture", "inspecting", "recipes", "scoring",
         "submitting", "submission", "asked", "answer_parts", "ledger", "leaderboard",
         "evaluation_file", "comparing", "health", "planning", "searching", "multirun", "arguments",
-        "evaluating", "predicting",
+        "evaluating", "predicting", "going_on",
     ),
     ("cli",),
     ("__main__",),

@@ -11,6 +11,7 @@ import torch
 from vlbeit import compose, registry
 from vlbeit.cli import main
 from vlbeit.config import OptimConfig
+from vlbeit.data.sources import open_records
 from vlbeit.engine.optim import build_optimizer
 from vlbeit.errors import UsageError
 from vlbeit.nn import relpos
@@ -57,11 +58,17 @@ def test_length_and_size_of_a_run(vl: planner.Plan) -> None:
     assert (vl.steps, vl.samples, vl.epochs) == (100, 6400, 2.0)
     assert vl.tokens_per_sample == 3 * 3 + 1 + 32 and vl.tokens == 6400 * 42
     assert vl.total == (vl.forward + vl.backward) * 6400
-    assert vl.seconds == pytest.approx(vl.total / (4 * 312e12 * 0.4))
+    assert vl.seconds == pytest.approx(vl.total / (4 * 19.5e12 * 0.4))
+    assert "19.5 TFLOP/s (A100-SXM4 in fp32)" in dict(rows(vl))["devices"]
     assert (vl.micro_batch, vl.accumulation) == (16, 1)
     assert vl.memory.weights == 4 * vl.parameters and vl.memory.buckets == vl.memory.gradients
     assert vl.memory.total == sum(vl.memory) and not vl.notes[1:]
     assert json.loads(json.dumps(vl.to_json()))["memory"]["total"] == vl.memory.total
+
+
+def test_the_usual_peak_is_that_of_the_precision() -> None:
+    usual = [planner.Machine().peak_at(name) for name in ("fp64", "fp32", "bf16", "fp16")]
+    assert usual == [19.5, 19.5, 312, 312] and planner.Machine(peak=50.0).peak_at("bf16") == 50
 
 
 def test_cached_gradients_cost_a_pass_more(vl: planner.Plan) -> None:
@@ -158,6 +165,20 @@ def test_records_that_lie_at_hand_are_counted(tmp_path: Path) -> None:
     (tmp_path / "train.txt").unlink()
     unknown = planner.plan(words, planner.Machine())
     assert unknown.steps is None and any("not counted" in note for note in unknown.notes)
+
+
+def test_packed_texts_are_counted_as_rows(tmp_path: Path, packed: planner.Plan) -> None:
+    (tmp_path / "train.txt").write_text("a red circle\n" * 40)
+    data = ["data=text", f"data.root={tmp_path}", f"data.cache={tmp_path}/cache", "text.vocab_size=50"]
+    config = compose.compose([*PACKED[:3], "init=none", *data, "epochs=2", "global_batch_size=2"]).config
+    assumed, notes = planner._counted(config, planner.Assumed())
+    recipe, records = registry.get("stage", "mlm")(config), open_records(config.data, "text", "train")
+    assert assumed.samples == len(recipe.data(records, recipe.meta(records, {}), train=True).records) < 40
+    assert f"the {assumed.samples} rows that the 40 texts of train are packed into" in notes[0]
+    named = compose.compose([*PACKED[:3], "init=none", *data, "text.tokenizer=some/name", "steps=1"]).config
+    unknown, notes = planner._counted(named, planner.Assumed())
+    assert unknown.samples is None and "text.tokenizer=some/name is not at hand" in notes[0]
+    assert "--samples, the rows that the texts are packed into" in dict(rows(packed))["epochs"]
 
 
 def test_nothing_is_left_behind(vl: planner.Plan) -> None:

@@ -47,7 +47,8 @@ def test_vl_on_two_processes(scenes: Path, again: dict, tmp_path: Path, capsys) 
         for rank in ranks:
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert "training vl in two" in said[0] and "training" not in said[1], "only the main process talks"
+    assert "training vl in two: 3 steps of 8 samples, 4 at a time in each of 2 processes" in said[0]
+    assert "training" not in said[1], "only the main process talks"
     one, two = (load_file(tmp_path / run / "state/step-000003/model.safetensors") for run in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-10, msg=name)

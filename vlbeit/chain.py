@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlbeit import compose, registry
+from vlbeit import compose, going_on, registry
 from vlbeit.config import RunConfig
 from vlbeit.data.records import KINDS
 from vlbeit.data.sources import open_source
@@ -78,7 +78,7 @@ def missing_runs(config: RunConfig, typed: Sequence[str] = ()) -> list[RunConfig
         _check_named(init)
     missing: dict[str, RunConfig] = {}
     for path, stage in wanted.items():
-        if _is_ready(path):
+        if _named_is_ready(path, stage):
             _check_stage(path, stage)
             _check_not_a_toy(config, path, stage)
             continue
@@ -130,6 +130,14 @@ def has_checkpoint(path: str) -> bool:
     """Whether a run, or a checkpoint of ours or of others, lies there that can be loaded; by name it is fetched."""
     place, _ = locate(path)
     return any((place / part / "config.json").is_file() for part in ("checkpoint", ".")) or is_foreign(place)
+
+
+def _named_is_ready(path: str, stage: str) -> bool:
+    """`_is_ready`; a UsageError about what is no name of anything names the key."""
+    try:
+        return _is_ready(path)
+    except UsageError as error:
+        raise UsageError(f"{'stage.tokenizer' if stage == 'tokenizer' else 'init'}={error}") from error
 
 
 def _is_ready(path: str) -> bool:
@@ -214,8 +222,10 @@ def _remedy(config: RunConfig, path: str, stage: str) -> str:
     words = data_words(config, registry.get("stage", stage).kind)
     command = f"vlbeit train stage={stage} model={config.model.name} {words}"
     command += "" if path == f"runs/{stage}" else f" run={path}"
-    unfinished = " is unfinished" if RunFolder(path).exists() else " is missing"
+    found = "is missing, and this run starts from it: first"
+    if RunFolder(path).config_file.exists():
+        found, command = "is unfinished, and this run starts from it: first go on with it,", going_on.command(path)
     others = "; or init=RUN to start from another, or init=none to start from scratch"
     if stage == "tokenizer":
         others = ", or name one with stage.tokenizer="
-    return f"{path}{unfinished}, and this run starts from it: first `{command}`{others}"
+    return f"{path} {found} `{command}`{others}"

@@ -123,9 +123,13 @@ def plan(
     devices: Annotated[int, typer.Option(help="accelerators, all processes together")] = 1,
     memory: Annotated[float, typer.Option(help="GiB of each")] = 80.0,
     shard: Annotated[str, typer.Option(help="ddp | fsdp: how weights lie on them")] = "ddp",
-    peak: Annotated[float, typer.Option(help="TFLOP/s of each in the run's precision; 312: an A100 in bf16")] = 312.0,
+    peak: Annotated[
+        float | None, typer.Option(help="TFLOP/s of each; default: an A100's in the run's precision")
+    ] = None,
     utilisation: Annotated[float, typer.Option(help="share of the peak that is reached")] = 0.4,
-    samples: Annotated[int | None, typer.Option(help="records of the training split", show_default=False)] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="records of the training split; of packed texts the rows", show_default=False)
+    ] = None,
     labels: Annotated[int | None, typer.Option(help="classes or answers of the head", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:

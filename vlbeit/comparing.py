@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlbeit import evaluation_file, table
+from vlbeit import evaluation_file, going_on, table
 from vlbeit.bootstrap import Interval, mean_interval, statistic_interval
 from vlbeit.data.areas import Areas, set_numbers, stacked
 from vlbeit.errors import DataError, UsageError, some
@@ -83,6 +83,9 @@ def compare(a: Path, b: Path) -> Comparison:
     Raises DataError where a run was not evaluated, or not since it was trained on, or its files are damaged;
     UsageError for runs of other metrics, data or splits, which cannot be paired, and those without scores by sample.
     """
+    for path in (a, b):
+        if path.is_dir() and not (path / "evaluation.json").exists():
+            going_on.check_exported(path)
     if len(lacking := [path for path in (a, b) if path.is_dir() and not is_measured(str(path))]) > 1:
         both = " && ".join(f"vlbeit evaluate {shlex.quote(str(path))}" for path in lacking)
         raise DataError(f"{a} and {b} have no scores by sample yet: {both}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlbeit import adopt, chain, compose, evaluation_file, suggest
+from vlbeit import adopt, chain, compose, evaluation_file, going_on, suggest
 from vlbeit.config import RunConfig
 from vlbeit.data import drawing
 from vlbeit.data.records import open_named
@@ -37,6 +37,7 @@ class Trained:
     def __init__(self, path: str | Path, words: Iterable[str] = ()) -> None:
         """`words` change keys of the run's config, such as `data.root=DIR`. Raises UserError, naming the file."""
         words = list(words)
+        going_on.check_exported(path)
         self.checkpoint: Checkpoint = read_checkpoint(path)
         self.is_run = bool(self.checkpoint.config)  # else weights of others, or converted ones
         self.config: RunConfig = (

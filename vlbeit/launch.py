@@ -140,7 +140,8 @@ def _run(config: RunConfig, accelerator: Accelerator, command: str, profile: int
     with ExitStack() as held:
         dist.on_main(lambda: _open_folder(held, folder, config, meta, source))
         _draw_first_batch(stream, folder, config, meta)
-        batch = f"{config.global_batch_size} samples, {micro} at a time"
+        each = f" in each of {dist.world_size()} processes" if dist.world_size() > 1 else ""
+        batch = f"{config.global_batch_size} samples, {micro} at a time{each}"
         say(f"training {config.title} in {folder.path}: {steps} steps of {batch}")
         engine.fit()
         if unusable := stream.unusable():

@@ -71,7 +71,16 @@ def _check_batches(config: RunConfig) -> None:
     if config.global_batch_size % (world * (1 if micro == "auto" else micro)):
         own = f"global_batch_size={config.global_batch_size} over {world} process{'es' * (world > 1)}"
         by = f"micro_batch_size={micro}" if world == 1 else f"{world} times micro_batch_size={micro}"
-        raise UsageError(f"{own} is not a multiple of {by}; change one of them")
+        raise UsageError(f"{own} is not a multiple of {by}: {fitting(config.global_batch_size, world, micro)}")
+
+
+def fitting(batch: int, world: int, micro: int | str) -> str:
+    """What to try where `batch` is no multiple of `world` processes times `micro`: the largest that works."""
+    share, rest = divmod(batch, world)
+    if rest or micro == "auto":
+        unit = world * (1 if micro == "auto" else int(micro))
+        return f"try global_batch_size={max(1, batch // unit) * unit}"
+    return f"try micro_batch_size={next(size for size in range(min(int(micro), share), 0, -1) if share % size == 0)}"
 
 
 def _check_place(folder: RunFolder) -> None:

@@ -28,10 +28,16 @@ class RunLine(NamedTuple):
     interval: tuple[float, float] | None = None  # 95 %
     over: str = ""  # what the interval was drawn over
     step: int | None = None  # of the last saved state
+    planned: int | None = None  # steps that it was to make
     samples: int | None = None  # seen in training, with repeats
     seconds: float | None = None  # of its training steps; without start-up, evaluation, saving, pauses
     device: str = ""
     damaged: str = ""  # what is wrong with its files; then the rest is empty
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether steps are left that it was to make."""
+        return self.step is not None and self.planned is not None and self.step < self.planned
 
 
 def list_runs(folder: Path) -> list[RunLine]:
@@ -43,7 +49,7 @@ def list_runs(folder: Path) -> list[RunLine]:
 
 def following(found: Sequence[RunLine]) -> str:
     """What to do with the runs: evaluate one of a task that was not, else compare two of the same task and data."""
-    whole = [run for run in found if not run.damaged and run.step is not None]
+    whole = [run for run in found if not run.damaged and run.step is not None and not run.is_unfinished]
     tasks = [run for run in whole if run.task != run.tower.partition(" ")[0]]
     if rest := [run for run in tasks if not is_measured(run.run)]:
         return f"vlbeit evaluate {shlex.quote(rest[-1].run)}"
@@ -51,6 +57,11 @@ def following(found: Sequence[RunLine]) -> str:
         others = [run for run in tasks if run != last and (run.task, run.data) == (last.task, last.data)]
         if others:
             return shlex.join(["vlbeit", "compare", others[-1].run, last.run])
+    unfinished = [run for run in found if run.is_unfinished]
+    if not whole and unfinished:
+        from vlbeit import going_on  # Hydra, and of a stage torch
+
+        return going_on.command(unfinished[-1].run)
     return f"vlbeit train stage={whole[-1].tower.partition(' ')[0]} --help" if whole else "vlbeit train stage=mim"
 
 
@@ -99,6 +110,7 @@ def _read(run: RunFolder) -> RunLine:
         interval=None if interval is None else (float(interval[0]), float(interval[1])),
         over=str(evaluation.get("interval_over", "")) if interval else "",
         step=step,
+        planned=run.planned_steps(),
         samples=step * size if step is not None and isinstance(size, int) else None,
         seconds=_seconds(run.metrics_file),
         device=str(environment.get("device", "")),
@@ -132,7 +144,7 @@ def _cost(line: RunLine) -> str:
     """`2000 steps, 64000 samples, 0:01:15, cpu`: what is known of it."""
     if line.step is None:
         return "no saved state"
-    parts = [f"{line.step} steps"]
+    parts = [f"{line.step} of {line.planned} steps" if line.is_unfinished else f"{line.step} steps"]
     if line.samples is not None:
         parts.append(f"{line.samples} samples")
     if line.seconds is not None:

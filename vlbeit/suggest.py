@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from vlbeit import chain, registry
-from vlbeit.config import DataConfig, RunConfig
+from vlbeit import chain, going_on, registry
+from vlbeit.config import DataConfig, ModelConfig, RunConfig
 
 _FOLLOWING = {
     "tokenizer": "vlbeit train stage=mim",
@@ -15,6 +16,7 @@ _FOLLOWING = {
     "mlm": "vlbeit train stage=vl",
     "vl": "vlbeit train stage=vl task=vqa",
 }
+_OF_DATA = ("train_split", "val_split", "columns", "images", "max_bad_fraction")  # as long as the data is the same
 _ASKED = {  # kind of record -> what a task on it is asked
     "vqa": 'picture.jpg "how many are there?"',
     "pairs": '"a red circle" --images DIR',
@@ -35,15 +37,25 @@ def after_training(config: RunConfig) -> str:
         words = [f"stage.tokenizer={config.run}"]
     if config.data.name != chain.BUILT_IN:
         group, _, name = following.split()[-1].partition("=")
-        words += [f"model={config.model.name}", chain.data_words(config, registry.get(group, name).kind)]
+        data = chain.data_words(config, registry.get(group, name).kind)
+        words += [f"model={config.model.name}", data]
+        words += [] if data.endswith("data.root=DIR") else _unusual("data", config.data, DataConfig(), _OF_DATA)
         if config.data.image_size != DataConfig.image_size:
             words.append(f"data.image_size={str(config.data.image_size).replace(' ', '')}")
         words.append(f"run={config.run}-{name}")
     elif Path(config.data.root) != Path("data/scenes"):
         words.append(f"data.root={config.data.root}")
-    towers = {name: getattr(config.model, name) for name in ("image_tower", "text_tower")}
-    words += [f"model.{name}={value}" for name, value in towers.items() if value != "own"]
+    words += _unusual("model", config.model, ModelConfig(), ("image_tower", "text_tower", "train_towers"))
     return " ".join([following, *words])
+
+
+def _unusual(section: str, values: Any, usual: Any, keys: Sequence[str]) -> list[str]:
+    """Those keys of a section that are not as usual, as words."""
+    return [
+        shlex.quote(f"{section}.{key}={going_on.typed(getattr(values, key))}")
+        for key in keys
+        if getattr(values, key) != getattr(usual, key)
+    ]
 
 
 def after_evaluation(config: RunConfig) -> str:

@@ -70,7 +70,7 @@ class StepOutput(NamedTuple):
     """What an objective makes of a batch."""
 
     losses: dict[str, Tensor]  # scalars, weighted and normalised; the total is their sum
-    logs: Logs  # reduced over ranks by the engine
+    logs: Logs  # reduced over ranks by the engine; one of the name of a loss is that loss without its weight
     seen: tuple[Any, ...] = ()  # in a survey: what the objective wants to know of a micro-batch, tensors in it
 
 

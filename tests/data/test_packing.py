@@ -16,7 +16,7 @@ from vlbeit.data import packing
 from vlbeit.data.collate import collate
 from vlbeit.data.loader import TrainLoader
 from vlbeit.data.masked_text import MaskedText
-from vlbeit.data.packing import PackedTransform, packed
+from vlbeit.data.packing import PackedTransform, count_rows, packed
 from vlbeit.data.randomness import seeded
 from vlbeit.data.records import ListRecords, take
 from vlbeit.data.sources import open_records
@@ -116,6 +116,14 @@ def test_a_file_of_text_is_known_by_its_index_not_by_its_lines(tokenizer, tmp_pa
     (tmp_path / "train.txt").write_text("\n".join([*TEXTS, "the lazy dogs"]))
     os.utime(tmp_path / "train.txt", (1, 1))
     assert packing._key(open_records(config, "text", "train"), tokenizer) != first
+
+
+def test_rows_are_counted_without_packing(records, tokenizer, tmp_path, monkeypatch):
+    found = packed(records, tokenizer, tmp_path)
+    assert count_rows(records, tokenizer) == len(found) > 1
+    monkeypatch.setattr(packing, "SAMPLED", 3)
+    alike = ListRecords([{"id": str(number), "text": TEXTS[0]} for number in range(10)])
+    assert count_rows(alike, tokenizer) == len(packed(alike, tokenizer, tmp_path))
 
 
 def test_what_cannot_be_packed_is_named(records, tokenizer, tmp_path):

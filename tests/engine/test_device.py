@@ -30,7 +30,7 @@ def test_missing_device():
 def test_unknown_device_and_tracker():
     with pytest.raises(UsageError, match="device=tpu is not one of auto, cpu, cuda, mps"):
         make_accelerator("tpu")
-    with pytest.raises(UsageError, match=r"engine.trackers=nothing is not installed here; installed: "):
+    with pytest.raises(UsageError, match=r"engine.trackers=nothing is unknown: there is .*tensorboard, "):
         make_accelerator("cpu", trackers=["nothing"])
 
 
@@ -110,6 +110,18 @@ def test_ranks_of_the_environment(monkeypatch, variables, said):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(UsageError, match=said):
         make_accelerator("cuda")
+
+
+def test_accelerate_that_starts_one_of_several_is_told(monkeypatch, caplog):
+    """Without GPUs `accelerate launch --num_processes 2` starts one process, with an address to meet the other."""
+    for name, value in (("ACCELERATE_MIXED_PRECISION", "no"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    make_accelerator("cpu")
+    assert "asked for several processes and has started one" in caplog.text and "torchrun" in caplog.text
+    caplog.clear()
+    monkeypatch.delenv("MASTER_PORT")
+    make_accelerator("cpu")
+    assert not caplog.text
 
 
 def set_first(monkeypatch, port):

@@ -495,7 +495,7 @@ def test_a_known_name_is_fetched(server: Server, monkeypatch: pytest.MonkeyPatch
         ("beit_base_patch16_224_pt22k.pth", "did you mean beit_base_patch16_224_pt22k"),
         ("models/missing.pth", "no such file or folder, and no published name"),
         ("/nowhere/at/all", "no such file or folder"),
-        ("qqqqq", "no published name is near; `vlbeit models` lists them all"),
+        ("qqqqq", "no published name: none is near; `vlbeit models` lists them all"),
         ("", "no such file or folder"),
         ("timm/beit_base_patch16_224", "the hub has no repository timm/beit_base_patch16_224"),
     ],

@@ -27,13 +27,14 @@ from vlbeit import files
 from vlbeit.data.index import cache_folder
 from vlbeit.data.masked_text import MaskedText
 from vlbeit.data.order import Member, Scattered, StreamOrder
-from vlbeit.data.records import FieldColumn
+from vlbeit.data.records import FieldColumn, StreamedTexts
 from vlbeit.data.text import Tokenizer
 from vlbeit.errors import DataError
 from vlbeit.types import Record, Records, Sample
 
 log = logging.getLogger(__name__)
 
+SAMPLED = 10_000  # texts from which `count_rows` tells how many rows there will be
 _FORMAT = 1  # raise it when the stream changes: older files are then left alone
 _CHUNK = 1000  # texts tokenised at a time
 _WINDOW = 10_000  # sequences permuted together, once they are scattered
@@ -114,6 +115,18 @@ def packed(records: Records, tokenizer: Tokenizer, cache: str | Path) -> PackedR
     if stream.texts == stream.empty:
         raise DataError("there is no text to pack: every record is empty")
     return PackedRecords(stream, tokenizer.max_length, tokenizer.cls_id)
+
+
+def count_rows(records: Records, tokenizer: Tokenizer) -> int:
+    """Sequences that `packed` would make of the records; of more than `SAMPLED` texts, as so many of them tell."""
+    column = records.column("text")
+    if isinstance(column, StreamedTexts):
+        texts: Sequence[str] = list(column.sample(SAMPLED))
+    else:
+        texts = [column[row] for row in range(0, len(column), -(-len(column) // SAMPLED))]
+    lengths = [length for length in tokenizer.lengths(texts) if length > 2]  # the others have no token of their own
+    tokens = round(sum(lengths) * len(records) / len(texts))
+    return max(1, -(-(tokens - 1) // (tokenizer.max_length - 1)))
 
 
 def _key(records: Records, tokenizer: Tokenizer) -> str:

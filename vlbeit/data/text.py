@@ -292,7 +292,7 @@ def load_tokenizer(name: str, max_length: int) -> Tokenizer:
     )
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise UsageError(f"text.tokenizer={name} is not a folder; {remedy}")
-    of_run = _tokenizer_of_run(Path(name))
+    of_run = tokenizer_of_run(Path(name))
     if of_run is not None:
         return Tokenizer.from_json(of_run, max_length)
     from transformers import AutoTokenizer
@@ -321,7 +321,7 @@ def load_tokenizer(name: str, max_length: int) -> Tokenizer:
     return SubwordTokenizer(value, max_length)
 
 
-def _tokenizer_of_run(folder: Path) -> dict[str, Any] | None:
+def tokenizer_of_run(folder: Path) -> dict[str, Any] | None:
     """What `to_json` left in a run or checkpoint folder; None where the folder is of another kind."""
     for file in (folder / "checkpoint" / "tokenizer.json", folder / "tokenizer.json"):
         if file.is_file():

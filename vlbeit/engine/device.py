@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +19,20 @@ from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
+    LoggerType,
 )
 from torch import Tensor, nn
 
 from vlbeit import dist
 from vlbeit.engine.randomness import preserved_generators, seed_generators
 from vlbeit.errors import DataError, UsageError
+from vlbeit.registry import nearest
 from vlbeit.types import Batch
 
+log = logging.getLogger(__name__)
+
 PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what each of several processes must be told
+_EXTRAS = ("tensorboard", "wandb", "trackio")  # trackers that come with an extra of vlbeit
 CPU_MICRO_BATCH = 32  # more at a time is not faster on a CPU
 
 
@@ -155,8 +161,14 @@ def _number(name: str, default: int) -> int:
 
 
 def _check_launch() -> None:
-    """Refuse what of accelerate's config would train something else than what was asked for."""
+    """Refuse what of accelerate's config would train something else than what was asked for; tell what it left out."""
     if not _wants_fsdp():
+        if _started_alone():
+            log.warning(
+                "note: `accelerate launch` was asked for several processes and has started one: where there are not "
+                "several GPUs it starts the others by MPI alone. `torchrun --nproc_per_node N -m vlbeit train ...` "
+                "starts them"
+            )
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UsageError("FSDP of the first version is not supported: set fsdp_version: 2 in accelerate's config")
@@ -165,6 +177,13 @@ def _check_launch() -> None:
             "fsdp_activation_checkpointing would draw other drop paths in the backward pass: set it to false in "
             "accelerate's config, and model.grad_checkpointing=true"
         )
+
+
+def _started_alone() -> bool:
+    """Whether `accelerate launch`, asked for several processes, has started this one by itself, without a rank."""
+    of_mpi = any(f"{library}_SIZE" in os.environ for library in ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD"))
+    launched = all(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_PORT"))
+    return launched and not of_mpi and not any(name in os.environ for name in ("WORLD_SIZE", "LOCAL_RANK"))
 
 
 def choose_device(device: str) -> str:
@@ -253,8 +272,10 @@ def _check_precision(precision: str, device: str) -> None:
 
 def _check_trackers(trackers: Sequence[str]) -> None:
     available = [str(tracker) for tracker in get_available_trackers()]
+    known = sorted({str(each.value) for each in LoggerType} - {"all"})
     for tracker in trackers:
+        if tracker not in known:
+            raise UsageError(f"engine.trackers={tracker} is unknown: {nearest(tracker, known)}")
         if tracker not in available:
-            raise UsageError(
-                f"engine.trackers={tracker} is not installed here; installed: {', '.join(available) or 'none'}"
-            )
+            package = f"'vlbeit[{tracker}]'" if tracker in _EXTRAS else f"the package of {tracker}"
+            raise UsageError(f"engine.trackers={tracker} is not installed here: pip install {package}")

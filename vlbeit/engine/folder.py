@@ -161,6 +161,14 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """`locked` for a process that trains here."""
+        try:
+            with write_errors(self.path):  # a full disk
+                self.path.mkdir(parents=True, exist_ok=True)
+        except DataError as error:
+            if isinstance(error.__cause__, FileNotFoundError | PermissionError):  # a place as /proc
+                reason = error.__cause__.strerror
+                raise DataError(f"run={self.path} cannot be made here ({reason}); choose another run=") from error
+            raise
         with locked(self.lock_file, "trains there; wait for it, or choose another run="):
             yield
 

@@ -22,7 +22,7 @@ import torch
 from vlbeit import dist
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-NOTICE = b"\nstopping after this step; Ctrl-C once more to quit at once\n"
+NOTICE = "\nstopping after this step; {}\n"
 ONE_CTRL_C = 1.0  # seconds: under torchrun a process gets it from the terminal and from torchrun
 
 
@@ -89,7 +89,8 @@ class StopRequest:
         self.number, self._when = number, time.monotonic()
         if self._breaks:
             raise Stopped(number)
-        os.write(2, NOTICE)  # print is not safe inside a handler
+        told = "Ctrl-C once more to quit at once" if number == signal.SIGINT else signal.Signals(number).name
+        os.write(2, NOTICE.format(told).encode())  # print is not safe inside a handler
 
 
 _listening: ContextVar[StopRequest | None] = ContextVar("listening", default=None)

@@ -16,7 +16,10 @@ from vlbeit.types import StepOutput
 
 
 class Meter:
-    """Adds up losses, logs and speed of the steps; `flush` gives the means and starts anew."""
+    """Adds up losses, logs and speed of the steps; `flush` gives the means and starts anew.
+
+    A log of the name of a loss is that loss without its weight: it is what is shown, the weighted ones make `total`.
+    """
 
     def __init__(self, speed: Speed) -> None:
         self.speed = speed
@@ -72,11 +75,12 @@ class Meter:
     def flush(self, samples: int) -> dict[str, object]:
         """Means since the last flush, over all processes, at `samples` seen; every process must call."""
         seconds = time.perf_counter() - self.started
-        losses = {name: value / self.steps for name, value in self.losses.items()}
+        weighted, logs = {name: value / self.steps for name, value in self.losses.items()}, self._mean_logs()
         record: dict[str, object] = {
-            "total": sum(losses.values()) if self.steps else math.nan,
-            "losses": losses,
-            "logs": self._mean_logs(),
+            "total": sum(weighted.values()) if self.steps else math.nan,
+            # as an evaluation gives them: without their weights
+            "losses": {name: logs.get(name, value) for name, value in weighted.items()},
+            "logs": logs,
             "grad_norm": self.grad_norm / self.steps if self.steps else math.nan,
             **({"skipped": self.skipped} if self.skipped else {}),
             "samples": samples,

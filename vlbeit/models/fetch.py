@@ -45,7 +45,7 @@ def locate(name_or_path: str, report: Report = print) -> Path:
     if name_or_path in KNOWN:
         return fetch(KNOWN[name_or_path], report)
     close = difflib.get_close_matches(name_or_path, KNOWN, n=5, cutoff=0.4)
-    guess = registry.nearest(name_or_path, close) if close else "no published name is near"
+    guess = registry.nearest(name_or_path, close) if close else "none is near"
     advice = f"{guess}; `vlbeit models` lists them all"
     if not _REPOSITORY.fullmatch(name_or_path) or path.suffix in _FILES:
         raise UsageError(f"{name_or_path}: no such file or folder, and no published name: {advice}")

@@ -106,7 +106,10 @@ def read_teacher(name: str, size: tuple[int, int]) -> Teacher:
 def _foreign(name: str, size: tuple[int, int]) -> Teacher:
     tower = foreign_tower(name)
     if tower is None or not tower.name or tower.weights == "none":
-        raise UsageError("it names no weights: timm:NAME, open_clip:NAME/TAG, or a run or checkpoint of ours")
+        raise UsageError(
+            "it names no weights: timm:NAME, open_clip:NAME/TAG, with @FILE behind it where there is no network, or a "
+            "run or checkpoint of ours"
+        )
     if _names_file(name) and not Path(tower.weights).is_file():
         raise UsageError(f"{tower.weights} is not there: bring the file back, or name another one")
     network, facts = image_network(name, size, f"stage.teacher={name}")

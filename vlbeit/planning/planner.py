@@ -16,16 +16,22 @@ import torch
 from vlbeit import chain, compose, registry
 from vlbeit.config import RunConfig
 from vlbeit.data.order import epoch_length
+from vlbeit.data.packing import SAMPLED, count_rows
 from vlbeit.data.sources import open_records
+from vlbeit.data.text import choose_tokenizer, tokenizer_of_run
+from vlbeit.engine.speed import peak_of
 from vlbeit.errors import UsageError, UserError
 from vlbeit.models.encoder import MoMEEncoder
 from vlbeit.objectives.base import Objective
 from vlbeit.planning import memory, stand_in, trace
+from vlbeit.preflight import fitting
 from vlbeit.task import Recipe
-from vlbeit.types import Batch, Meta
+from vlbeit.types import Batch, Meta, Records
 
 GIB = 2**30
 _PROBED = (2, 4)  # micro-batches whose costs tell those of all others: contrast needs two
+USUAL = "A100-SXM4"  # the device that is meant where --peak is not given
+_USUAL_FP64 = 19.5  # TFLOP/s, of its matrix units, which cuBLAS takes by itself (data sheet)
 _LABELS = {"vqa": 3129, "segmentation": 150, "detection": 80}
 
 
@@ -35,21 +41,29 @@ class Machine(NamedTuple):
     devices: int = 1
     gib: float = 80.0  # memory of a device
     shard: str = "ddp"  # ddp | fsdp
-    peak: float = 312.0  # TFLOP/s of a device in the run's precision: an A100 in bf16
+    peak: float | None = None  # TFLOP/s of a device in the run's precision; None: those of `USUAL`
     utilisation: float = 0.4  # share of the peak that is reached
 
     def check(self) -> None:
         """Raise UsageError for what no machine is."""
-        if self.devices < 1 or not (0 < self.gib < math.inf and 0 < self.peak < math.inf and 0 < self.utilisation <= 1):
+        sizes = [self.gib] if self.peak is None else [self.gib, self.peak]
+        if self.devices < 1 or not (all(0 < size < math.inf for size in sizes) and 0 < self.utilisation <= 1):
             raise UsageError("--devices, --memory and --peak must be positive, --utilisation must lie in (0, 1]")
         if self.shard not in ("ddp", "fsdp"):
             raise UsageError(f"--shard {self.shard} is neither ddp nor fsdp")
+
+    def peak_at(self, precision: str) -> float:
+        """TFLOP/s of a device at this precision: as given, else of `USUAL`, whose fp64 has no entry in the table."""
+        if self.peak is not None:
+            return self.peak
+        flops = peak_of(USUAL, precision, tf32=False)  # as torch multiplies in fp32 unless it is told otherwise
+        return _USUAL_FP64 if flops is None else flops / 1e12
 
 
 class Assumed(NamedTuple):
     """What only data would tell."""
 
-    samples: int | None = None  # records of the training split, for epochs
+    samples: int | None = None  # records of the training split, for epochs; where texts are packed, the rows
     labels: int | None = None  # classes or answers of the head
 
     def check(self) -> None:
@@ -79,6 +93,9 @@ class Plan(NamedTuple):
     activations_per_sample: float
     seconds: float | None
     machine: Machine
+    peak: float  # TFLOP/s of a device
+    precision: str
+    epoch_of: str  # what --samples counts
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +123,7 @@ def plan(words: Sequence[str], machine: Machine, assumed: Assumed | None = None)
     steps = _steps(config, assumed.samples)
     samples = None if steps is None else steps * config.global_batch_size
     total = None if samples is None else (forward + backward) * samples
-    parameters = list(measured.objective.parameters())
+    parameters, peak = list(measured.objective.parameters()), machine.peak_at(config.precision)
     return Plan(
         title=config.title,
         steps=steps,
@@ -123,8 +140,11 @@ def plan(words: Sequence[str], machine: Machine, assumed: Assumed | None = None)
         accumulation=accumulation,
         memory=standing._replace(activations=round(measured.constant + measured.slope * (micro or 1))),
         activations_per_sample=measured.slope,
-        seconds=None if total is None else total / (machine.devices * machine.peak * 1e12 * machine.utilisation),
+        seconds=None if total is None else total / (machine.devices * peak * 1e12 * machine.utilisation),
         machine=machine,
+        peak=peak,
+        precision=config.precision,
+        epoch_of="rows that the texts are packed into" if _packs(config) else "records of the training split",
         notes=counted + measured.notes,
     )
 
@@ -132,15 +152,33 @@ def plan(words: Sequence[str], machine: Machine, assumed: Assumed | None = None)
 def _counted(config: RunConfig, assumed: Assumed) -> tuple[Assumed, list[str]]:
     """With the records of the training split, where nobody has told them and the data lies here, and a note on it."""
     data = config.data
-    packed = getattr(config.stage, "pack", False)  # samples are sequences of several records
     far = any("://" in member for member in data.mix) if data.mix else not Path(data.root).expanduser().exists()
-    if assumed.samples is not None or packed or far:
+    if assumed.samples is not None or far:
         return assumed, []
     try:
-        count = epoch_length(open_records(data, chain.recipe_of(config).kind, data.train_split))
+        records = open_records(data, chain.recipe_of(config).kind, data.train_split)
+        count = _packed_rows(config, records) if _packs(config) else epoch_length(records)
     except UserError as error:
         return assumed, [] if data.mix else [f"its data were not counted: {error}"]
+    if _packs(config):
+        about = "" if len(records) <= SAMPLED else f", as {SAMPLED:,} of them tell"
+        told = f"the {count:,} rows that the {len(records):,} texts of {data.train_split} are packed into{about}"
+        return assumed._replace(samples=count), [f"samples: {told}"]
     return assumed._replace(samples=count), [f"samples: the {count:,} records of {data.train_split} that lie here"]
+
+
+def _packs(config: RunConfig) -> bool:
+    """Whether samples are rows of several texts."""
+    return bool(getattr(config.stage, "pack", False))
+
+
+def _packed_rows(config: RunConfig, records: Records) -> int:
+    """As training would pack them: by the tokenizer of the run that it starts from, else by `text.tokenizer`."""
+    name, start = config.text.tokenizer, chain.init_of(config)
+    inherited = None if start is None else tokenizer_of_run(Path(start))
+    if inherited is None and name not in ("clip", "wordpiece") and not Path(name).expanduser().is_dir():
+        raise UsageError(f"text.tokenizer={name} is not at hand to pack them; --samples tells the rows")
+    return count_rows(records, choose_tokenizer(config.text, lambda: records.column("text"), inherited))
 
 
 def _check_batches(config: RunConfig, machine: Machine) -> None:
@@ -149,7 +187,8 @@ def _check_batches(config: RunConfig, machine: Machine) -> None:
     if config.global_batch_size % (machine.devices * each):
         over = f"global_batch_size={config.global_batch_size} over --devices {machine.devices}"
         by = "" if micro == "auto" else f" in parts of micro_batch_size={micro}"
-        raise UsageError(f"{over}{by} leaves a rest; change one of them")
+        tried = fitting(config.global_batch_size, machine.devices, micro)
+        raise UsageError(f"{over}{by} leaves a rest: {tried}")
 
 
 class _Measured(NamedTuple):

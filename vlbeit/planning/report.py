@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from vlbeit.planning.memory import RESERVE
-from vlbeit.planning.planner import GIB, Plan
+from vlbeit.planning.planner import GIB, USUAL, Plan
 
-_UNKNOWN = "unknown: give --samples, the records of the training split"
 _PARTS = {
     "weights": "weights",
     "gradients": "gradients",
@@ -20,9 +19,9 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
     """What, how much."""
     machine = plan.machine
     return [
-        ("devices", f"{machine.devices} of {machine.gib:g} GiB, {machine.peak:g} TFLOP/s: --devices, --memory, --peak"),
+        ("devices", f"{machine.devices} of {machine.gib:g} GiB, {_peak(plan)}: --devices, --memory, --peak"),
         ("steps", _number(plan.steps)),
-        ("epochs", _UNKNOWN if plan.epochs is None else f"{plan.epochs:.4g}"),
+        ("epochs", f"unknown: give --samples, the {plan.epoch_of}" if plan.epochs is None else f"{plan.epochs:.4g}"),
         ("samples", _number(plan.samples)),
         *([("tokens", _tokens(plan))] if plan.tokens_per_sample else []),
         ("parameters", f"{plan.parameters:,}, {plan.trained:,} of them trained"),
@@ -32,6 +31,11 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         *_memory(plan),
         ("time", f"{_time(plan.seconds)} at {machine.utilisation:.0%} of the peak: --utilisation"),
     ]
+
+
+def _peak(plan: Plan) -> str:
+    usual = f" ({USUAL} in {plan.precision})" if plan.machine.peak is None else ""
+    return f"{plan.peak:g} TFLOP/s{usual}"
 
 
 def _tokens(plan: Plan) -> str:

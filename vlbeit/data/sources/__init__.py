@@ -37,7 +37,13 @@ def open_records(config: DataConfig, kind: str, split: str) -> Records:
     check_kind(config, kind)
     source = open_source(config)
     source.check()
-    records = source.records(kind, split)
+    try:
+        records = source.records(kind, split)
+    except NotADirectoryError as error:
+        raise DataError(
+            f"data.root={config.root} is a file, and data={config.name} reads a folder: set data.root= to one, "
+            "or data= to what reads such a file"
+        ) from error
     if not len(records):
         raise DataError(f"data={config.name}: the split {split!r} of {config.root} has no {kind} records")
     return take(records, config.limit)
