@@ -73,14 +73,17 @@ def _command(name: str, function: Callable[..., str | None]) -> Callable[..., No
 
 
 def _check_apart(sources: Any, out: Path | None) -> None:
-    """Raise UsageError where --out and a folder or file of --from lie in each other, links followed."""
+    """Raise UsageError where --out and a folder or shard of --from lie in each other, links followed.
+
+    A list or table may lie where its result goes.
+    """
     if not sources or out is None:
         return
     written = out.expanduser().resolve()
     values = [str(value) for value in (sources if isinstance(sources, list) else [sources])]
     for source in (part for value in values for part in {value, *value.split(",")} if part):
         place = Path(source.partition("=")[2] or source).expanduser()
-        if not place.exists():
+        if not place.is_dir() and place.suffix != ".tar":
             continue
         read = place.resolve()
         if written == read or read in written.parents or written in read.parents:
