@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlbeit import evaluation_file, going_on, table
+from vlbeit import evaluation_file, table
 from vlbeit.bootstrap import Interval, mean_interval, statistic_interval
 from vlbeit.data.areas import Areas, set_numbers, stacked
 from vlbeit.errors import DataError, UsageError, some
@@ -85,6 +85,8 @@ def compare(a: Path, b: Path) -> Comparison:
     """
     for path in (a, b):
         if path.is_dir() and not (path / "evaluation.json").exists():
+            from vlbeit import going_on  # Hydra
+
             going_on.check_exported(path)
     if len(lacking := [path for path in (a, b) if path.is_dir() and not is_measured(str(path))]) > 1:
         both = " && ".join(f"vlbeit evaluate {shlex.quote(str(path))}" for path in lacking)

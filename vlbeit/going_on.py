@@ -17,7 +17,8 @@ _SETTLED = ("epochs", "micro_batch_size", "run", "resume", "overwrite")  # by th
 def check_exported(path: str | Path) -> None:
     """DataError, naming the command, where a run was begun that has no weights yet for anybody."""
     folder = RunFolder(path)
-    if folder.config_file.exists() and not folder.is_exported():
+    had_none = not folder.is_exported() and not folder.evaluation_file.exists()  # else they were lost since
+    if folder.config_file.exists() and had_none:
         raise DataError(f"{path} has no weights yet: first go on with its training, `{command(path)}`")
 
 

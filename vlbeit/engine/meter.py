@@ -54,7 +54,8 @@ class Meter:
     def add_logs(self, output: StepOutput) -> None:
         """The logs of one micro-batch; stays on the device."""
         for name, (total, count) in output.logs.items():
-            pair = torch.stack([total.detach().float(), count.detach().to(total.device).float()])
+            kind = torch.promote_types(total.dtype, torch.float32)
+            pair = torch.stack([total.detach().to(kind), count.detach().to(total.device, kind)])
             self._of_step[name] = self._of_step[name] + pair if name in self._of_step else pair
 
     def add_step(self, losses: dict[str, float], grad_norm: float) -> None:
