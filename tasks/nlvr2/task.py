@@ -51,7 +51,7 @@ class NLVR2(Task):
     kind = "nlvr2"
     metric = "accuracy"
     stages = ("vl", "mim")  # from mim the text and fused experts are new
-    built_in_start = "vl-vqa"  # matching as short as that of the built-in data teaches no comparing
+    built_in_start = "vl-vqa"  # what matching teaches on the built-in data is not enough to compare two pictures
     pictures = 2
 
     def __init__(self, config: RunConfig) -> None:
