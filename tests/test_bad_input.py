@@ -615,12 +615,21 @@ def opened(image: Image.Image, kind: str, **options: Any) -> Image.Image:
 
 @pytest.mark.parametrize("words", [("stage=vl", "init=none"), ("stage=mlm", "init=none")])
 def test_odd_texts_train(place: Path, own_pictures: list[Path], words: tuple[str, ...]) -> None:
-    """Captions that are not there, long ones, all alphabets; fewer records than data.limit, and one left over for evaluation."""
+    """Captions that are not there, long ones, all alphabets; fewer than data.limit, one left over for evaluation."""
     texts = ["", " ", "a" * 500, "word " * 200, "\U0001f600 \u4e2d\u6587 \x7f\u0301", "[MASK] [CLS]", "a\nb"]
     lines = [{"image": str(own_pictures[i]), "caption": text} for i, text in enumerate(texts)]
     for split, part in (("train", lines), ("val", [*lines, *lines][:9])):
         (place / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
-    settings = ("data=pairs", "data.root=.", *OWN, *SMALL, "text.max_length=16", "run=runs/new", "steps=3", "data.max_bad_fraction=0.5")
+    settings = (
+        "data=pairs",
+        "data.root=.",
+        *OWN,
+        *SMALL,
+        "text.max_length=16",
+        "run=runs/new",
+        "steps=3",
+        "data.max_bad_fraction=0.5",
+    )
     assert main(["train", *last_of_each(*words, *settings)]) == 0
     assert main(["train", *last_of_each(*words, *settings, "steps=4")]) == 0
 

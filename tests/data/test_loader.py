@@ -1,6 +1,7 @@
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -170,18 +171,27 @@ def test_workers_stuck_in_a_read_end_too(monkeypatch):
     """What breaks off the waiting, a signal say, gets through at once, and nobody is left that an exit waits for."""
     monkeypatch.setattr(loader, "_GRACE", 0.2)
 
+    began = []
+
     def stop(*_):
+        began.append(time.monotonic())
         raise KeyboardInterrupt
 
+    def send():
+        """Once both are there: a signal in the middle of starting them may be lost."""
+        wait_for(lambda: len(found := children()) == 2 and all(map(has_threads, found)))
+        os.kill(os.getpid(), signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
-    began = time.monotonic()
+    sender = threading.Thread(target=send)
+    sender.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             next(train(numbers(10, Hang()), 2).steps(0, 10))
     finally:
+        sender.join()
         signal.signal(signal.SIGALRM, before)
-    assert children() == [] and time.monotonic() - began < 4  # torch alone waits five seconds for each
+    assert children() == [] and time.monotonic() - began[0] < 4  # torch alone waits five seconds for each
 
 
 def test_workers_stuck_in_a_read_do_not_outlive_a_killed_main_process(monkeypatch):
